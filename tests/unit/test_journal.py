@@ -25,6 +25,7 @@ OK = ToolCall("print(6*7)", ToolResult("ok", "42\n", exit_code=0, seconds=0.25),
 def journal(folder: Path, resume: bool = True, rank: int = 0, recipe: str = "this", step: int = 1) -> Journal:
     made = Journal(folder, rank, recipe, Writer("test"), resume)
     made.begin(step)
+    made.flush()  # several live at once here, each with a thread that writes
     return made
 
 
