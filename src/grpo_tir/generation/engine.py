@@ -7,8 +7,8 @@ and the return from a tool are one and the same step:
     row 1   prompt response call output▸     the output in one chunk, among the others
     row 2   prompt▸                          the prompt, once for all samples of its group
 
-`slots.Slots` decides who runs. Weights are the model's own at every forward; nothing is kept once all rows have
-ended, so nothing can be stale after an update.
+`slots.Slots` decides who runs. Weights are the model's own at every forward, on a CPU in a copy that is made anew
+when they change; nothing is kept once all rows have ended, so nothing can be stale after an update.
 
 Shapes: B running rows, N tokens fed, V vocabulary.
 """
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from grpo_tir.errors import ConfigError, ModelError
 from grpo_tir.generation import Request, Stopped
+from grpo_tir.generation.blocked import BlockedWeights
 from grpo_tir.generation.fast_path import decoding, make_cache, why_not
 from grpo_tir.generation.kv_cache import RaggedBatch
 from grpo_tir.generation.sampling import Sampling, fast_draw, uniforms
@@ -74,6 +75,7 @@ class Engine:
 
     def _clear(self) -> None:
         self.slots = Slots(make_cache(self.model), self.max_rows, self.kv_tokens, self.counts)
+        self.weights = BlockedWeights(self.model)
         self.prompts: dict[tuple[int, ...], tuple[int, ...]] = {}  # one object a prompt: compared by identity
 
     # --- the protocol ---------------------------------------------------------------------------------------
@@ -98,7 +100,7 @@ class Engine:
 
     def step(self) -> list[Stopped]:
         """Decode until at least one row stops or the caller is `ready`; [] at once if no row can go on."""
-        with decoding(self.model):
+        with decoding(self.model), self.weights.used():
             while self.slots.admit():
                 stopped = self._advance()
                 if not self.slots.rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -93,32 +92,10 @@ def decoding(model: PreTrainedModel) -> Iterator[None]:
     theirs = model.config._attn_implementation
     model.config._attn_implementation = ATTENTION
     try:
-        with _eval(model), _thin_head(model), torch.no_grad():
+        with _eval(model), torch.no_grad():
             yield
     finally:
         model.config._attn_implementation = theirs
-
-
-@contextmanager
-def _thin_head(model: PreTrainedModel) -> Iterator[None]:
-    """On a CPU, the head of few rows as (weight x hidden.T).T: the same product, read once. The BLAS's own order
-    takes up to twice the time at 2 to 8 rows, in which a long tail spends a fifth of its time."""
-    head: Any = model.get_output_embeddings()
-    plain = type(head) is torch.nn.Linear and getattr(head, "bias", None) is None
-    if not plain or head.weight.device.type != "cpu":
-        yield
-        return
-
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        if not 1 < hidden.shape[-2] <= 8 or len(hidden) > 1:
-            return torch.nn.functional.linear(hidden, head.weight)
-        return (head.weight @ hidden[0].T).T.contiguous()[None]
-
-    head.forward = forward
-    try:
-        yield
-    finally:
-        del head.forward  # the instance's; the class's is behind it
 
 
 @contextmanager
