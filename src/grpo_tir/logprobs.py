@@ -3,7 +3,8 @@
     hidden (B, T, H) ── positions before a model token ──► (N, H) ── head, / temperature ──► (N, V) ──► (N,)
 
 The head runs on model tokens only: prompt, tool output and padding make no logits. Where N x V would exceed a
-budget it runs in chunks that are recomputed in the backward pass.
+budget it runs in chunks that are recomputed in the backward pass. Logits, probabilities and gradient of the logits
+take turns in one buffer.
 
 Shapes: B rows, T tokens, N model tokens, H hidden size, V vocabulary.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from grpo_tir.packing import Packing, is_packing
@@ -67,12 +69,65 @@ class TokenLogprobs(nn.Module):
 
     def _chunk(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = torch.nn.functional.linear(flat, self.weight, self.bias) if self.plain else flat  # (n, V)
-        logits = logits.float() / self.temperature  # float32 whatever autocast did
-        log_z = logits.logsumexp(-1)  # (n,)
-        logprobs = logits.gather(-1, tokens[:, None])[:, 0] - log_z
-        with torch.no_grad():
-            entropy = log_z - (logits.softmax(-1) * logits).sum(-1)
-        return logprobs, entropy
+        # float32 whatever autocast did; a compiler fuses the plain lines by itself
+        if torch.compiler.is_compiling():
+            return plain_log_softmax(logits.float(), tokens, self.temperature)
+        return LogSoftmaxInPlace.apply(logits.float(), tokens, self.temperature)
+
+
+def plain_log_softmax(
+    logits: torch.Tensor, tokens: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `logits` (n, V): log-probs of `tokens` (n,) at a temperature, and entropies, without a gradient."""
+    logits = logits / temperature
+    log_z = logits.logsumexp(-1)  # (n,)
+    logprobs = logits.gather(-1, tokens[:, None])[:, 0] - log_z
+    with torch.no_grad():
+        entropy = log_z - (logits.softmax(-1) * logits).sum(-1)
+    return logprobs, entropy
+
+
+class LogSoftmaxInPlace(torch.autograd.Function):
+    """`plain_log_softmax`, which consumes its logits: one buffer becomes probabilities in the forward pass and, in
+    the backward, d logprob / d logits = (onehot(token) - probabilities) / temperature. The plain lines keep three
+    such buffers and go over them twenty times; here a few rows at a time stay in the processor's cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, V) and (n,) to (n,) and (n,)."""
+        logits, logprobs, entropies = logits.detach(), [], []
+        for part, chosen in zip(*_in_cache(logits, tokens), strict=True):
+            part.div_(temperature).sub_(part.amax(-1, keepdim=True))
+            probs = part.exp()
+            z = probs.sum(-1)  # (rows,)
+            logprobs.append(part.gather(-1, chosen[:, None])[:, 0] - z.log())
+            entropies.append(z.log() - torch.linalg.vecdot(probs, part) / z)
+            torch.div(probs, z[:, None], out=part)
+        ctx.save_for_backward(logits, tokens)
+        ctx.temperature = temperature
+        entropy = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy)
+        return torch.cat(logprobs), entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """(n,) to (n, V)."""
+        probs, tokens = ctx.saved_tensors
+        scale = (gradient / ctx.temperature)[:, None]
+        for part, share, chosen in zip(*_in_cache(probs, scale, tokens), strict=True):
+            part.mul_(-share).scatter_add_(-1, chosen[:, None], share)
+        return probs, None, None
+
+
+def _in_cache(rows: torch.Tensor, *others: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """`rows` (n, V) and tensors of as many rows, cut where the processor's cache ends; a GPU's work is cut where
+    its temporaries would count."""
+    elements = 1 << 19 if rows.device.type == "cpu" else 1 << 24
+    size = max(1, elements // rows.shape[-1])
+    return tuple(tensor.split(size) for tensor in (rows, *others))
 
 
 def pack(

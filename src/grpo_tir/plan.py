@@ -28,8 +28,9 @@ from grpo_tir.config import Config
 from grpo_tir.errors import ConfigError, ModelError
 
 GIB = 2**30
-LOGITS_COPIES = 5
-"""Tensors as large as the logits at the same time, forward and backward (measured: 5.0 to 5.2)."""
+LOGITS_COPIES = {"fp32": 1.0, "bf16": 1.5}
+"""Memory of a chunk's logits, forward and backward, over that in float32: they become probabilities and then their
+own gradient in place; autocast makes a half as large twin."""
 CHUNK_TOKENS = 2048
 """Prefilled in one forward (generation/engine.py)."""
 BUCKET, LIVE = 5e8, 1e9
@@ -123,7 +124,8 @@ def plan(config: Config, shape: Shape, machine: Machine) -> Plan:
         **kept,
         "weights": kept["weights"]
         + (4 * whole(config, shape) if machine.zero == 3 else 0)
-        + _shadow(config, shape, machine),
+        + _shadow(config, shape, machine)
+        + _blocked(config, shape, machine),
         "KV cache": cache * token_bytes,
         "activations": (CHUNK_TOKENS + rows) * value * (10 * shape.hidden + 4 * shape.intermediate),
         "logits": 3 * rows * shape.vocabulary * 4,
@@ -172,7 +174,8 @@ def _learning(
     layer = tokens * (
         44 * shape.hidden + 16 * shape.intermediate if fp32 else 38 * shape.hidden + 8 * shape.intermediate
     )
-    logits = LOGITS_COPIES * min(4 * tokens * shape.vocabulary, config.optim.logits_mb * 2**20)
+    copies = LOGITS_COPIES["fp32" if fp32 else "bf16"]
+    logits = copies * min(4 * tokens * shape.vocabulary, config.optim.logits_mb * 2**20)
     if again:  # each layer's input is kept; one layer is computed again, and its gradients with it
         stored, working = shape.layers * 4 * tokens * shape.hidden, 1.3 * layer
     else:  # autocast's copies of the weights are kept as well
@@ -219,6 +222,12 @@ def _shadow(config: Config, shape: Shape, machine: Machine) -> float:
     """The bf16 copy that a GPU decodes from."""
     used = not machine.cpu and machine.zero < 3 and not _fp32(config, machine)
     return 2 * shape.parameters if used and config.rollout.generator == "engine" else 0
+
+
+def _blocked(config: Config, shape: Shape, machine: Machine) -> float:
+    """The copy in another layout that a CPU decodes from."""
+    used = machine.cpu and _fp32(config, machine) and config.rollout.generator == "engine"
+    return 4 * shape.parameters if used else 0
 
 
 def _fp32(config: Config, machine: Machine) -> bool:

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from grpo_tir.batching import collate, to_row
-from grpo_tir.logprobs import TokenLogprobs, plain_head
+from grpo_tir.logprobs import LogSoftmaxInPlace, TokenLogprobs, plain_head, plain_log_softmax
 from tiny_policy import VOCABULARY, make_groups, tiny_qwen2
 
 SHAPE: dict[str, Any] = {
@@ -90,6 +90,31 @@ def test_equals_a_plain_log_softmax_of_full_logits(name: str) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-4)
     torch.testing.assert_close(entropy, expected_entropy, rtol=1e-4, atol=2e-4)
     assert not entropy.requires_grad
+
+
+@pytest.mark.parametrize(("rows", "vocabulary"), [(1, 7), (0, 7), (20, 1 << 16), (3, 1 << 20)])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_softmax_in_place_is_the_plain_one(rows: int, vocabulary: int, temperature: float) -> None:
+    """Rows are cut where they leave the cache: here after every eighth, every one, and not at all."""
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(rows, vocabulary, dtype=torch.float64)).requires_grad_()
+    tokens, weights = torch.randint(vocabulary, (rows,)), torch.randn(rows, dtype=torch.float64)
+    results = []
+    for function in (plain_log_softmax, LogSoftmaxInPlace.apply):
+        logprobs, entropy = function(logits.clone(), tokens, temperature)
+        (gradient,) = torch.autograd.grad((logprobs * weights).sum(), logits)
+        assert not entropy.requires_grad
+        results.append((logprobs.detach(), entropy, gradient))
+    for ours, plain in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_the_softmax_in_place_holds_one_buffer_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(9, 31, requires_grad=True)
+    made = logits * 1
+    logprobs, _ = LogSoftmaxInPlace.apply(made, torch.zeros(9, dtype=torch.int64), 1.0)
+    (gradient,) = torch.autograd.grad(logprobs.sum(), made)
+    assert gradient.data_ptr() == made.data_ptr()
 
 
 LINE_MB = 4 * VOCABULARY / 2**20  # the logits of one token
