@@ -83,6 +83,8 @@ def make_groups(seed: int = 0, groups: int = 4, samples: int = 3) -> list[Rollou
             make_rollout(rng, rng.randint(0, 4), rng.choice([-1.5, -0.5, 0.7, 1.2]), group, sample)
             for sample in range(samples)
         ]
+        for rollout in rollouts:
+            rollout.prompt_ids = list(rollouts[0].prompt_ids)
         made.append(RolloutGroup(rollouts[0].problem, rollouts))
     return made
 

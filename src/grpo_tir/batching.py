@@ -39,6 +39,11 @@ class Row:
     certified: bool = False
     """Its rollout was stamped as it was sampled, so its log-probs are the generator's."""
 
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What packed rows of one prompt share: all before the token that predicts the first of the model."""
+        return tuple(self.token_ids[: max(self.loss_mask.index(1) - 1, 0)]) if any(self.loss_mask) else ()
+
 
 @dataclass
 class MicroBatch:
@@ -96,16 +101,27 @@ def to_row(rollout: Rollout) -> Row:
 
 def plan_micro_batches(rows: Sequence[Row], max_tokens: int, packed: bool = False) -> list[list[Row]]:
     """Longest first, so that running out of memory happens at once; a row that is longer than `max_tokens`
-    goes alone. `packed` rows have no padding, the others are as long as the longest of their batch."""
+    goes alone. Rows are as long as the longest of their batch, but for `packed` ones: those have no padding, stay
+    with the rows of their prompt and pay for it once."""
+    prompts = [row.prompt if packed else () for row in rows]
+    longest: dict[tuple[int, ...], int] = {}
+    for row, prompt in zip(rows, prompts, strict=True):
+        longest[prompt] = max(longest.get(prompt, 0), len(row.token_ids))
+    pairs = sorted(
+        zip(rows, prompts, strict=True), key=lambda pair: (-longest[pair[1]], pair[1], -len(pair[0].token_ids))
+    )
     batches: list[list[Row]] = []
     size = 0  # tokens of the batch that is being filled
-    for row in sorted(rows, key=lambda row: -len(row.token_ids)):
-        cost = len(row.token_ids) if packed or not batches else len(batches[-1][0].token_ids)
+    last: tuple[int, ...] | None = None  # prompt of its last row
+    for row, prompt in pairs:
+        whole = len(row.token_ids)
+        cost = whole if packed or not batches else len(batches[-1][0].token_ids)
+        cost -= len(prompt) if prompt == last else 0
         if not batches or size + cost > max_tokens:
             batches.append([])
-            size, cost = 0, len(row.token_ids)
+            size, cost = 0, whole
         batches[-1].append(row)
-        size += cost
+        size, last = size + cost, prompt
     return batches
 
 

@@ -7,8 +7,8 @@ No text: no tokenizer, no template, no grading.
 Limits, measured here and now:
     decode on CPU    the bare matrix products of the engine's own forwards
     decode on GPU    weights and live KV, read once a forward, at the rate of a large copy
-    update           matrix products of the useful tokens, forward once and backward twice; neither padding nor
-                     recomputation counts in our favour
+    update           matrix products of the useful tokens, forward once and backward twice, the prompt of a group
+                     once; neither padding nor recomputation counts in our favour
 
 Rates on a shared machine drift; claims are ratios of figures taken side by side (`alternate`).
 """
@@ -33,6 +33,7 @@ from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2Fo
 from grpo_tir.batching import Row as TrainedRow
 from grpo_tir.batching import collate, plan_micro_batches
 from grpo_tir.generation import Request, Stopped
+from grpo_tir.generation.blocked import BlockedWeights
 from grpo_tir.generation.engine import Engine
 from grpo_tir.generation.fast_path import kv_shape
 from grpo_tir.generation.generate import RowBudget
@@ -290,17 +291,19 @@ def _bare_products(model: PreTrainedModel, widths: Counter[int]) -> float:
         inputs = {layer.in_features: torch.randn(width, layer.in_features) for layer in layers}
 
         def once(inputs: dict[int, torch.Tensor] = inputs) -> None:
-            with torch.no_grad():
-                for layer in layers:
-                    linear(inputs[layer.in_features], layer.weight)
+            for layer in layers:
+                layer(inputs[layer.in_features])
 
-        grid[width] = median_seconds(model, once)
+        with torch.no_grad(), BlockedWeights(model).used():  # in the faster layout: it is the limit
+            grid[width] = median_seconds(model, once)
     return sum(grid[rounded[width]] * width / rounded[width] * times for width, times in widths.items())
 
 
 def learner_fraction(model: PreTrainedModel, rows: Sequence[TrainedRow], took: float, bf16: bool = False) -> float:
     """The matrix products that one update cannot do without, forward and twice for backward, over what it took."""
-    trained, total = sum(sum(row.loss_mask) for row in rows), sum(len(row.token_ids) for row in rows)
+    trained = sum(sum(row.loss_mask) for row in rows)
+    prompts = {row.prompt for row in rows}  # needed once each
+    total = sum(len(row.token_ids) - len(row.prompt) for row in rows) + sum(map(len, prompts))
     head, least = model.get_output_embeddings(), 0.0
     dtype = torch.bfloat16 if bf16 else torch.float32
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]

@@ -133,17 +133,14 @@ def _in_cache(rows: torch.Tensor, *others: torch.Tensor) -> tuple[tuple[torch.Te
 def pack(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """The model's inputs for right-padded rows (B, T) without their padding, as one row of all N tokens, and where
-    it stands before a chosen token (1, N)."""
-    held = attention_mask.bool()
-    positions = torch.arange(held.shape[1], device=held.device).expand_as(held)
-    inputs = {
-        "input_ids": input_ids[held][None],
-        "position_ids": positions[held][None],
-        "packing": Packing.of(attention_mask),
-    }
-    # a row's first token is never chosen, so that no row's last token is taken for its predecessor
-    return inputs, torch.nn.functional.pad(chosen[held][1:], (0, 1))[None]
+    """The model's inputs for right-padded rows (B, T) as one row of the N tokens that are fed, and where it stands
+    before a chosen token (1, N)."""
+    packing = Packing.of(input_ids, attention_mask, chosen)
+    fed = packing.fed
+    positions = torch.arange(fed.shape[1], device=fed.device).expand_as(fed)
+    inputs = {"input_ids": input_ids[fed][None], "position_ids": positions[fed][None], "packing": packing}
+    # a row's first fed token is never chosen, so that no row's last token is taken for its predecessor
+    return inputs, torch.nn.functional.pad(chosen[fed][1:], (0, 1))[None]
 
 
 def plain_head(model: Any) -> bool:

@@ -1,17 +1,19 @@
-"""Rows end to end in one sequence, each attending to itself only: no layer computes padding.
+"""Rows end to end in one sequence, each attending to itself and to its prompt: no layer computes padding, or the
+same prompt twice.
 
-    padded    a a a a a a          packed    a a a a a a b b c c c
-              b b · · · ·          position  0 1 2 3 4 5 0 1 0 1 2
-              c c c · · ·          row       └ causal ─┘ └─┘ └───┘
+    padded    p p p a a a       packed    p p p a a a q q b c c
+              q q b · · ·       position  0 1 2 3 4 5 0 1 2 2 3       c attends to q q as b does
+              q q c c · ·       row       └── 0 ────┘ └─1─┘ └2┘
 
 On CUDA one variable-length kernel attends to all rows; elsewhere each row is attended alone. The gradient is
 that of the padded batch (`optim.packing: false`, the readable twin).
 
-Shapes: N tokens of all rows, H query heads, K KV heads, D head dimension.
+Shapes: B rows, T tokens, N tokens fed of all rows, M keys of all rows, H query heads, K KV heads, D head size.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,17 +28,34 @@ ATTENTION = "grpo_tir_packed"
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each row lies: row i is tokens `ends[i]` to `ends[i + 1]`."""
+    """Where each row's queries and keys lie. Of its `key_lengths[i]` keys the last `lengths[i]` are its own, the
+    others its prompt in the row that feeds it."""
 
+    fed: torch.Tensor  # (B, T) bool: tokens that are computed
     lengths: list[int]
-    ends: torch.Tensor  # (B + 1,) int32, on the device
+    key_lengths: list[int]
+    keys: torch.Tensor | None  # (M,) places among the fed tokens; None: each row has its own, in order
 
     @classmethod
-    def of(cls, attention_mask: torch.Tensor) -> Packing:
-        """Of right-padded rows (B, T)."""
-        lengths = attention_mask.sum(1)  # (B,)
-        ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-        return cls(lengths.tolist(), ends)
+    def of(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor) -> Packing:
+        """Of right-padded rows (B, T). What precedes a row's first chosen token is its prompt. Its last token
+        predicts for this row alone, and is fed in each."""
+        fed = attention_mask.bool().clone()
+        prompts = (chosen.int().argmax(1) - 1).clamp(min=0)  # (B,)
+        sources: dict[tuple[int, ...], int] = {}
+        shared = []  # (row that feeds it, tokens) of each row
+        for row, (ids, count) in enumerate(zip(input_ids.tolist(), prompts.tolist(), strict=True)):
+            source = sources.setdefault(tuple(ids[:count]), row)
+            shared.append((source, count if source != row else 0))
+            fed[row, : shared[-1][1]] = False
+        lengths = fed.sum(1).tolist()
+        starts = [0, *itertools.accumulate(lengths)]
+        keys: list[int] = []
+        for row, (source, count) in enumerate(shared):
+            keys += [*range(starts[source], starts[source] + count), *range(starts[row], starts[row + 1])]
+        key_lengths = [count + length for (_, count), length in zip(shared, lengths, strict=True)]
+        index = torch.tensor(keys, device=fed.device) if len(keys) > starts[-1] else None
+        return cls(fed, lengths, key_lengths, index)
 
 
 @contextmanager
@@ -69,25 +88,39 @@ def attend_packed(
     """The attention function of transformers' `AttentionInterface`: `query` (1, H, N, D), `key`, `value`
     (1, K, N, D) to (1, N, H, D)."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast RoPE leaves them in float32
-    if query.device.type == "cuda" and value.dtype != torch.float32:
+    if packing.keys is not None:
+        key, value = (tensor.index_select(2, packing.keys) for tensor in (key, value))  # (1, K, M, D)
+    if has_kernel(value):
         return _attend_varlen(query, key, value, packing, scaling), None
     groups = query.shape[1] // key.shape[1]
     parts = []
-    rows = (tensor.split(packing.lengths, dim=2) for tensor in (query, key, value))
+    splits = (packing.lengths, packing.key_lengths, packing.key_lengths)
+    rows = (tensor.split(lengths, dim=2) for tensor, lengths in zip((query, key, value), splits, strict=True))
     for q, k, v in zip(*rows, strict=True):
         k, v = (tensor.repeat_interleave(groups, 1) if groups > 1 else tensor for tensor in (k, v))
-        parts.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling))
+        own, seen = q.shape[2], k.shape[2]
+        # torch aligns `is_causal` to the first key, and here the last query belongs to the last key
+        mask = q.new_ones(own, seen, dtype=torch.bool).tril(seen - own) if own < seen else None
+        parts.append(scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling))
     return torch.cat(parts, 2).transpose(1, 2), None
+
+
+def has_kernel(value: torch.Tensor) -> bool:
+    """Whether the variable-length kernel takes it."""
+    return value.device.type == "cuda" and value.dtype != torch.float32
 
 
 def _attend_varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
+    """FlashAttention's causal mask is aligned to the last key of each row."""
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N, H or K, D)
-    longest = max(packing.lengths)
-    out = varlen_attn(q, k, v, packing.ends, packing.ends, longest, longest, window_size=(-1, 0), scale=scaling,
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N or M, H or K, D)
+    lengths = torch.tensor([packing.lengths, packing.key_lengths])
+    ends = torch.nn.functional.pad(lengths.cumsum(1), (1, 0)).to(q.device, torch.int32)  # (2, B + 1)
+    q_longest, k_longest = max(packing.lengths), max(packing.key_lengths)
+    out = varlen_attn(q, k, v, ends[0], ends[1], q_longest, k_longest, window_size=(-1, 0), scale=scaling,
                       enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
     assert isinstance(out, torch.Tensor)
     return out[None]

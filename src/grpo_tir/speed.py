@@ -4,9 +4,10 @@
     decode, CPU     2 x weights x tokens / the same rate
     decode, GPU     (weights x forwards + live keys and values) / rate of a large copy, in bytes
 
-over the seconds that it took. Tokens are prompt and response, once each; padding, recomputation and attention do
-not count in our favour. The two rates are measured once, at the start of a run, in a fraction of a second: on a
-machine that others use at the time, too low. `grpo-tir bench` measures with more care.
+over the seconds that it took. Tokens are those of the responses and, in the update, of their prompts, once a
+group; padding, recomputation and attention do not count in our favour. The two rates are measured once, at the
+start of a run, in a fraction of a second: on a machine that others use at the time, too low. `grpo-tir bench`
+measures with more care.
 """
 
 from __future__ import annotations
@@ -53,14 +54,15 @@ class Machine:
         """Shares of the limit that sampling and update came to.
 
         Args:
-            rows: summaries of all ranks, with `prompt` and `length` in tokens.
+            rows: summaries of all ranks, with `group`, and `prompt` and `length` in tokens.
             sampling, learning: seconds.
             forwards: of the generator, on one rank; 0: unknown.
             passes: over the batch (`algorithm.epochs`).
             world: number of ranks.
         """
         response = sum(row["length"] for row in rows)
-        trained = sum(row["prompt"] + row["length"] for row in rows if row["trained"])
+        prompts = {row["group"]: row["prompt"] for row in rows if row["trained"]}
+        trained = sum(prompts.values()) + sum(row["length"] for row in rows if row["trained"])
         least = 2 * self.weights * response / self.product_rate
         if self.on_gpu:
             live = sum(row["prompt"] * row["length"] + row["length"] ** 2 / 2 for row in rows)  # tokens read

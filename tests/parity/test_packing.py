@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention.varlen
 
-from grpo_tir.batching import collate, to_row
+from grpo_tir.batching import collate, idle_row, to_row
 from grpo_tir.generation.fast_path import why_not
 from grpo_tir.logprobs import TokenLogprobs
-from grpo_tir.packing import Packing, packed_attention
+from grpo_tir.packing import Packing, attend_packed, packed_attention
 from parity.engine_models import FAMILIES, VOCABULARY, make_model
 from parity.test_gradients import OPTIONS, distance
 from tiny_policy import gradient_of, make_groups, make_learner, tiny_qwen2
@@ -63,29 +65,79 @@ def test_recomputed_activations_are_packed_too(tmp_path: Path) -> None:
     assert distance(ours, gradient_of(tiny_qwen2(), make_groups(), tmp_path, optim__packing=False)) < 1e-5
 
 
-def test_a_packed_row_sees_nothing_of_its_neighbours() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_in_any_order_and_cut_share_their_prompts_to_the_same_gradient(seed: int) -> None:
+    """Each response without its prompt's copy is still the response to that prompt."""
+    rng = random.Random(seed)
+    rows = [to_row(r) for g in make_groups(seed, groups=3, samples=4) for r in g.rollouts]
+    twins = rng.choices(rows, k=2)  # rows may be equal altogether
+    for part in (rng.sample(rows + twins, 9), rows[:1], [rows[0], idle_row()], [idle_row(), *rows]):
+        model, batch = tiny_qwen2().double(), collate(part, torch.device("cpu"))
+        padded, packed = (logprobs_and_gradient(model, batch, packed) for packed in (False, True))
+        torch.testing.assert_close(packed[0], padded[0], rtol=1e-6, atol=1e-6)
+        assert distance(packed[1], padded[1]) < 1e-6
+
+
+def test_a_packed_row_sees_nothing_of_its_neighbours_but_the_prompt() -> None:
     model, batch = tiny_qwen2().double(), batch_of()
     before, _ = logprobs_and_gradient(model, batch, packed=True)
-    length = int(batch.attention_mask[0].sum())
-    batch.input_ids[0, :length] = (batch.input_ids[0, :length] + 1) % 61
+    own = batch.loss_mask[0].nonzero()[0, 0]
+    batch.input_ids[0, own] = (batch.input_ids[0, own] + 1) % 61
     after, _ = logprobs_and_gradient(model, batch, packed=True)
     assert torch.equal(before[1:], after[1:]) and not torch.equal(before[0], after[0])
 
 
-def test_padding_is_not_computed() -> None:
+def test_neither_padding_nor_a_prompt_twice_is_computed() -> None:
     seen: list[int] = []
-    model, batch = tiny_qwen2(), batch_of()
+    model, rows = tiny_qwen2(), [to_row(r) for g in make_groups() for r in g.rollouts]
+    batch = collate(rows, torch.device("cpu"))
     model.model.register_forward_pre_hook(
         lambda _, __, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True
     )
     logprobs_and_gradient(model, batch, packed=True)
-    assert seen == [int(batch.attention_mask.sum())] and seen[0] < batch.input_ids.numel()
+    prompts = [len(g.rollouts[0].prompt_ids) for g in make_groups()]
+    again = sum(2 * (length - 1) for length in prompts)  # of three samples two leave out all but its last token
+    assert seen == [int(batch.attention_mask.sum()) - again] and seen[0] < batch.input_ids.numel()
 
 
-def test_rows_lie_end_to_end() -> None:
-    packing = Packing.of(torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]))
-    assert packing.lengths == [3, 1, 2]
-    assert packing.ends.tolist() == [0, 3, 4, 6] and packing.ends.dtype == torch.int32
+def test_where_queries_and_keys_lie() -> None:
+    """Rows 0 and 2 answer 7 8 9; row 1 answers 7 8 alone."""
+    ids = torch.tensor([[7, 8, 9, 1, 2, 3], [7, 8, 4, 5, 0, 0], [7, 8, 9, 6, 0, 0]])
+    held = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0]])
+    chosen = torch.tensor([[0, 0, 0, 1, 0, 1], [0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]).bool()
+    packing = Packing.of(ids, held, chosen)
+    assert packing.fed.int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0]]
+    assert packing.lengths == [6, 4, 2] and packing.key_lengths == [6, 4, 4]
+    assert packing.keys is not None and packing.keys.tolist() == [*range(6), *range(6, 10), 0, 1, 10, 11]
+    assert Packing.of(ids[:2], held[:2], chosen[:2]).keys is None
+
+
+def test_the_kernel_for_gpus_is_asked_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its call, answered by a float64 loop with FlashAttention's rule: the last query belongs to the last key."""
+
+    def varlen_attn(q: Any, k: Any, v: Any, *ends_and_longest: Any, **options: Any) -> Any:
+        q_ends, k_ends, q_most, k_most = ends_and_longest
+        assert options["window_size"] == (-1, 0) and options["enable_gqa"] and q_ends.dtype == torch.int32
+        assert q_most == q_ends.diff().max() and k_most == k_ends.diff().max()
+        out = torch.zeros_like(q)
+        for row, (q_end, k_end) in enumerate(zip(q_ends[1:].tolist(), k_ends[1:].tolist())):
+            for at in range(int(q_ends[row]), q_end):
+                seen = slice(int(k_ends[row]), k_end - (q_end - 1 - at))
+                for head in range(q.shape[1]):
+                    keys, values = k[seen, head // 2], v[seen, head // 2]
+                    out[at, head] = ((keys @ q[at, head]) * options["scale"]).softmax(0) @ values
+        return out
+
+    rows = [to_row(r) for g in make_groups(groups=2) for r in g.rollouts]
+    batch = collate(rows, torch.device("cpu"))
+    packing = Packing.of(batch.input_ids, batch.attention_mask, batch.loss_mask.bool())
+    count = sum(packing.lengths)
+    q, k, v = (torch.randn(1, heads, count, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    plain, _ = attend_packed(torch.nn.Module(), q, k, v, None, 0.3, packing=packing)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", varlen_attn)
+    monkeypatch.setattr("grpo_tir.packing.has_kernel", lambda _: True)
+    asked, _ = attend_packed(torch.nn.Module(), q, k, v, None, 0.3, packing=packing)
+    torch.testing.assert_close(asked, plain)
 
 
 def test_a_model_whose_attention_cannot_be_replaced_is_padded(tmp_path: Path) -> None:

@@ -53,6 +53,37 @@ def test_longest_row_comes_first_and_neighbours_share_a_width() -> None:
     assert [[len(r.token_ids) for r in batch] for batch in batches] == [[10, 9], [4, 3]]
 
 
+@pytest.mark.parametrize("budget", [1, 7, 16, 50, 10_000])
+def test_packed_micro_batches_pay_for_a_prompt_once(budget: int) -> None:
+    rng = random.Random(budget)
+    prompts = [[group] * rng.randint(1, 9) for group in range(6)]
+    rows = [
+        Row(p + [9] * n, [0] * len(p) + [1] * n, [0.0] * (len(p) + n), 0.0)
+        for p, n in ((rng.choice(prompts), rng.randint(1, 12)) for _ in range(40))
+    ]
+    batches = plan_micro_batches(rows, budget, packed=True)
+    assert sorted(map(id, rows)) == sorted(id(r) for batch in batches for r in batch)
+    for batch in batches:
+        fed = sum(len(r.token_ids) - len(r.prompt) for r in batch) + sum(map(len, {r.prompt for r in batch}))
+        assert fed <= budget or len(batch) == 1
+    assert len(batches[0][0].token_ids) == max(len(r.token_ids) for r in rows)
+
+
+def test_rows_of_a_prompt_stay_together() -> None:
+    """Prompts 5 5 5 and 7 7; of each all but its last token is shared: 5 + 3 + 2 tokens, then 4 + 2."""
+    a, b = [5, 5, 5], [7, 7]
+    rows = [
+        Row(p + [1] * n, [0] * len(p) + [1] * n, [0.0] * (len(p) + n), 0.0)
+        for p, n in ((a, 1), (b, 2), (a, 2), (b, 1), (a, 1))
+    ]
+    assert rows[0].prompt == (5, 5) and rows[1].prompt == (7,)
+    batches = plan_micro_batches(rows, 10, packed=True)
+    assert [[r.token_ids for r in batch] for batch in batches] == [
+        [[5, 5, 5, 1, 1], [5, 5, 5, 1], [5, 5, 5, 1]],
+        [[7, 7, 1, 1], [7, 7, 1]],
+    ]
+
+
 def test_no_rows_make_no_micro_batches() -> None:
     assert plan_micro_batches([], 100) == []
 
