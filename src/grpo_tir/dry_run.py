@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_tir import hub
 from grpo_tir.assemble import read_all_problems
 from grpo_tir.config import Config, check_for_training
 from grpo_tir.errors import ConfigError, DataError, ModelError
@@ -80,6 +81,8 @@ def load_tokenizer(path: str, revision: str | None) -> Any:
     folder = Path(path).expanduser()
     if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise ModelError(f"no model folder at {path}; model.path is a folder or a Hub id")
+    if not folder.is_dir():
+        hub.settle()
     try:
         return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
     except Exception as error:  # transformers raises a different type for every way to be wrong

@@ -22,8 +22,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from grpo_tir import hub
 from grpo_tir.config import Config
 from grpo_tir.errors import ConfigError, ModelError
 
@@ -255,6 +257,8 @@ def shape_of(path: str, revision: str | None = None) -> Shape:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if not Path(path).expanduser().is_dir():
+        hub.settle()
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
         with torch.device("meta"):

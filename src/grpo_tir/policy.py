@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from grpo_tir import hub
 from grpo_tir.config import Config
 from grpo_tir.errors import ConfigError, ModelError
 from grpo_tir.generation import Generator
@@ -135,6 +136,8 @@ def load_model(path: str, revision: str | None = None, whole: Whole = unsharded)
         raise ModelError(
             f"no model folder at {path}; model.path is a folder or a Hub id such as Qwen/Qwen2.5-0.5B"
         )
+    else:
+        hub.settle()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         model, loaded = AutoModelForCausalLM.from_pretrained(

@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "grpo_tir"
 
 # A module imports from its own row or from below. A name stands for itself and all inside it; the longest counts.
 LAYERS = [
-    ["types", "config", "recipe", "errors", "failures", "files", "resources", "grading", "certificate"],
+    ["types", "config", "recipe", "errors", "failures", "files", "resources", "hub", "grading", "certificate"],
     # Of tools, the rules about text; the clients that run code are a row higher.
     ["tools.protocol", "tools.python", "alarms"],
     ["prompts", "rewards", "advantages", "loss", "logprobs", "packing", "batching", "data"],
@@ -47,7 +47,7 @@ TORCH_FREE = [
     "config",
     "errors",
     "failures",
-    "failures",
+    "hub",
     "files",
     "resources",
     "grading",

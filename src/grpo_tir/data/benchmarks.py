@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_tir import hub
 from grpo_tir.data.problems import load_problems
 from grpo_tir.errors import DataError
 from grpo_tir.types import Problem
@@ -143,6 +144,7 @@ def _from_folder(name: str, folder: str) -> Benchmark:
 
 def _from_hub(name: str) -> Benchmark:
     pin = PINS[name]
+    hub.settle()
     try:
         from datasets import load_dataset
     except ModuleNotFoundError:

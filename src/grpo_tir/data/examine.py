@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_tir import hub
 from grpo_tir.data.balance import difficulty_class, lot
 from grpo_tir.data.contamination import Benchmarks
 from grpo_tir.data.dedup import Row
@@ -112,6 +113,7 @@ def load_tokenizer(place: str) -> Any:
         if file.is_file():
             tokenizer = Tokenizer.from_file(str(file))
         else:
+            hub.settle()
             name, _, revision = place.partition("@")
             tokenizer = Tokenizer.from_pretrained(name, revision=revision or "main")
     except Exception as error:  # the library's errors are bare Exceptions

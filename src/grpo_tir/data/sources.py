@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_tir import hub
 from grpo_tir.data.benchmarks import PINS, load_benchmark
 from grpo_tir.data.filters import clean_problem
 from grpo_tir.data.problems import column_text
@@ -152,6 +153,7 @@ def _pin(location: str, config: str | None, revision: str | None, split: str) ->
         files = sorted(path for path in Path(location).rglob("*") if path.is_file())
         listed = "".join(f"{path.relative_to(location)} {_digest(path)[0]}\n" for path in files)
         return hashlib.sha256(listed.encode()).hexdigest(), None
+    hub.settle()
     try:
         from huggingface_hub import HfApi
 

@@ -1,0 +1,46 @@
+"""Whether the Hugging Face Hub is there, found out once and shortly.
+
+Its client tries six times, over half a minute, for each file: without a network a mistyped name took a minute of
+retries. One connection tells. If there is none the client is told to stay offline; what is in its cache it still
+finds.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import sys
+from urllib.parse import urlsplit
+
+TRIES, SECONDS = 2, 5.0
+
+
+@functools.cache
+def settle() -> None:
+    """Call before anything is asked of the Hub."""
+    proxies = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+    if os.environ.get("HF_HUB_OFFLINE") or any(os.environ.get(n) or os.environ.get(n.lower()) for n in proxies):
+        return
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if fault := _fault(endpoint):
+        print(
+            f"the Hub does not answer at {endpoint} ({fault}): only what is in its cache is found", file=sys.stderr
+        )
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported later, and other processes
+        if constants := sys.modules.get("huggingface_hub.constants"):
+            constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def _fault(endpoint: str) -> str | None:
+    """Why no connection can be made; None: one was."""
+    parts = urlsplit(endpoint)
+    fault = None
+    for _ in range(TRIES):
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), timeout=SECONDS).close()
+            return None
+        except (OSError, ValueError) as error:  # ValueError: a port that is none
+            fault = getattr(error, "strerror", None) or str(error)
+    return fault
