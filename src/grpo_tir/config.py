@@ -237,7 +237,8 @@ class TrainConfig:
     eval_size: int = 0
     """Problems of `data.eval` that are used; 0: all."""
     rollouts_every: int = 10
-    """Steps between two that are written down whole, token by token, for the report; also the first one."""
+    """Steps between two that are written down whole, token by token, for the report; from the first one on, which
+    makes it those after a checkpoint, whose log-probs `replay` can recompute. Also the last one. 0: the first."""
     sample_every: int = 10
     """Steps between two trajectories printed to the console; 0: none."""
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])

@@ -25,6 +25,8 @@ REFRESH = 0.2
 """Seconds between two drawings of the bar: progress is reported with every token."""
 PLAIN = 60.0
 """Seconds between two lines about one step, where there is no bar."""
+QUIET = 10
+"""Steps without a reason for a loss of 0 after which it is given again."""
 
 
 class Console:
@@ -37,7 +39,8 @@ class Console:
         self.done, self.took = 0, 0.0
         """Steps of this process, and their seconds."""
         self.last = self.said = time.monotonic()
-        self.reason: str | None = None
+        self.reasons: dict[str, int] = {}
+        """The last step for which each reason held."""
         self.ringing: set[str] = set()
         self.terminal = sys.stderr.isatty()
 
@@ -84,9 +87,10 @@ class Console:
         left = self.took / self.done * (steps - step)
         self.say("  ".join([*parts, *([f"left {span(left)}"] if steps > step else [])]))
         reason = why_no_loss(metrics)
-        if reason and reason != self.reason:  # once for each stretch of such steps
-            self.say(f"           {reason}")
-        self.reason = reason
+        if reason:
+            if step - self.reasons.get(reason, -QUIET) >= QUIET:  # steps with and without it take turns
+                self.say(f"           {reason}")
+            self.reasons[reason] = step
         if metrics.get("eval/accuracy") is not None:
             self.say(f"           held-out accuracy {metrics['eval/accuracy']:.3f} (greedy)")
 

@@ -157,7 +157,8 @@ class Trainer:
         config = self.config
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         summaries = self.runtime.gather([summarize(rollout, config.tool.max_tool_calls) for rollout in rollouts])
-        keep = self.step == 1 or (config.train.rollouts_every and self.step % config.train.rollouts_every == 0)
+        every = config.train.rollouts_every or config.train.steps
+        keep = (self.step - 1) % every == 0 or (config.train.rollouts_every and self.step == config.train.steps)
         wrong = self.runtime.is_main and (
             learned["skipped_updates"] or grad_norm_spiked([*self.log.history, learned])
         )
