@@ -115,11 +115,17 @@ def test_columns_are_mapped(write: Write) -> None:
 @pytest.mark.parametrize(
     ("row", "hint"),
     [
-        ({"problems": "x", "answer": "1"}, "did you mean `problems`? Set data.problem_field: problems"),
-        ({"question": "x", "answer": "1"}, "did you mean `question`? Set data.problem_field: question"),
+        (
+            {"problems": "x", "answer": "1"},
+            "did you mean `problems`? Set data.problem_field (`grpo-tir data`: --problem-field) to problems",
+        ),
+        (
+            {"question": "x", "answer": "1"},
+            "did you mean `question`? Set data.problem_field (`grpo-tir data`: --problem-field) to question",
+        ),
         (
             {"problem": "x", "final_answer": "1"},
-            "did you mean `final_answer`? Set data.answer_field: final_answer",
+            "did you mean `final_answer`? Set data.answer_field (`grpo-tir data`: --answer-field) to final_answer",
         ),
     ],
 )

@@ -119,12 +119,12 @@ def column_text(row: dict[str, Any], column: str, role: str) -> str:
 
 
 def _nearest_column(row: dict[str, Any], column: str, role: str) -> str:
-    """How to mend a missing column: the row's column that was probably meant, and the key to set."""
+    """How to mend a missing column: the row's column that was probably meant, and what to set."""
     columns = [str(name) for name in row]
     near = difflib.get_close_matches(column, columns, n=1)
     near += [alias for alias in _ALIASES.get(role, ()) if alias in columns]
     if near:
-        return f"; did you mean `{near[0]}`? Set data.{role}_field: {near[0]}"
+        return f"; did you mean `{near[0]}`? Set data.{role}_field (`grpo-tir data`: --{role}-field) to {near[0]}"
     return f"; its columns are: {short(', '.join(columns), 200) or 'none'}"
 
 
