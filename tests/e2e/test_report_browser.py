@@ -150,6 +150,8 @@ def test_the_same_problem_can_be_followed_across_training(opened: Page) -> None:
 def test_step_and_problem_can_be_picked(opened: Page) -> None:
     opened.js(f"{SET}('#pick-step', 1)")
     opened.until("[...document.querySelectorAll('.item b')].every((b) => b.textContent === 'step 1')")
+    named = "return [...document.querySelectorAll('.item .of-run')].map((span) => span.textContent)"
+    assert set(opened.js(named)) == {"quickstart c = 1", "control c = 0"}
     opened.js(f"{SET}('#pick-query', '13 times')")
     opened.until("document.querySelector('.question')?.textContent === 'What is 13 times 27?'")
     opened.js(f"{SET}('#pick-query', 'no such problem')")

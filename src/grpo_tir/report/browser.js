@@ -83,8 +83,9 @@ function drawList() {
     const at = first + i, [id, text] = traces.problems[group.problem];
     const state = { "aria-selected": String(at === browse.at), "aria-setsize": browse.shown.length, "aria-posinset": at + 1 };
     const place = { "--top": `${at * ROW}px`, "--c": colour(group.run) };
+    const run = report.runs.length > 1 ? h("span.of-run", {}, report.runs[group.run].name) : null;
     return h("div.item", { id: `item${at}`, role: "option", ...state, ...place, onclick: () => select(at) },
-      h("div.item-line", {}, h("b", {}, `step ${group.step}`), h("span", {}, readable(text || id))),
+      h("div.item-line", {}, run, h("b", {}, `step ${group.step}`), h("span", {}, readable(text || id))),
       h("div.squares", { role: "img", "aria-label": score(group) }, group.rows.map(square)));
   }));
   list.setAttribute("aria-activedescendant", `item${browse.at}`);
