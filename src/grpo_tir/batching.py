@@ -99,10 +99,14 @@ def to_row(rollout: Rollout) -> Row:
     return row
 
 
+REPEATED = 8
+"""A prompt that is attended to again costs its keys and values: an eighth of the memory of its tokens."""
+
+
 def plan_micro_batches(rows: Sequence[Row], max_tokens: int, packed: bool = False) -> list[list[Row]]:
     """Longest first, so that running out of memory happens at once; a row that is longer than `max_tokens`
     goes alone. Rows are as long as the longest of their batch, but for `packed` ones: those have no padding, stay
-    with the rows of their prompt and pay for it once."""
+    with the rows of their prompt and pay for it once, and an eighth of it for each further row."""
     prompts = [row.prompt if packed else () for row in rows]
     longest: dict[tuple[int, ...], int] = {}
     for row, prompt in zip(rows, prompts, strict=True):
@@ -116,7 +120,7 @@ def plan_micro_batches(rows: Sequence[Row], max_tokens: int, packed: bool = Fals
     for row, prompt in pairs:
         whole = len(row.token_ids)
         cost = whole if packed or not batches else len(batches[-1][0].token_ids)
-        cost -= len(prompt) if prompt == last else 0
+        cost -= len(prompt) - len(prompt) // REPEATED if prompt == last else 0
         if not batches or size + cost > max_tokens:
             batches.append([])
             size, cost = 0, whole

@@ -68,11 +68,14 @@ class TokenLogprobs(nn.Module):
         return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
 
     def _chunk(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = torch.nn.functional.linear(flat, self.weight, self.bias) if self.plain else flat  # (n, V)
-        # float32 whatever autocast did; a compiler fuses the plain lines by itself
-        if torch.compiler.is_compiling():
-            return plain_log_softmax(logits.float(), tokens, self.temperature)
-        return LogSoftmaxInPlace.apply(logits.float(), tokens, self.temperature)
+        # float32 whatever autocast did, and ours to overwrite: (n, V)
+        if self.plain:
+            logits = torch.nn.functional.linear(flat, self.weight, self.bias).float()
+        else:
+            logits = flat.to(torch.float32, copy=True)
+        if torch.compiler.is_compiling():  # a compiler fuses the plain lines by itself
+            return plain_log_softmax(logits, tokens, self.temperature)
+        return LogSoftmaxInPlace.apply(logits, tokens, self.temperature)
 
 
 def plain_log_softmax(
@@ -103,7 +106,7 @@ class LogSoftmaxInPlace(torch.autograd.Function):
             probs = part.exp()
             z = probs.sum(-1)  # (rows,)
             logprobs.append(part.gather(-1, chosen[:, None])[:, 0] - z.log())
-            entropies.append(z.log() - torch.linalg.vecdot(probs, part) / z)
+            entropies.append(z.log() - (probs * part).sum(-1) / z)  # `vecdot` would obey autocast
             torch.div(probs, z[:, None], out=part)
         ctx.save_for_backward(logits, tokens)
         ctx.temperature = temperature

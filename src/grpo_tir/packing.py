@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 ATTENTION = "grpo_tir_packed"
+LONG = 512  # own tokens
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Packing:
     lengths: list[int]
     key_lengths: list[int]
     keys: torch.Tensor | None  # (M,) places among the fed tokens; None: each row has its own, in order
+    ends: torch.Tensor  # (2, B + 1) int32 on the device: where each row's queries and keys end
+    masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor) -> Packing:
@@ -55,7 +58,16 @@ class Packing:
             keys += [*range(starts[source], starts[source] + count), *range(starts[row], starts[row + 1])]
         key_lengths = [count + length for (_, count), length in zip(shared, lengths, strict=True)]
         index = torch.tensor(keys, device=fed.device) if len(keys) > starts[-1] else None
-        return cls(fed, lengths, key_lengths, index)
+        ends = torch.nn.functional.pad(torch.tensor([lengths, key_lengths]).cumsum(1), (1, 0))
+        return cls(fed, lengths, key_lengths, index, ends.to(fed.device, torch.int32))
+
+    def mask(self, own: int, seen: int, like: torch.Tensor) -> torch.Tensor:
+        """Added to the scores of the last `own` of `seen` tokens (own, seen). Made once for all layers, each of
+        which keeps it for its backward pass."""
+        if (own, seen) not in self.masks:
+            hidden = torch.full((own, seen), -torch.inf, dtype=like.dtype, device=like.device)
+            self.masks[own, seen] = hidden.triu_(seen - own + 1)
+        return self.masks[own, seen]
 
 
 @contextmanager
@@ -89,7 +101,7 @@ def attend_packed(
     (1, K, N, D) to (1, N, H, D)."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast RoPE leaves them in float32
     if packing.keys is not None:
-        key, value = (tensor.index_select(2, packing.keys) for tensor in (key, value))  # (1, K, M, D)
+        key, value = (_select(tensor, packing.keys) for tensor in (key, value))  # (1, K, M, D)
     if has_kernel(value):
         return _attend_varlen(query, key, value, packing, scaling), None
     groups = query.shape[1] // key.shape[1]
@@ -98,11 +110,27 @@ def attend_packed(
     rows = (tensor.split(lengths, dim=2) for tensor, lengths in zip((query, key, value), splits, strict=True))
     for q, k, v in zip(*rows, strict=True):
         k, v = (tensor.repeat_interleave(groups, 1) if groups > 1 else tensor for tensor in (k, v))
-        own, seen = q.shape[2], k.shape[2]
-        # torch aligns `is_causal` to the first key, and here the last query belongs to the last key
-        mask = q.new_ones(own, seen, dtype=torch.bool).tril(seen - own) if own < seen else None
-        parts.append(scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling))
+        parts.append(_attend_row(q, k, v, packing, scaling))
     return torch.cat(parts, 2).transpose(1, 2), None
+
+
+def _attend_row(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing, scaling: float | None
+) -> torch.Tensor:
+    """Torch aligns `is_causal` to the first key, and here the last query belongs to the last key. Short rows are
+    masked; for long ones it costs less to put queries before them that nobody asks for."""
+    own, seen = q.shape[2], k.shape[2]
+    if own < seen < 2 * own and own >= LONG:
+        q = torch.nn.functional.pad(q, (0, 0, seen - own, 0))
+    mask = packing.mask(own, seen, q) if q.shape[2] < seen else None
+    out = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling)
+    return out[:, :, -own:]
+
+
+def _select(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """In float32 or more: the gradient of a shared prompt is a sum over the rows that attend to it."""
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return wide.index_select(2, places).to(tensor.dtype)
 
 
 def has_kernel(value: torch.Tensor) -> bool:
@@ -117,10 +145,9 @@ def _attend_varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N or M, H or K, D)
-    lengths = torch.tensor([packing.lengths, packing.key_lengths])
-    ends = torch.nn.functional.pad(lengths.cumsum(1), (1, 0)).to(q.device, torch.int32)  # (2, B + 1)
+    q_ends, k_ends = packing.ends
     q_longest, k_longest = max(packing.lengths), max(packing.key_lengths)
-    out = varlen_attn(q, k, v, ends[0], ends[1], q_longest, k_longest, window_size=(-1, 0), scale=scaling,
+    out = varlen_attn(q, k, v, q_ends, k_ends, q_longest, k_longest, window_size=(-1, 0), scale=scaling,
                       enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
     assert isinstance(out, torch.Tensor)
     return out[None]

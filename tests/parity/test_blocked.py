@@ -53,6 +53,12 @@ def test_an_error_inside_gives_the_model_back() -> None:
     assert all("forward" not in vars(layer) for layer in model.modules())
 
 
+def test_weights_without_a_version_keep_their_plain_layers() -> None:
+    with torch.inference_mode():
+        model = make_model(FAMILIES["qwen2"])
+    assert BlockedWeights(model).layers == []
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_keep_their_plain_layers(dtype: torch.dtype) -> None:
     assert BlockedWeights(make_model(FAMILIES["qwen2"], dtype)).layers == []
@@ -77,10 +83,11 @@ def test_a_forward_that_somebody_else_has_put_stays() -> None:
 
 def test_the_engine_decodes_from_copies_and_drops_them_with_its_last_row() -> None:
     engine = Engine(make_model(FAMILIES["qwen2"]), None, Sampling(0.0), [])
-    engine.submit(Request(0, [5, 6, 7], 0, 4, False))
     engine.ready = lambda: True  # one token at a time
-    engine.step()
-    assert engine.weights.forwards
-    while not engine.step():
-        pass
-    assert not engine.weights.forwards
+    for row in range(3):  # a batch each
+        engine.submit(Request(row, [5, 6, 7], 0, 4, False))
+        engine.step()
+        assert len(engine.weights.forwards) == len(engine.weights.layers) > 0
+        while not engine.step():
+            pass
+        assert not engine.weights.forwards

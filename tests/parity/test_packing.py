@@ -14,7 +14,7 @@ import torch.nn.attention.varlen
 from grpo_tir.batching import collate, idle_row, to_row
 from grpo_tir.generation.fast_path import why_not
 from grpo_tir.logprobs import TokenLogprobs
-from grpo_tir.packing import Packing, attend_packed, packed_attention
+from grpo_tir.packing import Packing, _select, attend_packed, packed_attention
 from parity.engine_models import FAMILIES, VOCABULARY, make_model
 from parity.test_gradients import OPTIONS, distance
 from tiny_policy import gradient_of, make_groups, make_learner, tiny_qwen2
@@ -98,6 +98,31 @@ def test_neither_padding_nor_a_prompt_twice_is_computed() -> None:
     prompts = [len(g.rollouts[0].prompt_ids) for g in make_groups()]
     again = sum(2 * (length - 1) for length in prompts)  # of three samples two leave out all but its last token
     assert seen == [int(batch.attention_mask.sum()) - again] and seen[0] < batch.input_ids.numel()
+
+
+@pytest.mark.parametrize("long", [1, 4, 10_000])
+def test_long_and_short_rows_attend_alike(long: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked, or with queries before them that nobody asks for."""
+    monkeypatch.setattr("grpo_tir.packing.LONG", long)
+    model, batch = tiny_qwen2().double(), batch_of(seed=5)
+    padded, packed = (logprobs_and_gradient(model, batch, packed) for packed in (False, True))
+    torch.testing.assert_close(packed[0], padded[0], rtol=1e-6, atol=1e-6)
+    assert distance(packed[1], padded[1]) < 1e-6
+
+
+def test_the_gradient_of_a_shared_prompt_is_summed_in_float32() -> None:
+    """1 + 255 x 2^-9 in bf16 stays 1, added one by one."""
+    prompt = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    picked = _select(prompt, torch.zeros(256, dtype=torch.int64))
+    picked.backward(torch.tensor([1.0] + [2**-9] * 255, dtype=torch.bfloat16).view(1, 1, 256, 1))
+    assert prompt.grad is not None and prompt.grad.item() == pytest.approx(1.5, abs=0.01)
+
+
+def test_a_mask_is_made_once_for_all_layers() -> None:
+    batch = batch_of()
+    packing = Packing.of(batch.input_ids, batch.attention_mask, batch.loss_mask.bool())
+    first = packing.mask(2, 4, torch.zeros(1))
+    assert first.tolist() == [[0, 0, 0, -torch.inf], [0, 0, 0, 0]] and packing.mask(2, 4, first) is first
 
 
 def test_where_queries_and_keys_lie() -> None:

@@ -120,6 +120,30 @@ def test_the_softmax_in_place_holds_one_buffer_of_logits(monkeypatch: pytest.Mon
 LINE_MB = 4 * VOCABULARY / 2**20  # the logits of one token
 
 
+@pytest.mark.parametrize("name", ["qwen2", *SCALED])
+def test_chunks_of_any_head_in_float32_are_the_whole(name: str) -> None:
+    """The log-probs overwrite their logits, which must not be a piece of somebody else's."""
+    batch, results = rows(), []
+    for memory in (5 * LINE_MB, 256):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config({**PLAIN, **SCALED}[name], attn_implementation="eager")
+        logprobs, entropy = TokenLogprobs(model.eval(), 0.7, memory)(
+            batch.input_ids, batch.attention_mask, batch.loss_mask
+        )
+        logprobs.sum().backward()
+        results.append([logprobs, entropy, *(p.grad for p in model.parameters())])
+    for ours, whole in zip(*results, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_leaves_the_entropy_in_float32() -> None:
+    logits, tokens = 5 * torch.randn(6, 500), torch.zeros(6, dtype=torch.int64)
+    _, plain = plain_log_softmax(logits, tokens, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, entropy = LogSoftmaxInPlace.apply(logits.clone(), tokens, 1.0)
+    torch.testing.assert_close(entropy, plain, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("logits_mb", [0, LINE_MB, 5 * LINE_MB, 256])
 def test_chunks_change_neither_value_nor_gradient(logits_mb: float) -> None:
     batch = rows()

@@ -66,12 +66,14 @@ def sample(model):
 
 def learn(learner):
     groups = []
-    for i in range(4):
-        said = Segment("model", ids(LEARNED), [-8.7] * LEARNED)
-        prompt, problem = ids(512 - LEARNED), Problem(str(i), "", "")
-        rollout = Rollout(problem, prompt, group=i, segments=[said], finish_reason="eos")
-        rollout.reward, rollout.advantage = Reward(1.0, {}), (-1.0) ** i
-        groups.append(RolloutGroup(rollout.problem, [rollout]))
+    for i in range(2):
+        prompt, problem, rollouts = ids(512 - LEARNED), Problem(str(i), "", ""), []
+        for sign in (1.0, -1.0):
+            said = Segment("model", ids(LEARNED), [-8.7] * LEARNED)
+            rollout = Rollout(problem, prompt, group=i, segments=[said], finish_reason="eos")
+            rollout.reward, rollout.advantage = Reward(1.0, {}), sign
+            rollouts.append(rollout)
+        groups.append(RolloutGroup(problem, rollouts))
     learner.update(groups, 0, Path("dump"))
 
 runtime = Runtime("fp32")

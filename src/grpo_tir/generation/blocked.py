@@ -21,16 +21,20 @@ ROWS = 64  # for which the layout is chosen; any number may then be multiplied
 
 
 class BlockedWeights:
-    """Holds the copies; drop it to free them."""
+    """Makes the copies when they are first used, and holds them until they are dropped."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers: list[Any] = [layer for layer in model.modules() if _fits(layer)]
         self.versions: list[int] = []
         self.forwards: list[Callable[[torch.Tensor], torch.Tensor]] = []
 
+    def drop(self) -> None:
+        """Free the copies. Due before any update: not every way to write to a weight raises its version."""
+        self.forwards, self.versions = [], []
+
     @contextmanager
     def used(self) -> Iterator[None]:
-        """The model computes with the copies, made anew if a weight was written to since."""
+        """The model computes with the copies, made anew where a weight's version says that it was written to."""
         if torch.is_autocast_enabled("cpu"):  # which would hand the layers another type
             yield
             return
@@ -50,6 +54,7 @@ def _fits(layer: torch.nn.Module) -> bool:
         type(layer) is torch.nn.Linear
         and "forward" not in vars(layer)  # somebody else has put theirs
         and (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
+        and not layer.weight.is_inference()  # which has no version
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

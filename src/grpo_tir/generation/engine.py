@@ -71,11 +71,12 @@ class Engine:
         self.counts: Counter[str] = Counter()
         """`forwards`, `tokens` fed, `evictions`, `sorts`: what the work came to."""
         self.ages = 0
+        self.weights = BlockedWeights(model)
         self._clear()
 
     def _clear(self) -> None:
         self.slots = Slots(make_cache(self.model), self.max_rows, self.kv_tokens, self.counts)
-        self.weights = BlockedWeights(self.model)
+        self.weights.drop()
         self.prompts: dict[tuple[int, ...], tuple[int, ...]] = {}  # one object a prompt: compared by identity
 
     # --- the protocol ---------------------------------------------------------------------------------------
