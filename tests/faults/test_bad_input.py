@@ -99,7 +99,7 @@ def test_recipe_not_found_names_the_nearest(fails: Callable[..., str]) -> None:
     [
         ('{"problem": "1 + 1", "answer"', "line 5: wrong JSON"),
         ('{"problem": "1 + 1", "answer": null}', "line 5: "),
-        ('{"question": "1 + 1", "answer": "2", "id": "9"}', "data.problem_field (`grpo-tir data`: --problem-field) to question"),
+        ('{"question": "1 + 1", "answer": "2", "id": "9"}', "data.problem_field (`grpo-tir data`"),
         ('["1 + 1", "2"]', "line 5: a row is an object"),
         ('{"id": "0", "problem": "1 + 1", "answer": "2"}', "the id 0 is taken by line 1"),
     ],
