@@ -26,7 +26,6 @@ from functools import partial
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from grpo_tir.batching import collate
 from grpo_tir.bench import (
     After,
     ForcedEngine,
@@ -40,11 +39,12 @@ from grpo_tir.bench import (
     run_update,
     trained_rows,
 )
-from grpo_tir.generation import Request
-from grpo_tir.generation.engine import Engine
+from grpo_tir.engine.engine import Engine
+from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.sampling import Sampling
-from grpo_tir.logprobs import TokenLogprobs
-from grpo_tir.packing import packed_attention
+from grpo_tir.learning.batching import collate
+from grpo_tir.learning.logprobs import TokenLogprobs
+from grpo_tir.learning.packing import packed_attention
 
 
 def greedy_equality(args: argparse.Namespace) -> dict[str, float]:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from grpo_tir.grading import Grader
+from grpo_tir.grading.grader import Grader
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 Pair = tuple[str, str, str, str]

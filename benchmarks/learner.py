@@ -29,7 +29,6 @@ from torch.nn.functional import linear_cross_entropy
 from torch.nn.functional import log_softmax as log_softmax_of
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from grpo_tir.batching import Row, collate
 from grpo_tir.bench import (
     alternate,
     learner_fraction,
@@ -39,7 +38,8 @@ from grpo_tir.bench import (
     run_update,
     trained_rows,
 )
-from grpo_tir.logprobs import TokenLogprobs
+from grpo_tir.learning.batching import Row, collate
+from grpo_tir.learning.logprobs import TokenLogprobs
 
 VOCABULARY = 151_936
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from grpo_tir.report import write_report
+from grpo_tir.report.page import write_report
 
 E2E = Path(__file__).resolve().parents[1] / "tests" / "e2e"
 

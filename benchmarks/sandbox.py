@@ -23,9 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from grpo_tir.config import ExecutorConfig
-from grpo_tir.tools.docker_client import connect
-from grpo_tir.tools.executor import open_executor
-from grpo_tir.tools.measure import PROGRAMS, measure, rate
+from grpo_tir.executor.docker_client import connect
+from grpo_tir.executor.measure import PROGRAMS, measure, rate
+from grpo_tir.executor.open import open_executor
 
 FLOOR = """
 import json, os, resource, sys, time

@@ -43,7 +43,6 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from grpo_tir.advantages import assign_advantages
 from grpo_tir.bench import (
     INSERTED,
     After,
@@ -57,10 +56,11 @@ from grpo_tir.bench import (
     run_engine,
 )
 from grpo_tir.config import Config, ExecutorConfig, OptimConfig, RolloutConfig
-from grpo_tir.distributed import Runtime
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.executor.open import open_executor
 from grpo_tir.generation.generate import RowBudget
-from grpo_tir.learner import Learner
-from grpo_tir.tools.executor import open_executor
+from grpo_tir.learning.advantages import assign_advantages
+from grpo_tir.learning.learner import Learner
 from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup, Segment
 
 LR = 1e-6

@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from grpo_tir.checkpoint import Saver, load_optimizer
+from grpo_tir.checkpoint.journal import Journal
+from grpo_tir.checkpoint.load import load_optimizer
+from grpo_tir.checkpoint.save import Saver
 from grpo_tir.config import Config
-from grpo_tir.distributed import Runtime
-from grpo_tir.files import Writer
-from grpo_tir.journal import Journal
-from grpo_tir.learner import Learner
-from grpo_tir.lora import add_adapters
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.learning.learner import Learner
+from grpo_tir.learning.lora import add_adapters
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.types import RolloutGroup
+from grpo_tir.utils.files import Writer
 from tiny_policy import VOCABULARY, change, make_groups, tiny_qwen2
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import CausalLMOutput
 
-from grpo_tir.batching import to_row
 from grpo_tir.generation.generate import GenerateRounds, find_eos_ids
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.generation.stopping import CodeBlockStopping
-from grpo_tir.rollout import Limits, RolloutLoop
+from grpo_tir.learning.batching import to_row
+from grpo_tir.rollouts.rollout import Limits, RolloutLoop
 from grpo_tir.testing import ScriptedConfig, ScriptedExecutor, ScriptedModel, byte_tokenizer
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.tools.python import PythonTool

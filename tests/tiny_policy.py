@@ -12,8 +12,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from grpo_tir.config import Config
-from grpo_tir.distributed import Runtime
-from grpo_tir.learner import Learner
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.learning.learner import Learner
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup, Segment
 

@@ -27,7 +27,7 @@ REWARD = '''
 """Any reward with some spread will do; `hold_at` in the working folder stops the run at its n-th rollout."""
 import os, time
 from pathlib import Path
-from grpo_tir.rewards import math_reward
+from grpo_tir.rollouts.rewards import math_reward
 from grpo_tir.types import Reward
 
 served = 0

@@ -3,7 +3,7 @@
 grpo-tir train RECIPE --reward.function recipes/custom/reward.py:checked
 """
 
-from grpo_tir.rewards import math_reward
+from grpo_tir.rollouts.rewards import math_reward
 from grpo_tir.types import Problem, Reward, Rollout
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-from grpo_tir.assemble import open_executor
 from grpo_tir.config import Config
+from grpo_tir.executor.open import open_executor
 from grpo_tir.tools.python import OUTPUT_MARKER, PythonTool
 from grpo_tir.types import ToolResult
 

@@ -30,18 +30,18 @@ import torch
 from torch.nn.functional import linear
 from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, StoppingCriteriaList
 
-from grpo_tir.batching import Row as TrainedRow
-from grpo_tir.batching import collate, plan_micro_batches
-from grpo_tir.generation import Request, Stopped
-from grpo_tir.generation.blocked import BlockedWeights
-from grpo_tir.generation.engine import Engine
-from grpo_tir.generation.fast_path import kv_shape
+from grpo_tir.engine.decode_weights import BlockedWeights
+from grpo_tir.engine.engine import Engine
+from grpo_tir.engine.scheduler import Row as EngineRow
+from grpo_tir.engine.support import kv_shape
 from grpo_tir.generation.generate import RowBudget
+from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
-from grpo_tir.generation.slots import Row as EngineRow
-from grpo_tir.logprobs import TokenLogprobs
-from grpo_tir.packing import packed_attention
-from grpo_tir.speed import copy_rate
+from grpo_tir.learning.batching import Row as TrainedRow
+from grpo_tir.learning.batching import collate, plan_micro_batches
+from grpo_tir.learning.logprobs import TokenLogprobs
+from grpo_tir.learning.packing import packed_attention
+from grpo_tir.monitor.utilization import copy_rate
 
 INSERTED = list(range(100, 120))
 SHAPES: dict[str, dict[str, Any]] = {

@@ -11,23 +11,23 @@ import sys
 from collections.abc import Sequence
 
 import grpo_tir
-from grpo_tir import failures
+from grpo_tir.distributed import launcher as failures
 from grpo_tir.errors import GrpoTirError, UserError
 
 COMMANDS = {
-    "quickstart": ("grpo_tir.quickstart", "teach a tiny model to use the tool, in minutes, on a CPU"),
+    "quickstart": ("grpo_tir.commands.quickstart", "teach a tiny model to use the tool, in minutes, on a CPU"),
     "train": ("grpo_tir.commands.train", "train a recipe"),
     "plan": ("grpo_tir.commands.plan", "memory, KV rows and executor slots of a recipe, before it is paid for"),
     "eval": ("grpo_tir.commands.eval", "models on benchmarks or files of problems, with intervals"),
     "solve": ("grpo_tir.commands.solve", "one problem, with the tool, on the terminal"),
-    "report": ("grpo_tir.report", "one HTML page of one or several runs"),
-    "watch": ("grpo_tir.watch", "the report of a running job, live"),
-    "doctor": ("grpo_tir.doctor", "find what would go wrong, before any training is paid for"),
-    "replay": ("grpo_tir.replay", "hold one recorded response against executor, model and mask"),
+    "report": ("grpo_tir.commands.report", "one HTML page of one or several runs"),
+    "watch": ("grpo_tir.commands.watch", "the report of a running job, live"),
+    "doctor": ("grpo_tir.commands.doctor", "find what would go wrong, before any training is paid for"),
+    "replay": ("grpo_tir.commands.replay", "hold one recorded response against executor, model and mask"),
     "bench": ("grpo_tir.commands.bench", "tokens a second on this machine, and the share of its limit"),
     "data": ("grpo_tir.commands.data", "look at problems before they are trained on"),
-    "grade": ("grpo_tir.grade_cli", "judge recorded outputs against gold answers"),
-    "sandbox": ("grpo_tir.tools.sandbox_cli", "build, check, measure and use the executor"),
+    "grade": ("grpo_tir.commands.grade", "judge recorded outputs against gold answers"),
+    "sandbox": ("grpo_tir.commands.sandbox", "build, check, measure and use the executor"),
 }
 
 

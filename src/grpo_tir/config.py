@@ -135,7 +135,7 @@ class ExecutorConfig:
 class RewardConfig:
     """Rule-based reward (paper, section 3.3)."""
 
-    function: str = "grpo_tir.rewards:math_reward"
+    function: str = "grpo_tir.rollouts.rewards:math_reward"
     """Dotted path or `file.py:function` of `reward(problem, rollout) -> Reward`."""
     correct: float = 1.0
     """(ToRL: +1)"""

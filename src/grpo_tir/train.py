@@ -15,29 +15,32 @@ from typing import Any
 
 import torch
 
-from grpo_tir.advantages import assign_advantages
-from grpo_tir.alarms import find_alarms, grad_norm_spiked
-from grpo_tir.assemble import describe_run, keep_fitting, open_tool, read_all_problems
-from grpo_tir.checkpoint import Saver, find_start, load_optimizer, load_trainer, make_writable
-from grpo_tir.collect import Collector
+from grpo_tir.checkpoint.journal import Journal, digest
+from grpo_tir.checkpoint.load import find_start, load_optimizer, load_trainer
+from grpo_tir.checkpoint.save import Saver, make_writable
 from grpo_tir.config import Config, check_for_training
-from grpo_tir.console import Console
-from grpo_tir.distributed import Runtime
+from grpo_tir.data.load import read_all_problems
+from grpo_tir.distributed.launcher import lost_contact
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.distributed.signals import Interrupted, StopRequest
+from grpo_tir.distributed.watchdog import Watchdog
 from grpo_tir.errors import CheckpointError, TrainingDiverged
-from grpo_tir.evaluate import evaluate
-from grpo_tir.failures import lost_contact
-from grpo_tir.files import Writer
-from grpo_tir.journal import Journal, digest
-from grpo_tir.learner import Learner
-from grpo_tir.lora import add_adapters
-from grpo_tir.metrics import RunLog, step_metrics, summarize, trajectory
-from grpo_tir.policy import Policy, load_policy, load_reference
-from grpo_tir.recipe import save_config
-from grpo_tir.rewards import make_reward
-from grpo_tir.signals import Interrupted, StopRequest
-from grpo_tir.speed import Machine
+from grpo_tir.evaluation.held_out import evaluate
+from grpo_tir.learning.advantages import assign_advantages
+from grpo_tir.learning.learner import Learner
+from grpo_tir.learning.lora import add_adapters
+from grpo_tir.monitor.alarms import find_alarms, grad_norm_spiked
+from grpo_tir.monitor.console import Console
+from grpo_tir.monitor.metrics import step_metrics, summarize
+from grpo_tir.monitor.run_log import RunLog, describe_run, trajectory
+from grpo_tir.monitor.utilization import Machine
+from grpo_tir.rollouts.collect import Collector, keep_fitting
+from grpo_tir.rollouts.policy import Policy, load_policy, load_reference
+from grpo_tir.rollouts.rewards import make_reward
+from grpo_tir.tools.open import open_tool
 from grpo_tir.types import RolloutGroup
-from grpo_tir.watchdog import Watchdog
+from grpo_tir.utils.files import Writer
+from grpo_tir.utils.recipe import save_config
 
 
 class Trainer:

@@ -14,11 +14,11 @@ This module imports nothing but the standard library and the certificate's stamp
 
 from __future__ import annotations
 
+import zlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-from grpo_tir.certificate import Stamp, stamp
+from typing import Literal, NamedTuple
 
 ToolStatus = Literal[
     "ok",  # exit code 0
@@ -161,3 +161,16 @@ class RolloutGroup:
     def rewards(self) -> list[float]:
         """Rewards of the valid rollouts only."""
         return [r.reward.value for r in self.rollouts if r.valid and r.reward is not None]
+
+
+class Stamp(NamedTuple):
+    """One piece of a response as it was when it entered: who wrote it, how many tokens, and their CRC-32."""
+
+    kind: str
+    length: int
+    crc: int
+
+
+def stamp(kind: str, token_ids: Sequence[int]) -> Stamp:
+    """The stamp of a piece. Costs about 20 ns a token."""
+    return Stamp(kind, len(token_ids), zlib.crc32(array("q", token_ids).tobytes()))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from grpo_tir import cli
-from grpo_tir.data.limr import lim_scores, read_history
+from grpo_tir.curation.limr import lim_scores, read_history
 from tiny_policy import save_byte_model
 
 

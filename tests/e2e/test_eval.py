@@ -16,9 +16,9 @@ import yaml
 
 from grpo_tir import cli
 from grpo_tir.evaluation.paper import BENCHMARKS
-from grpo_tir.files import read_jsonl
-from grpo_tir.resources import recipes_dir
 from grpo_tir.testing import byte_tokenizer
+from grpo_tir.utils.files import read_jsonl
+from grpo_tir.utils.resources import recipes_dir
 from tiny_policy import tiny_qwen2
 from training_run import BOXES, CALLS, environment, finish, wait_for
 

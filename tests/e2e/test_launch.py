@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grpo_tir.distributed import Runtime
+from grpo_tir.distributed.runtime import Runtime
 from recorded_update import SETTINGS, resume, weights_of
 from training_run import LAUNCH, environment, finish, launcher, metrics_without_time, prepare, start, wait_for
 

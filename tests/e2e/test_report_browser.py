@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from browser import FLAGS, SET, Page, launch, size, synthetic
-from grpo_tir.report import write_report
+from grpo_tir.report.page import write_report
 
 
 @pytest.fixture(scope="module")

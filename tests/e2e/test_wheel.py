@@ -92,7 +92,7 @@ def test_help_runs_from_an_empty_folder(command: list[str], installed: Installed
 
 @pytest.mark.parametrize("name", ["recipes", "sandbox"])
 def test_every_packaged_file_arrives_unchanged(name: str, installed: Installed, repository: Path) -> None:
-    found = Path(installed.python(f"from grpo_tir import resources; print(resources.{name}_dir())"))
+    found = Path(installed.python(f"from grpo_tir.utils import resources; print(resources.{name}_dir())"))
     assert found.is_relative_to(installed.environment)
     assert contents(found) == contents(repository / name)
 
@@ -112,8 +112,8 @@ def test_every_recipe_loads_by_its_name_and_its_path_in_the_checkout(
         str(path.relative_to("recipes").with_suffix("")) for path in recipes
     ]
     installed.python(
-        "from grpo_tir.recipe import load_config\n"
-        "from grpo_tir.resources import find_recipe\n"
+        "from grpo_tir.utils.recipe import load_config\n"
+        "from grpo_tir.utils.resources import find_recipe\n"
         f"for name in {names}: load_config(find_recipe(name))"
     )
 

@@ -21,12 +21,16 @@ from typing import Any
 import psutil
 import torch
 
-from grpo_tir import checkpoint, cli, evaluate, journal, metrics
-from grpo_tir.collect import Collector
-from grpo_tir.distributed import Runtime
-from grpo_tir.generation.engine import Engine
-from grpo_tir.journal import Journal
-from grpo_tir.tools.pool import Pool
+from grpo_tir import cli
+from grpo_tir.checkpoint import journal
+from grpo_tir.checkpoint import save as checkpoint
+from grpo_tir.checkpoint.journal import Journal
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.engine.engine import Engine
+from grpo_tir.evaluation import held_out
+from grpo_tir.executor.pool import Pool
+from grpo_tir.monitor import run_log
+from grpo_tir.rollouts.collect import Collector
 
 PASSED: Counter[str] = Counter()
 
@@ -133,8 +137,8 @@ def main() -> int:
     wrap(Collector, "_grade", before="reward")
     wrap(Runtime, "backward", before="backward")
     wrap(torch.optim.AdamW, "step", before="optimizer", after="stepped")
-    wrap(evaluate, "complete", before="evaluating", after="evaluated")
-    tear(metrics, "_append", "metrics")
+    wrap(held_out, "complete", before="evaluating", after="evaluated")
+    tear(run_log, "_append", "metrics")
     tear(journal, "append_line", "journal")
     wrap(checkpoint, "take_snapshot", before="snapshot")
     wrap(checkpoint.torch, "save", before="exported", after="optimizer saved")

@@ -16,7 +16,8 @@ import torch
 import yaml
 from transformers import BertConfig, BertForMaskedLM, Qwen2ForSequenceClassification, T5Config
 
-from grpo_tir import cli, metrics
+from grpo_tir import cli
+from grpo_tir.monitor import run_log
 from grpo_tir.testing import byte_tokenizer
 from tiny_policy import save_byte_model
 
@@ -76,7 +77,7 @@ def test_the_recipe_of_these_tests_trains_as_it_is(recipe: Recipe) -> None:
         ("--data.max_prompt_length=99999", "positions"),
         ("--data.max_prompt_length=1", "no problem is short enough"),
         ("--reward.function=nowhere:reward", "there is no module nowhere"),
-        ("--reward.function=grpo_tir.rewards:math_rewrad", "did you mean `math_reward`?"),
+        ("--reward.function=grpo_tir.rollouts.rewards:math_rewrad", "did you mean `math_reward`?"),
         ("--data.train=missing.jsonl", "there is no such file"),
         ("--data.eval=missing.jsonl", "there is no such file"),
         ("--data.template=torll", "`torll` is neither a template (torl, torl_0307, plain, chat)"),
@@ -243,7 +244,7 @@ def test_disk_that_fills_up_while_training(fails: Callable[..., str], monkeypatc
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(metrics, "_append", full)
+    monkeypatch.setattr(run_log, "_append", full)
     assert "No space left on device" in fails()
 
 
@@ -251,7 +252,7 @@ def test_disk_that_fills_up_while_saving(fails: Callable[..., str], monkeypatch:
     def full(*_: Any) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 6272 vs 6164")
 
-    monkeypatch.setattr("grpo_tir.checkpoint.torch.save", full)
+    monkeypatch.setattr("grpo_tir.checkpoint.save.torch.save", full)
     said = fails()
     assert "cannot save the checkpoint" in said and "earlier checkpoints are untouched" in said
 

@@ -15,10 +15,10 @@ import torch
 import yaml
 
 from grpo_tir import cli
-from grpo_tir.checkpoint import find_fault, list_checkpoints
-from grpo_tir.collect import Collector
-from grpo_tir.distributed import Runtime
-from grpo_tir.files import read_jsonl
+from grpo_tir.checkpoint.load import find_fault, list_checkpoints
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.rollouts.collect import Collector
+from grpo_tir.utils.files import read_jsonl
 from tiny_policy import save_byte_model
 
 

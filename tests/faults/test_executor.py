@@ -17,10 +17,10 @@ import pytest
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorUnavailable
-from grpo_tir.tools import pool as pool_module
-from grpo_tir.tools.docker_client import LABEL, connect, is_stale, owner_tag, remove_stale
-from grpo_tir.tools.executor import open_executor
-from grpo_tir.tools.pool import Pool
+from grpo_tir.executor import pool as pool_module
+from grpo_tir.executor.docker_client import LABEL, connect, is_stale, owner_tag, remove_stale
+from grpo_tir.executor.open import open_executor
+from grpo_tir.executor.pool import Pool
 
 pytestmark = pytest.mark.docker
 WORK = "import time; time.sleep({pause}); print({number} ** 2)"
@@ -144,7 +144,7 @@ time.sleep(9)
 def test_containers_of_dead_runs_are_found_and_removed(docker_engine: Any) -> None:
     """A client that is SIGKILLed takes its container along; what an engine kept is found by label."""
     code = (
-        "import time; from grpo_tir.config import *; from grpo_tir.tools.executor import open_executor;"
+        "import time; from grpo_tir.config import *; from grpo_tir.executor.open import open_executor;"
         "pool = open_executor(ExecutorConfig(slots=2)); print(pool.stations[0].connection.container, flush=True);"
         "time.sleep(600)"
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from grpo_tir.checkpoint import find_fault, list_checkpoints
+from grpo_tir.checkpoint.load import find_fault, list_checkpoints
 from training_run import finish, launcher, metrics_without_time, prepare, start, weights_hash
 
 STRIKE = str(Path(__file__).with_name("strike.py"))

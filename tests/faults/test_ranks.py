@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_tir.watchdog import Progress, Watchdog
+from grpo_tir.distributed.watchdog import Progress, Watchdog
 from training_run import LAUNCH, finish, metrics_without_time, prepare, start, weights_hash
 
 STRIKE = str(Path(__file__).with_name("strike.py"))

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from grpo_tir.generation import Generator, Request, Stopped
+from grpo_tir.generation.protocol import Generator, Request, Stopped
 from grpo_tir.generation.sampling import row_key
 
 VOCABULARY = 97

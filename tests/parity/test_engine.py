@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from grpo_tir.engine.engine import Engine
 from grpo_tir.errors import ConfigError
-from grpo_tir.generation import Request
-from grpo_tir.generation.engine import Engine
 from grpo_tir.generation.generate import GenerateRounds
+from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.sampling import Sampling, row_key
 from parity.engine_models import FAMILIES, assert_same_unless_tied, greedy, make_model, make_requests, run
 

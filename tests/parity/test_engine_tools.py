@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo_tir.generation import Request
-from grpo_tir.generation.engine import Engine
+from grpo_tir.engine.engine import Engine
 from grpo_tir.generation.generate import GenerateRounds
+from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import CodeBlockStopping
 from parity.engine_models import (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_tir.batching import collate, to_row
-from grpo_tir.loss import grpo_loss
+from grpo_tir.learning.batching import collate, to_row
+from grpo_tir.learning.loss import grpo_loss
 from grpo_tir.types import RolloutGroup
 from tiny_policy import VOCABULARY, gradient_of, make_groups, make_learner, make_rollout, tiny_qwen2
 

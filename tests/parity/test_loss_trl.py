@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_tir.batching import to_row
-from grpo_tir.loss import grpo_loss
+from grpo_tir.learning.batching import to_row
+from grpo_tir.learning.loss import grpo_loss
 from tiny_policy import make_groups
 
 trl = pytest.importorskip("trl.trainer.grpo_trainer", reason="trl is not installed: pip install trl==1.16.0")

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.attention.varlen
 
-from grpo_tir.batching import collate, idle_row, to_row
-from grpo_tir.generation.fast_path import why_not
-from grpo_tir.logprobs import TokenLogprobs
-from grpo_tir.packing import Packing, _select, attend_packed, packed_attention
+from grpo_tir.engine.support import why_not
+from grpo_tir.learning.batching import collate, idle_row, to_row
+from grpo_tir.learning.logprobs import TokenLogprobs
+from grpo_tir.learning.packing import Packing, _select, attend_packed, packed_attention
 from parity.engine_models import FAMILIES, VOCABULARY, make_model
 from parity.test_gradients import OPTIONS, distance
 from tiny_policy import gradient_of, make_groups, make_learner, tiny_qwen2
@@ -103,7 +103,7 @@ def test_neither_padding_nor_a_prompt_twice_is_computed() -> None:
 @pytest.mark.parametrize("long", [1, 4, 10_000])
 def test_long_and_short_rows_attend_alike(long: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masked, or with queries before them that nobody asks for."""
-    monkeypatch.setattr("grpo_tir.packing.LONG", long)
+    monkeypatch.setattr("grpo_tir.learning.packing.LONG", long)
     model, batch = tiny_qwen2().double(), batch_of(seed=5)
     padded, packed = (logprobs_and_gradient(model, batch, packed) for packed in (False, True))
     torch.testing.assert_close(packed[0], padded[0], rtol=1e-6, atol=1e-6)
@@ -160,7 +160,7 @@ def test_the_kernel_for_gpus_is_asked_for_the_same(monkeypatch: pytest.MonkeyPat
     q, k, v = (torch.randn(1, heads, count, 8, dtype=torch.float64) for heads in (4, 2, 2))
     plain, _ = attend_packed(torch.nn.Module(), q, k, v, None, 0.3, packing=packing)
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", varlen_attn)
-    monkeypatch.setattr("grpo_tir.packing.has_kernel", lambda _: True)
+    monkeypatch.setattr("grpo_tir.learning.packing.has_kernel", lambda _: True)
     asked, _ = attend_packed(torch.nn.Module(), q, k, v, None, 0.3, packing=packing)
     torch.testing.assert_close(asked, plain)
 

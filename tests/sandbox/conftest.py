@@ -11,8 +11,8 @@ import pytest
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorUnavailable
-from grpo_tir.tools.executor import open_executor
-from grpo_tir.tools.pool import Pool
+from grpo_tir.executor.open import open_executor
+from grpo_tir.executor.pool import Pool
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -12,7 +12,7 @@ import pytest
 from attacks.catalogue import Attack
 from harness import ATTACKS, BARE_NEIGHBOUR, LIGHT_CANARY, LIGHT_CANARY_SAYS, faults, strike
 
-from grpo_tir.tools.pool import Pool
+from grpo_tir.executor.pool import Pool
 from grpo_tir.types import ToolResult
 
 BARE = (Path(__file__).parent / "bare.py").read_text()

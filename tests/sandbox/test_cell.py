@@ -15,8 +15,8 @@ import pytest
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorUnavailable
-from grpo_tir.tools.executor import open_executor
-from grpo_tir.tools.pool import Pool
+from grpo_tir.executor.open import open_executor
+from grpo_tir.executor.pool import Pool
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_what_is_in_force_is_said_and_recorded(capsys: pytest.CaptureFixture[str
 
 def test_without_walls_the_line_says_so_and_programs_still_run(tmp_path: Path) -> None:
     """What macOS and closed kernels get."""
-    from grpo_tir.tools.executor import isolation_line
-    from grpo_tir.tools.process_client import LocalPlace
+    from grpo_tir.executor.open import isolation_line
+    from grpo_tir.executor.process_client import LocalPlace
 
     config = ExecutorConfig(kind="process", slots=2, timeout=1)
     pool = Pool([LocalPlace(config, walls="none")], config, {"kind": "process"})
@@ -157,7 +157,7 @@ def test_auto_falls_back_and_says_so() -> None:
 
 
 def sandbox(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "grpo_tir.tools.sandbox_cli", "run", "--executor", "process", *arguments]
+    command = [sys.executable, "-m", "grpo_tir.commands.sandbox", "run", "--executor", "process", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorOutage, ExecutorUnavailable
-from grpo_tir.tools import pool as pool_module
-from grpo_tir.tools.pool import Pool
-from grpo_tir.tools.wire import frames, pack
+from grpo_tir.executor import pool as pool_module
+from grpo_tir.executor.pool import Pool
+from grpo_tir.executor.wire import frames, pack
 
 Script = Callable[["ScriptedConnection", dict[str, Any]], None]
 

@@ -15,7 +15,7 @@ import pytest
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorUnavailable
-from grpo_tir.tools.executor import open_executor
+from grpo_tir.executor.open import open_executor
 from grpo_tir.types import ToolResult
 
 CALLS = int(os.environ.get("GRPO_TIR_SOAK", "1024"))

@@ -13,8 +13,8 @@ import yaml
 
 from grpo_tir.config import Config, check_for_training
 from grpo_tir.errors import ConfigError
-from grpo_tir.recipe import load_config, parse_overrides, save_config, to_dict
-from grpo_tir.resources import recipes_dir
+from grpo_tir.utils.recipe import load_config, parse_overrides, save_config, to_dict
+from grpo_tir.utils.resources import recipes_dir
 
 
 def load(tmp_path: Path, recipe: Any = "", *overrides: str) -> Config:

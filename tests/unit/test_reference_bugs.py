@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from grpo_tir.advantages import assign_advantages, group_advantages
-from grpo_tir.batching import collate, to_row
 from grpo_tir.config import AlgorithmConfig, RewardConfig
-from grpo_tir.evaluate import Evaluation
-from grpo_tir.metrics import step_metrics, summarize
-from grpo_tir.rewards import make_reward
+from grpo_tir.evaluation.held_out import Evaluation
+from grpo_tir.learning.advantages import assign_advantages, group_advantages
+from grpo_tir.learning.batching import collate, to_row
+from grpo_tir.monitor.metrics import step_metrics, summarize
+from grpo_tir.rollouts.rewards import make_reward
 from grpo_tir.testing import ScriptedExecutor, byte_tokenizer
 from grpo_tir.tools.python import PythonTool, observation
 from grpo_tir.types import Reward, RolloutGroup, ToolCall, ToolResult

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from grpo_tir.config import ExecutorConfig
-from grpo_tir.tools.executor import open_executor
-from grpo_tir.tools.pool import Pool
+from grpo_tir.executor.open import open_executor
+from grpo_tir.executor.pool import Pool
 from grpo_tir.tools.python import observation
 from grpo_tir.types import ToolCall
 

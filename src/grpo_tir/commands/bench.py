@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from grpo_tir import bench
-    from grpo_tir.policy import load_model
+    from grpo_tir.rollouts.policy import load_model
 
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"

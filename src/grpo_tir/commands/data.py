@@ -7,11 +7,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-from grpo_tir.data.balance import balance, difficulty_class
-from grpo_tir.data.limr import History, LimScores, lim_scores, read_history
+from grpo_tir.curation.balance import balance, difficulty_class
+from grpo_tir.curation.limr import History, LimScores, lim_scores, read_history
 from grpo_tir.data.problems import load_problems
 from grpo_tir.errors import DataError
-from grpo_tir.files import write_atomically
+from grpo_tir.utils.files import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,10 +121,10 @@ def run_build(args: argparse.Namespace) -> int:
     """Build, and say in one table what became of the rows."""
     if not args.out.parent.is_dir():
         raise DataError(f"{args.out.parent} is no folder: make it first, or name another --out")
-    from grpo_tir.data.contamination import Benchmarks
-    from grpo_tir.data.curation import Build
-    from grpo_tir.data.examine import Settings
-    from grpo_tir.data.sources import open_benchmark, open_source
+    from grpo_tir.curation.build import Build
+    from grpo_tir.curation.contamination import Benchmarks
+    from grpo_tir.curation.examine import Settings
+    from grpo_tir.curation.sources import open_benchmark, open_source
 
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: getattr(args, name) for name in names})

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from grpo_tir.config import Config
 from grpo_tir.data.benchmarks import PINS, Benchmark, load_benchmark, load_file
+from grpo_tir.data.prompts import STEP_BY_STEP
 from grpo_tir.errors import ConfigError
-from grpo_tir.evaluation import Plan
-from grpo_tir.prompts import STEP_BY_STEP
-from grpo_tir.recipe import load_config
-from grpo_tir.resources import find_recipe
+from grpo_tir.evaluation.spec import Plan
+from grpo_tir.utils.recipe import load_config
+from grpo_tir.utils.resources import find_recipe
 
 TAKES_OVERRIDES = True
 PROMPTS: dict[str, tuple[str, str | None]] = {
@@ -113,7 +113,7 @@ def load_benchmarks(args: argparse.Namespace, config: Config) -> list[Benchmark]
         ConfigError: nothing to evaluate on, or two of one name.
         DataError: a benchmark that is not the pinned one, or a file that cannot be used.
     """
-    from grpo_tir.assemble import read_problems
+    from grpo_tir.data.load import read_problems
 
     files = args.data or ([] if args.bench else [config.data.eval] if config.data.eval else [])
     names = [name.strip() for name in args.bench.split(",")] if args.bench else []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from grpo_tir.diagnostics.fit import check_plan
+from grpo_tir.diagnostics.memory import Machine, describe, parse_memory, plan, shape_of
 from grpo_tir.errors import ConfigError
-from grpo_tir.fitting import check_plan
-from grpo_tir.plan import Machine, describe, parse_memory, plan, shape_of
-from grpo_tir.recipe import load_config
-from grpo_tir.resources import find_recipe
+from grpo_tir.utils.recipe import load_config
+from grpo_tir.utils.resources import find_recipe
 
 TAKES_OVERRIDES = True
 

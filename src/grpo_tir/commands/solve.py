@@ -24,14 +24,14 @@ def run(args: argparse.Namespace) -> int:
     if not args.problem.strip():
         raise UserError('the problem is empty: put it in quotes, as in grpo-tir solve "Compute 123 * 45."')
     config = recipe_for(args.model, args.recipe, args.overrides)
-    from grpo_tir.assemble import open_tool
-    from grpo_tir.console import Console
-    from grpo_tir.distributed import Runtime
-    from grpo_tir.evaluate import GREEDY
+    from grpo_tir.distributed.runtime import Runtime
+    from grpo_tir.evaluation.held_out import GREEDY
     from grpo_tir.generation.sampling import Sampling
-    from grpo_tir.grading import model_answer
-    from grpo_tir.policy import load_policy
-    from grpo_tir.rollout import Limits, RolloutLoop, make_groups
+    from grpo_tir.grading.extract import model_answer
+    from grpo_tir.monitor.console import Console
+    from grpo_tir.rollouts.policy import load_policy
+    from grpo_tir.rollouts.rollout import Limits, RolloutLoop, make_groups
+    from grpo_tir.tools.open import open_tool
     from grpo_tir.types import Problem, Rollout
 
     runtime = Runtime(config.model.precision)

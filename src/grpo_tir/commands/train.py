@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from grpo_tir.commands.plan import add_machine, machine_of
-from grpo_tir.recipe import load_config
-from grpo_tir.resources import find_recipe
+from grpo_tir.utils.recipe import load_config
+from grpo_tir.utils.resources import find_recipe
 
 TAKES_OVERRIDES = True
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     bad = ["--data.on_bad", args.on_bad] if args.on_bad else []
     config = load_config(find_recipe(args.recipe), [*args.overrides, *bad])
     if args.dry_run:
-        from grpo_tir.dry_run import dry_run
+        from grpo_tir.diagnostics.doctor import dry_run
 
         named = args.gpus is not None or args.gpu_memory is not None or args.cpu or args.zero > 0
         return dry_run(config, machine_of(args), certain=named)

@@ -1,1 +1,1 @@
-
+"""Read problems and benchmarks, and build prompts."""

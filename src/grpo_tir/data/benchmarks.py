@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_tir import hub
 from grpo_tir.data.problems import load_problems
 from grpo_tir.errors import DataError
 from grpo_tir.types import Problem
+from grpo_tir.utils import hub
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_tir.errors import DataError
-from grpo_tir.resources import find_file, load_object
 from grpo_tir.types import Problem
+from grpo_tir.utils.resources import find_file, load_object
 
 CHUNK = 1 << 16
 """Characters of a JSON list that are read at a time."""

@@ -5,7 +5,7 @@
     2       and gradients
     3       and weights
 
-All of it stays in float32 (DESIGN: at lr 1e-6 a bf16 weight does not move); bf16 is DeepSpeed's own autocast.
+All of it stays in float32 (at lr 1e-6 a bf16 weight would round updates away); bf16 is DeepSpeed's own autocast.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers.integrations import unset_hf_deepspeed_config
 
-from grpo_tir.distributed.moments import Stretch
+from grpo_tir.distributed.optimizer_state import Stretch
 from grpo_tir.errors import ConfigError
 
 

@@ -17,16 +17,17 @@ from typing import Any
 
 from grpo_tir.config import Config
 from grpo_tir.data.benchmarks import Benchmark
-from grpo_tir.distributed import Runtime
+from grpo_tir.data.prompts import encode
+from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.errors import ExecutorOutage
-from grpo_tir.evaluate import EVALUATION, complete
-from grpo_tir.evaluation.journal import Journal, digest
+from grpo_tir.evaluation.held_out import EVALUATION, complete
+from grpo_tir.evaluation.responses import Journal, digest
 from grpo_tir.generation.sampling import Sampling
-from grpo_tir.grading import model_answer
-from grpo_tir.metrics import summarize, trajectory
-from grpo_tir.policy import Policy
-from grpo_tir.prompts import encode
-from grpo_tir.rewards import RewardFunction
+from grpo_tir.grading.extract import model_answer
+from grpo_tir.monitor.metrics import summarize
+from grpo_tir.monitor.run_log import trajectory
+from grpo_tir.rollouts.policy import Policy
+from grpo_tir.rollouts.rewards import RewardFunction
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, Rollout
 

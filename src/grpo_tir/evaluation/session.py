@@ -12,24 +12,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_tir.assemble import open_tool, versions
 from grpo_tir.config import Config
-from grpo_tir.console import Console
 from grpo_tir.data.benchmarks import Benchmark
-from grpo_tir.distributed import Runtime
-from grpo_tir.evaluate import GREEDY
-from grpo_tir.evaluation import Plan, card, paper
-from grpo_tir.evaluation.journal import Journal, digest
-from grpo_tir.evaluation.observations import AlteredTool, blank, shuffle
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.distributed.signals import StopRequest
+from grpo_tir.evaluation import paper, summary, tables
+from grpo_tir.evaluation.held_out import GREEDY
+from grpo_tir.evaluation.responses import Journal, digest
 from grpo_tir.evaluation.run import Bench, Cell, run_cell
-from grpo_tir.files import write_atomically
+from grpo_tir.evaluation.spec import Plan
+from grpo_tir.evaluation.tool_ablation import AlteredTool, blank, shuffle
 from grpo_tir.generation.sampling import Sampling
-from grpo_tir.grading import default_grader
-from grpo_tir.policy import Policy, load_policy
-from grpo_tir.rewards import make_reward
-from grpo_tir.signals import StopRequest
+from grpo_tir.grading.grader import default_grader
+from grpo_tir.monitor.console import Console
+from grpo_tir.monitor.run_log import versions
+from grpo_tir.rollouts.policy import Policy, load_policy
+from grpo_tir.rollouts.rewards import make_reward
+from grpo_tir.tools.open import open_tool
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, ToolResult
+from grpo_tir.utils.files import write_atomically
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
 """Files of a model folder that decide what it says."""
@@ -46,7 +48,7 @@ class Session:
         self.folder = Path(args.out or f"runs/eval/{self._name()}")
         self.journal = Journal(self.folder, self.runtime.rank)
         self.stop = StopRequest(self.runtime, self.console.say, "what is finished is kept")
-        self.finished: list[card.Result] = []
+        self.finished: list[summary.Result] = []
 
     def run(self) -> int:
         """All cells, then the result. Returns the exit code: 0, or 130/143 after a signal."""
@@ -89,12 +91,12 @@ class Session:
                     rows = run_cell(cell, benchmark, bench)
                     if condition == "tool":
                         true_results[benchmark.name] = results_of(rows)
-                    results[benchmark.name] = card.score(rows, cell.samples, same_answer)
+                    results[benchmark.name] = summary.score(rows, cell.samples, same_answer)
                     self.console.say(
                         f"{cell.label} on {benchmark.name}: {100 * results[benchmark.name]['score']:.1f}"
                     )
                 self.finished.append(
-                    {"label": cell.label, **cell.facts, "results": results, "average": card.average(results)}
+                    {"label": cell.label, **cell.facts, "results": results, "average": summary.average(results)}
                 )
         finally:
             if tool is not None:
@@ -136,25 +138,25 @@ class Session:
 
     def write(self, started: float) -> None:
         """results.json and results.md, the table on the console, one JSON object last."""
-        pairs = card.differences(self.finished)
-        result: card.Result = {
+        pairs = summary.differences(self.finished)
+        result: summary.Result = {
             "format": 1,
             "command": self.command(),
             "versions": versions(),
             "benchmarks": {benchmark.name: benchmark.card() for benchmark in self.benchmarks},
             "cells": self.finished,
             "differences": pairs,
-            "tool_benefit": card.tool_benefit(self.finished, pairs),
+            "tool_benefit": summary.tool_benefit(self.finished, pairs),
         }
         if self.args.compare:
             result["paper"] = [dataclasses.asdict(row) | {"true_average": row.true_average} for row in paper.TABLE]
         times = {"started": round(started), "seconds": round(time.time() - started, 1)}
         write_atomically(self.folder / "results.json", json.dumps({**result, "times": times}, indent=1) + "\n")
-        write_atomically(self.folder / "results.md", card.page(result))
+        write_atomically(self.folder / "results.md", tables.page(result))
         say = self.console.say
-        say("\n" + card.table(self.finished, [b.name for b in self.benchmarks], bool(self.args.compare)))
+        say("\n" + tables.table(self.finished, [b.name for b in self.benchmarks], bool(self.args.compare)))
         if pairs:
-            say("\n" + card.difference_table(pairs))
+            say("\n" + tables.difference_table(pairs))
         for line in result["tool_benefit"]:
             say(line)
         scores = {cell["label"]: {n: r["score"] for n, r in cell["results"].items()} for cell in self.finished}

@@ -29,7 +29,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from grpo_tir.generation import Request, Stopped
+from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, draw, uniforms
 from grpo_tir.generation.stopping import CodeBlockStopping
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import yaml
 
-from grpo_tir.alarms import alarm_stretches
 from grpo_tir.config import Config
 from grpo_tir.errors import UserError
-from grpo_tir.recipe import load_config
+from grpo_tir.monitor.alarms import alarm_stretches
+from grpo_tir.utils.recipe import load_config
 
 
 @dataclass

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_tir.errors import UserError
-from grpo_tir.grading import extract_answer
-from grpo_tir.metrics import contradicts, fake_outputs
+from grpo_tir.grading.extract import extract_answer
+from grpo_tir.monitor.metrics import contradicts, fake_outputs
 from grpo_tir.report.read import Run, clean, decoder, json_lines, number, pack, parsed
 from grpo_tir.tools.python import code_blocks
 

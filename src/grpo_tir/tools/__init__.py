@@ -1,1 +1,1 @@
-"""Tools that a policy can call, and the executors that run its code."""
+"""Find tool calls in text, and format what the model reads back."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-from grpo_tir.tools.protocol import Executor
+from grpo_tir.executor.protocol import Executor
 from grpo_tir.types import ToolResult
 
 OUTPUT_MARKER = "```output"

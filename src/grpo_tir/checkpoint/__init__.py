@@ -1,0 +1,1 @@
+"""Save, load and verify checkpoints; record finished rollouts."""

@@ -1,0 +1,185 @@
+"""What has been sampled since the last checkpoint, so that a killed run need not sample it again.
+
+    journal/step_000012.rank0.jsonl     {"recipe": digest}                                the first line
+                                        {"call": [group, sample, number], "code", …}      a result of the tool
+                                        {"rollout": [group, sample], "segments", …}       a finished response
+
+A finished rollout is taken from the journal as it is, ids and log-probs to the last bit, and graded again. With
+`train.deterministic` this holds for whole waves: a torn wave starts again from its prompts, because log-probs
+depend in their last bits on which rows decode together, and a call that it makes again is answered with what was
+recorded. Results lost to the executor are not recorded, nor are rollouts that were set aside.
+
+Each rank writes a file of its own and reads those of all, so that a run may be resumed with another number of
+ranks. A journal of another recipe is not used; nor is one of a step after the first that had to be sampled anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from grpo_tir.config import Config
+from grpo_tir.tools.protocol import Tool
+from grpo_tir.types import Rollout, Segment, Stamp, ToolCall, ToolResult
+from grpo_tir.utils.files import Writer, _cut_torn_line, append_line, whole_lines
+from grpo_tir.utils.recipe import to_dict
+
+Key = tuple[int, ...]
+
+
+class Journal:
+    """The journal of one rank.
+
+    Args:
+        folder: shared by all ranks.
+        rank: of this process.
+        recipe: `digest` of the run's.
+        writer: writes the lines, in its own thread.
+        resume: whether to read what is there.
+    """
+
+    def __init__(self, folder: Path, rank: int, recipe: str, writer: Writer, resume: bool) -> None:
+        self.folder, self.rank, self.recipe, self.writer = folder, rank, recipe, writer
+        self.reading = resume
+        self.calls: dict[Key, tuple[str, ToolResult]] = {}
+        self.rollouts: dict[Key, dict[str, Any]] = {}
+        self.file = folder
+
+    def begin(self, step: int) -> None:
+        """Read what an earlier attempt left of this step, and write on behind it."""
+        self.calls, self.rollouts = {}, {}
+        self.file = self.folder / f"{step_name(step)}.rank{self.rank}.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.reading:
+            for path in sorted(self.folder.glob(f"{step_name(step)}.rank*.jsonl")):
+                self._read(path)
+        if not self.reading or not _cut_torn_line(self.file, self.recipe):
+            self.file.unlink(missing_ok=True)
+            self.writer.do(append_line, self.file, {"recipe": self.recipe})
+
+    def recall(self, rollouts: Sequence[Rollout], whole: bool) -> list[Rollout]:
+        """Fill the rollouts that were finished; returns those that are still to be sampled.
+
+        Args:
+            whole: all or none of them.
+        """
+        missing = [rollout for rollout in rollouts if not self._knows(rollout)]
+        if whole and missing:
+            return list(rollouts)
+        for rollout in rollouts:
+            if self._knows(rollout):
+                _fill(rollout, self.rollouts[rollout.group, rollout.sample])
+        return missing
+
+    def run(self, tool: Tool | None, rollout: Rollout, code: str) -> Future[ToolResult]:
+        """The recorded result of this very call, else the tool's, which is recorded as soon as it is there."""
+        assert tool is not None
+        key = (rollout.group, rollout.sample, len(rollout.calls))
+        known = self.calls.get(key)
+        if known and known[0] == code:
+            future: Future[ToolResult] = Future()
+            future.set_result(known[1])
+            return future
+        future = tool.submit(code)
+        file = self.file
+        future.add_done_callback(lambda done: self._record_call(file, key, code, done))
+        return future
+
+    def record(self, rollout: Rollout) -> None:
+        """A rollout that has just ended."""
+        if rollout.valid:
+            self.writer.do(_append_rollout, self.file, rollout)
+
+    def drop_after(self, step: int) -> None:
+        """Forget the rollouts of later steps: they were sampled from another future."""
+        for path, of_step in self._files():
+            if of_step > step:
+                path.unlink(missing_ok=True)
+
+    def drop_through(self, step: int) -> None:
+        """Forget the steps that a checkpoint has made certain."""
+        for path, of_step in self._files():
+            if of_step <= step:
+                path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Forget everything: a new run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def flush(self) -> None:
+        """Wait until all of it is written."""
+        self.writer.flush()
+
+    def _knows(self, rollout: Rollout) -> bool:
+        entry = self.rollouts.get((rollout.group, rollout.sample))
+        return entry is not None and entry["prompt_ids"] == rollout.prompt_ids
+
+    def _read(self, path: Path) -> None:
+        lines, _ = whole_lines(path)
+        if lines[:1] != [{"recipe": self.recipe}]:
+            return
+        for line in lines[1:]:
+            if "call" in line:
+                self.calls[tuple(line["call"])] = (line["code"], ToolResult(**line["result"]))
+            else:
+                self.rollouts[tuple(line["rollout"])] = line
+
+    def _record_call(self, file: Path, key: Key, code: str, done: Future[ToolResult]) -> None:
+        """Called in a thread of the executor: a writer that has failed tells the main one."""
+        if done.cancelled() or done.exception() or done.result().status == "infrastructure":
+            return
+        line = {"call": key, "code": code, "result": dataclasses.asdict(done.result())}
+        with contextlib.suppress(Exception):
+            self.writer.do(append_line, file, line)
+
+    def _files(self) -> Iterator[tuple[Path, int]]:
+        for path in self.folder.glob("step_*.rank*.jsonl"):
+            yield path, int(path.name.removeprefix("step_").partition(".")[0])
+
+
+def digest(config: Config) -> str:
+    """Of all settings that decide what is sampled; where programs run and what is logged do not."""
+    plain = to_dict(config)
+    kept = {name: plain[name] for name in ("model", "data", "rollout", "tool", "reward", "algorithm", "optim")}
+    kept["train"] = {name: plain["train"][name] for name in ("seed", "deterministic")}
+    if config.optim.schedule != "constant":
+        kept["train"]["steps"] = config.train.steps
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def step_name(step: int) -> str:
+    """How files of a step are called."""
+    return f"step_{step:06d}"
+
+
+def _append_rollout(path: Path, rollout: Rollout) -> None:
+    calls = [
+        {"code": call.code, "result": call.result and dataclasses.asdict(call.result), "seconds": call.seconds}
+        for call in rollout.calls
+    ]
+    line = {
+        "rollout": [rollout.group, rollout.sample],
+        "prompt_ids": rollout.prompt_ids,
+        "segments": [vars(segment) for segment in rollout.segments],
+        "stamps": rollout.stamps,
+        "calls": calls,
+        "finish_reason": rollout.finish_reason,
+    }
+    append_line(path, line)
+
+
+def _fill(rollout: Rollout, line: dict[str, Any]) -> None:
+    rollout.segments = [Segment(**segment) for segment in line["segments"]]
+    rollout.stamps = [Stamp(*stamp) for stamp in line["stamps"]]  # as they were made: the certificate holds on
+    rollout.calls = [
+        ToolCall(call["code"], call["result"] and ToolResult(**call["result"]), call["seconds"])
+        for call in line["calls"]
+    ]
+    rollout.finish_reason = line["finish_reason"]

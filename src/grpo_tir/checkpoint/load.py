@@ -1,0 +1,99 @@
+"""Find, verify and read checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+TRAINER = "trainer.pt"
+
+
+OPTIMIZER = "optimizer-*-of-*.pt"
+
+
+def find_start(run: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from; None for a beginning.
+
+    Raises:
+        CheckpointError: all are damaged, or there are some and nobody asked to go on.
+    """
+    folder = run / "checkpoints"
+    found = list_checkpoints(folder)
+    if found and not resume:
+        raise CheckpointError(
+            f"{run} already holds a run: go on with --resume, or name another --train.output_dir"
+        )
+    if not found:
+        if resume:
+            say(f"{run} has no checkpoint yet: starting from the beginning, with what its journal holds")
+        return None
+    return last_good_checkpoint(folder, say)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def last_good_checkpoint(folder: Path, say: Callable[[str], None] = print) -> Path:
+    """The newest checkpoint that is whole; each that is not is named on the way.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        fault = find_fault(path)
+        if fault is None:
+            return path
+        say(f"{path} is damaged ({fault}); trying the one before it")
+    raise CheckpointError(f"nothing to resume from: {folder} holds no whole checkpoint; start without --resume")
+
+
+def find_fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, (size, digest) in manifest.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            return f"{name} is missing or cut short"
+        if _digest(file) != digest:
+            return f"{name} is corrupt"
+    return None
+
+
+def load_trainer(path: Path) -> dict[str, Any]:
+    """Positions and counters of a checkpoint."""
+    state: dict[str, Any] = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
+    return state
+
+
+def load_optimizer(path: Path, model: Any, optimizer: Any, runtime: Runtime) -> None:
+    """Its state, whatever number of ranks and ZeRO stage wrote it.
+
+    Raises:
+        CheckpointError: it is of other parameters.
+    """
+    files = [
+        torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in sorted(path.glob(OPTIMIZER))
+    ]
+    runtime.write_moments(model, optimizer, files)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

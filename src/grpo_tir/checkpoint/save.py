@@ -1,0 +1,283 @@
+"""Checkpoints that are whole or not there.
+
+    checkpoints/step_000020/   model.safetensors, config.json, tokenizer …   loads with from_pretrained
+                               optimizer-0-of-2.pt …   what each rank holds of it
+                               trainer.pt       positions, counters
+                               manifest.json    size and SHA-256 of every file, written last
+
+A checkpoint is written under a temporary name, synced and renamed, while training goes on with the next step:
+what is written is a copy in the CPU's memory. On loading, every file is held against the manifest: a torn or
+corrupt one is named, and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from grpo_tir.checkpoint.journal import Journal
+from grpo_tir.checkpoint.load import MANIFEST, OPTIMIZER, TRAINER, _digest, list_checkpoints
+from grpo_tir.config import Config
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.errors import OutputError
+from grpo_tir.learning import lora
+from grpo_tir.utils.files import Writer, sync, write_atomically
+from grpo_tir.utils.recipe import save_config
+
+PATIENCE = 600.0
+"""Seconds that the main process waits for the other ranks' parts."""
+FAILED_WRITE = ("os error", "unexpected pos", "file write failed")
+"""What safetensors, tokenizers and torch say of a full disk: each in a type of its own, none of them OSError."""
+
+
+class Saver:
+    """Writes checkpoints in a thread of its own, one at a time. What fails there is raised at the next call.
+
+    Under ZeRO every rank writes its part of the optimizer, and the main process, which does the rest, waits for
+    these files: its thread must not take part in the collectives of training.
+    """
+
+    def __init__(
+        self, folder: Path, config: Config, journal: Journal, say: Callable[[str], None], runtime: Runtime
+    ) -> None:
+        self.folder, self.config, self.journal, self.say = folder, config, journal, say
+        self.runtime = runtime
+        self.writer = Writer("checkpoint")
+
+    def tidy(self, step: int) -> None:
+        """What a kill has kept from being done after the checkpoint of `step`."""
+        remove_old(self.folder, self.config.train.save_total_limit)
+        self.journal.drop_through(step)
+
+    def save(self, step: int, model: Any, tokenizer: Any, optimizer: Any, trainer: dict[str, Any]) -> None:
+        """Begin to write; returns as soon as the state is copied. All ranks call it together."""
+        self.writer.flush()  # two copies at a time would be one too many
+        if self.runtime.is_main:
+            make_partial(self.folder, step)
+        self.runtime.barrier()
+        background = self.config.train.save_in_background
+        snapshot = take_snapshot(step, model, optimizer, trainer, self.runtime, copy=background)
+        if self.runtime.is_main:
+            self.writer.do(self._write, snapshot, model, tokenizer)
+        elif snapshot.moments is not None:
+            self.writer.do(save_part, self.folder, snapshot)
+        if not background:
+            self.writer.flush()
+
+    def check(self) -> None:
+        """Raise what has failed."""
+        self.writer.check()
+
+    def flush(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        self.writer.flush()
+
+    def close(self) -> None:
+        """The same, without a word about failures."""
+        self.writer.close()
+
+    def _write(self, snapshot: Snapshot, model: Any, tokenizer: Any) -> None:
+        keep = self.config.train.save_total_limit
+        path = save_checkpoint(self.folder, snapshot, model, tokenizer, self.config, keep)
+        self.journal.drop_through(snapshot.step)
+        self.say(f"saved {path}")
+
+
+def make_partial(folder: Path, step: int) -> Path:
+    """An empty folder for the next checkpoint.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    partial = partial_folder(folder, step)
+    with refusing_full_disk(partial):
+        remove_old(folder, keep=0)
+        partial.mkdir(parents=True)
+    return partial
+
+
+def save_part(folder: Path, snapshot: Snapshot) -> None:
+    """This rank's part of the optimizer, whole or not there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = partial_folder(folder, snapshot.step) / snapshot.part
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} is not to be seen from here: all nodes must share train.output_dir")
+    with refusing_full_disk(path.parent):
+        hidden = path.with_name(f".{path.name}")
+        torch.save(snapshot.moments, hidden)
+        hidden.rename(path)
+
+
+def partial_folder(folder: Path, step: int) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return folder / f".step_{step:06d}.partial"
+
+
+@contextmanager
+def refusing_full_disk(partial: Path) -> Iterator[None]:
+    """Say in one line that a checkpoint could not be written, and leave nothing of it behind."""
+    try:
+        yield
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OutputError):
+            raise
+        if isinstance(error, OSError) or any(sign in str(error) for sign in FAILED_WRITE):
+            raise OutputError(
+                f"cannot save the checkpoint {partial}: {str(error).splitlines()[0]} (is the disk full?); "
+                "earlier checkpoints are untouched"
+            ) from error
+        raise
+
+
+def save_checkpoint(
+    folder: Path, snapshot: Snapshot, model: Any, tokenizer: Any, config: Config, keep: int
+) -> Path:
+    """Write `folder/step_NNNNNN`, from `make_partial` on, and remove the oldest beyond `keep` (0: keep all).
+
+    Args:
+        model: says how to write the weights; its own are not looked at.
+
+    Raises:
+        OutputError: the disk is full or cannot be written; what was there before is untouched.
+    """
+    final = folder / f"step_{snapshot.step:06d}"
+    partial = partial_folder(folder, snapshot.step)
+    with refusing_full_disk(partial):
+        _save_weights(partial, model, snapshot.weights)
+        tokenizer.save_pretrained(partial)
+        snapshot.generation.save_pretrained(partial)
+        torch.save(snapshot.trainer, partial / TRAINER)
+        save_config(config, partial / "recipe.yaml")
+        save_part(folder, snapshot)
+        _wait_for_parts(partial, snapshot.parts)
+        _write_manifest(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync(folder)
+    remove_old(folder, keep)
+    return final
+
+
+def _save_weights(folder: Path, model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """In Hugging Face format. Adapters are merged into the weights, and written alone as well."""
+    if lora.has_adapters(model):
+        model.save_pretrained(folder / lora.FOLDER, state_dict=dict(weights))
+        model, weights = lora.merge(model, weights)
+    model.save_pretrained(folder, state_dict=dict(weights))  # which it empties
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` (0: keep all), and what a kill in the middle of a save left behind."""
+    for old in list_checkpoints(folder)[:-keep] if keep else []:
+        old.rename(folder / f".{old.name}.partial")  # never half a checkpoint under its name
+    for stale in folder.glob(".step_*.partial"):
+        shutil.rmtree(stale)
+
+
+def _wait_for_parts(partial: Path, number: int) -> None:
+    """All ranks' parts of the optimizer.
+
+    Raises:
+        OutputError: some do not come.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while len(list(partial.glob(OPTIMIZER))) < number:
+        if time.monotonic() > deadline:
+            raise OutputError(f"{partial} lacks parts of other ranks: all nodes must share train.output_dir")
+        time.sleep(0.05)
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder of a run and try it, before anything is paid for.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to train.output_dir {folder}: {error.strerror}; choose another --train.output_dir"
+        ) from None
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        sync(path)
+    entries = {str(path.relative_to(folder)): [path.stat().st_size, _digest(path)] for path in files}
+    write_atomically(folder / MANIFEST, json.dumps(entries, indent=1))
+    sync(folder)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint holds, with tensors that training does not touch."""
+
+    step: int
+    weights: dict[str, torch.Tensor]
+    """On the main process; elsewhere empty."""
+    generation: GenerationConfig
+    """Samples as training did."""
+    moments: dict[str, Any] | None
+    """This rank's part of the optimizer's; None: the main process has it all."""
+    part: str
+    """The name of its file."""
+    parts: int
+    trainer: dict[str, Any]
+    """Positions and counters."""
+
+
+def take_snapshot(
+    step: int, model: Any, optimizer: Any, trainer: dict[str, Any], runtime: Runtime, copy: bool = True
+) -> Snapshot:
+    """Copy everything to the CPU, or hold on to it as it is. All ranks call it together."""
+    with runtime.whole(model):
+        weights = model.state_dict() if runtime.is_main else {}
+        if copy or runtime.stage == 3:  # what was gathered is gone afterwards
+            weights = copy_to_cpu(weights)
+    parts = runtime.world if runtime.stage else 1
+    theirs = model.generation_config
+    generation = GenerationConfig(
+        bos_token_id=theirs.bos_token_id, eos_token_id=theirs.eos_token_id, pad_token_id=theirs.pad_token_id
+    )
+    return Snapshot(
+        step,
+        weights,
+        generation,
+        runtime.read_moments(model, optimizer, copy),
+        f"optimizer-{runtime.rank}-of-{parts}.pt",
+        parts,
+        trainer,
+    )
+
+
+def copy_to_cpu(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
+    """A nested structure with its tensors copied; those that share memory (tied weights) go on sharing it."""
+    copies = {} if copies is None else copies
+    if isinstance(value, torch.Tensor):
+        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if place not in copies or not value.numel():
+            copies[place] = value.detach().to("cpu", copy=True)
+        return copies[place]
+    if isinstance(value, dict):
+        return {key: copy_to_cpu(item, copies) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copy_to_cpu(item, copies) for item in value)
+    return value

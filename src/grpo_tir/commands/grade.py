@@ -1,0 +1,183 @@
+"""`grpo-tir grade IN.jsonl --out O.jsonl`: judge recorded outputs against gold answers.
+
+In:  one object a line with `id`, `output` (what the model wrote, whole) and `answer` (the gold).
+Out: one object a line, in the same order, with `id`, `outcome` (right | wrong | unjudged), `extracted` (the
+     content of the last box, or null) and `seconds`. The file appears under its name only when it is whole.
+
+`--against FIELD` compares with a verdict that the rows already carry and prints every disagreement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from grpo_tir.errors import DataError, GraderOutage
+from grpo_tir.grading.extract import extract_answer
+from grpo_tir.grading.grader import Grade, Grader
+
+_VERDICTS = {
+    **dict.fromkeys(("right", "correct", "true", "1", "1.0", "yes"), "right"),
+    **dict.fromkeys(("wrong", "incorrect", "false", "0", "0.0", "-1", "-1.0", "no"), "wrong"),
+    "unjudged": "unjudged",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `grade`."""
+    parser.add_argument("input", type=Path, help='JSONL with {"id", "output", "answer"} a line')
+    parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
+    parser.add_argument(
+        "--against", metavar="FIELD", help="column with another verdict (right/wrong, true/false, 1/0)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 2, help="judging processes (default: cores)"
+    )
+    parser.add_argument("--timeout", type=float, default=2.0, help="seconds for one answer (default: 2)")
+    parser.add_argument(
+        "--allow-text", action="store_true", help='without a box, take what follows the last "answer is" or "####"'
+    )
+    parser.add_argument("--on-bad", choices=["stop", "skip"], default="stop", help="a row that cannot be used")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judge every row; the exit code says nothing about the verdicts."""
+    if args.workers < 1 or args.timeout <= 0:
+        raise DataError("--workers must be 1 or more, --timeout above 0")
+    if not args.out.parent.is_dir():
+        raise DataError(f"{args.out.parent} is no folder: make it first, or name another --out")
+    if args.out.exists() and args.input.exists() and args.out.samefile(args.input):
+        raise DataError(f"--out {args.out} is the input itself: name another file")
+    part = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")
+    bad: list[str] = []
+    counts: Counter[str] = Counter()
+    disagreements: list[str] = []
+    rows = _rows(args.input, args.against, bad, skip=args.on_bad == "skip")
+    try:
+        with Grader(args.workers, args.timeout) as grader, part.open("w", encoding="utf-8") as out:
+            for row, grade in _graded(rows, grader, args):
+                if grade.outcome == "unjudged" and "does not start" in grade.reason:
+                    raise GraderOutage(f"nothing can be judged here: {grade.reason}")
+                counts[grade.outcome] += 1
+                record = {"id": row["id"], "outcome": grade.outcome, "extracted": grade.extracted}
+                out.write(json.dumps({**record, "seconds": round(grade.seconds, 6)}) + "\n")
+                if args.against and row["verdict"] != grade.outcome:
+                    disagreements.append(_disagreement(row, grade))
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, args.out)
+    finally:
+        part.unlink(missing_ok=True)
+    _summarise(counts, bad, disagreements if args.against else None, args.out)
+    return 0
+
+
+def _graded(
+    rows: Iterator[dict[str, Any]], grader: Grader, args: argparse.Namespace
+) -> Iterator[tuple[dict[str, Any], Grade]]:
+    """Rows with their grades, in order; a few rows for each worker are under way at any time."""
+    from tqdm import tqdm
+
+    under_way: deque[tuple[dict[str, Any], Future[Grade]]] = deque()
+    for row in tqdm(rows, desc="grading", unit="row", disable=None):
+        answer = extract_answer(row["output"], allow_text=args.allow_text)
+        under_way.append((row, grader.submit(answer, row["answer"])))
+        if len(under_way) >= 8 * args.workers:
+            first, future = under_way.popleft()
+            yield first, future.result()
+    for row, future in under_way:
+        yield row, future.result()
+
+
+def _rows(path: Path, against: str | None, bad: list[str], *, skip: bool) -> Iterator[dict[str, Any]]:
+    """Usable rows. One that is not ends the run with its file and line, or is left out and noted in `bad`."""
+    seen: dict[str, int] = {}
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = _row(line, against)
+                    key = json.dumps(row["id"])
+                    if key in seen:
+                        raise ValueError(f"the id {key} is that of line {seen[key]} too")
+                except ValueError as error:
+                    fault = f"{path}:{number}: {error}"
+                    if not skip:
+                        raise DataError(
+                            f"{fault}; mend the row, or leave such rows out with --on-bad skip"
+                        ) from None
+                    bad.append(fault)
+                    continue
+                seen[key] = number
+                yield row
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _row(line: bytes, against: str | None) -> dict[str, Any]:
+    """One row, checked.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start} of the line)") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except ValueError:
+        raise ValueError("a number with thousands of digits: write it as a string") from None
+    except RecursionError:
+        raise ValueError("not JSON that can be read: nested too deeply") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"an object is expected, this is a {type(row).__name__}")
+    for name in filter(None, ("id", "output", "answer", against)):
+        if name not in row:
+            raise ValueError(f"`{name}` is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
+    if not isinstance(row["output"], str):
+        raise ValueError(f"`output` must be text, not {row['output']!r:.40}")
+    answer = row["answer"]
+    if isinstance(answer, bool | list | dict) or (isinstance(answer, float) and not abs(answer) < 1e300):
+        raise ValueError(f"`answer` must be text or a number, not {answer!r:.40}")
+    row["answer"] = "" if answer is None else str(answer)
+    if against:
+        said = str(row[against]).strip().lower()
+        if said not in _VERDICTS:
+            raise ValueError(
+                f"`{against}` is {row[against]!r:.40}; known: right, wrong, unjudged, true, false, 1, 0"
+            )
+        row["verdict"] = _VERDICTS[said]
+    return row
+
+
+def _disagreement(row: dict[str, Any], grade: Grade) -> str:
+    extracted = "no box" if grade.extracted is None else _short(grade.extracted)
+    verdicts = f"{grade.outcome}, not {row['verdict']}"
+    return f"{row['id']}: {verdicts}: {extracted} for {_short(row['answer'])} ({grade.reason})"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return f"`{line}`" if len(line) <= 60 else f"`{line[:57]}…`"
+
+
+def _summarise(counts: Counter[str], bad: list[str], disagreements: list[str] | None, out: Path) -> None:
+    for fault in bad:
+        print(f"left out: {fault}", file=sys.stderr)
+    for line in disagreements or []:
+        print(line)
+    total = sum(counts.values())
+    verdicts = ", ".join(f"{counts[name]} {name}" for name in ("right", "wrong", "unjudged"))
+    print(f"{total} rows: {verdicts}" + (f"; {len(bad)} left out" if bad else "") + f" -> {out}")
+    if disagreements is not None:
+        print(f"{len(disagreements)} of {total} disagree with the column")

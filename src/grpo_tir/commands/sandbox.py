@@ -1,0 +1,178 @@
+"""`grpo-tir sandbox build | status | bench | run`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+
+from grpo_tir.config import ExecutorConfig
+from grpo_tir.errors import DataError, GrpoTirError
+from grpo_tir.types import ToolResult
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Four commands, each useful by itself."""
+    commands = parser.add_subparsers(dest="sandbox_command", required=True)
+    build = commands.add_parser("build", help="build the container image")
+    build.add_argument(
+        "--base", default="python:3.12-slim", help="any image with Python 3.11+ (default: %(default)s)"
+    )
+    build.add_argument("--tag", default="grpo-tir-sandbox", help="name of the result (default: %(default)s)")
+    build.add_argument("--host", help="URL of the Docker engine; default: the local one")
+    status = commands.add_parser(
+        "status", help="say which executors can be used here, and remove stale containers"
+    )
+    status.add_argument("--host", action="append", default=[], help="a Docker engine; may be repeated")
+    bench = commands.add_parser("bench", help="measure the executor on this machine")
+    program = commands.add_parser("run", help="run one program, or a file of them")
+    program.add_argument("file", nargs="?", help="a Python file; - is stdin")
+    program.add_argument(
+        "--jsonl", nargs=2, metavar=("IN", "OUT"), help='lines {"id", "code"} to lines of results'
+    )
+    for command in (bench, program):
+        command.add_argument("--executor", choices=["docker", "process", "auto"], default="docker")
+        command.add_argument("--host", action="append", default=[], help="a Docker engine; may be repeated")
+        command.add_argument("--slots", type=int, default=0, help="programs at a time; 0: twice the cores")
+        command.add_argument("--timeout", type=float, default=10.0, help="CPU seconds of one program")
+        command.add_argument("--memory-mb", type=int, default=512, help="memory of one program")
+    program.add_argument("--concurrency", type=int, default=64, help="programs in flight with --jsonl")
+    bench.add_argument("--calls", type=int, default=200, help="calls per measurement")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Dispatch; errors of ours travel to the command line's handler."""
+    actions = {"build": build, "status": status, "bench": bench, "run": run_programs}
+    return actions[args.sandbox_command](args)
+
+
+def build(args: argparse.Namespace) -> int:
+    from grpo_tir.executor.image import build_image
+
+    build_image(args.base, args.tag, args.host)
+    return 0
+
+
+def to_config(args: argparse.Namespace) -> ExecutorConfig:
+    return ExecutorConfig(
+        kind=args.executor, hosts=args.host, slots=args.slots, timeout=args.timeout, memory_mb=args.memory_mb
+    )
+
+
+def status(args: argparse.Namespace) -> int:
+    """One line an executor; exit 0 when docker, the recipes' default, can be used."""
+    from grpo_tir.executor.docker_client import connect, remove_stale
+    from grpo_tir.executor.open import open_executor
+
+    usable = True
+    for host in args.host or [None]:
+        try:
+            removed = remove_stale(connect(host))
+            if removed:
+                print(f"removed {removed} stale container(s)")
+        except GrpoTirError:
+            pass  # said by the probe below
+    for kind in ("docker", "process"):
+        try:
+            config = ExecutorConfig(kind=kind, hosts=args.host if kind == "docker" else [])
+            with open_executor(config) as executor:
+                answer = executor.run("print(6 * 7)")
+                print(f"{kind}: {answer.status}, {answer.seconds * 1e3:.1f} ms")
+        except GrpoTirError as error:
+            usable = usable and kind != "docker"
+            print(f"{kind}: not usable: {error}")
+    return 0 if usable else 1
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Calls per second and latency of this executor; benchmarks/sandbox.py compares it with the alternatives."""
+    from grpo_tir.executor.measure import measure
+    from grpo_tir.executor.open import open_executor
+
+    with open_executor(to_config(args)) as executor:
+        print(json.dumps(measure(executor, args.calls)))
+    return 0
+
+
+def run_programs(args: argparse.Namespace) -> int:
+    """One program: its output and its exit code. Many: every line answered, exit 0."""
+    from grpo_tir.executor.open import open_executor
+
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    if bool(args.file) == bool(args.jsonl):
+        raise DataError("sandbox run needs a FILE.py, or --jsonl IN OUT")
+    programs = list(read_programs(Path(args.jsonl[0]))) if args.jsonl else []
+    code = "" if args.jsonl else read_code(args.file)
+    with open_executor(to_config(args), say=say) as executor:
+        if args.jsonl:
+            return run_many(executor, programs, Path(args.jsonl[1]), args.concurrency)
+        result = executor.run(code)
+    sys.stdout.write(result.stdout)
+    sys.stderr.write(result.stderr)
+    if result.status not in ("ok", "error"):
+        say(f"{result.status} after {result.seconds:.2f} s")
+    return result.exit_code if result.exit_code is not None else 1
+
+
+def read_code(name: str) -> str:
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {name}: {error}") from None
+
+
+def read_programs(path: Path) -> Iterator[tuple[object, str]]:
+    """Raises DataError with file and line for what is not a program."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                identity, code = row["id"], row["code"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f'{path}:{number}: want {{"id": …, "code": "…"}} ({error})') from None
+            if not isinstance(code, str):
+                raise DataError(f"{path}:{number}: `code` must be text, not {type(code).__name__}")
+            yield identity, code
+
+
+def run_many(executor, programs, out: Path, concurrency: int) -> int:  # type: ignore[no-untyped-def]
+    """Results in the order of the input, written as they come."""
+    import threading
+
+    room = threading.BoundedSemaphore(max(concurrency, 1))
+    futures: list[Future[ToolResult]] = []
+    with out.open("w", encoding="utf-8") as file:
+        written = 0
+        for _, code in programs:
+            room.acquire()
+            future = executor.submit(code)
+            future.add_done_callback(lambda _: room.release())
+            futures.append(future)
+            while written < len(futures) and futures[written].done():
+                file.write(line_of(programs[written][0], futures[written].result()))
+                written += 1
+        for index in range(written, len(futures)):
+            file.write(line_of(programs[index][0], futures[index].result()))
+    return 0
+
+
+def line_of(identity: object, result: ToolResult) -> str:
+    return json.dumps({"id": identity, **asdict(result)}) + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="grpo-tir sandbox")
+    add_arguments(parser)
+    try:
+        sys.exit(run(parser.parse_args()))
+    except GrpoTirError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,1 @@
+"""Build one clean training file from raw sources."""

@@ -1,0 +1,122 @@
+"""What can be said of one raw row without the others: is it a problem, is it a benchmark's, does it fit?"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_tir.curation.balance import difficulty_class, lot
+from grpo_tir.curation.contamination import Benchmarks
+from grpo_tir.curation.dedup import Row
+from grpo_tir.curation.filters import Unfit, read_problem
+from grpo_tir.curation.fingerprint import Fingerprint, fingerprint
+from grpo_tir.curation.sources import columns
+from grpo_tir.data.problems import column_text
+from grpo_tir.data.prompts import make_renderer
+from grpo_tir.errors import DataError
+from grpo_tir.types import Problem
+from grpo_tir.utils import hub
+
+BAD = "bad row"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides on the output, apart from the rows themselves."""
+
+    problem_field: str = "problem"
+    answer_field: str = "answer"
+    difficulty_field: str = "level"
+    """Column by which to balance; where it is missing, the source stands for the difficulty."""
+    tokenizer: str | None = None
+    """Folder, file or Hub id (@revision); None: no limit of length."""
+    template: str = "torl"
+    max_prompt_length: int = 400
+    """Tokens of the rendered prompt. (ToRL: 400)"""
+    balance: int | None = None
+    """Problems to draw, equally from each difficulty; None: all."""
+    seed: int = 0
+    """Of that draw."""
+
+
+class Examiner:
+    """Reads rows; the same row always has the same fate here.
+
+    Args:
+        names: of the sources, by number.
+        forbidden: the benchmarks' problems.
+
+    Raises:
+        DataError, TemplateError: a tokenizer or template that cannot be loaded.
+    """
+
+    def __init__(self, names: list[str], forbidden: Benchmarks, settings: Settings) -> None:
+        self.names, self.forbidden, self.settings = names, forbidden, settings
+        self.tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer else None
+        self.tokenizer_sha256 = self.tokenizer and hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        self.render = make_renderer(settings.template)
+
+    def examine(self, number: int, place: str, raw: Any) -> Row:
+        """All that can be said of a row without the others and without the grader."""
+        settings, name = self.settings, self.names[number]
+        row = Row(number, place)
+        try:
+            fields = columns(raw, settings.problem_field, settings.answer_field)
+            row.origin = f"{name}/{fields['source']}" if isinstance(fields.get("source"), str) else name
+            row.has_own_id = fields.get("id") is not None
+            row.id = column_text(fields, "id", "id") if row.has_own_id else ""
+            row.problem = str(fields.get(settings.problem_field) or "")
+            row.answer = str(fields.get(settings.answer_field) or "")
+            row.problem, row.answer = read_problem(fields, settings.problem_field, settings.answer_field)
+        except Unfit as unfit:
+            row.reason, row.detail = unfit.reason, unfit.detail
+        except ValueError as error:
+            row.reason, row.detail = BAD, str(error)
+            row.problem, row.answer = _printable(row.problem), _printable(row.answer)
+            return row
+        row.print = fingerprint(row.problem)
+        row.id = row.id or f"{name}-{hashlib.sha256(row.problem.encode()).hexdigest()[:16]}"
+        level = fields.get(settings.difficulty_field)
+        row.difficulty = difficulty_class(level if isinstance(level, str) and level else row.origin)
+        row.lot = lot(settings.seed, row.id)
+        if not row.reason:
+            self._compare_and_measure(row, row.print)
+        return row
+
+    def _compare_and_measure(self, row: Row, said: Fingerprint) -> None:
+        copied = self.forbidden.find(said)
+        if copied:
+            row.reason, row.other = "in a benchmark", copied.id
+            row.detail = f"{copied.benchmark}: {copied.share:.2f} of its words"
+        elif self.tokenizer:
+            prompt = self.render(Problem(row.id, row.problem, row.answer))
+            tokens = len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+            if tokens > self.settings.max_prompt_length:
+                row.reason, row.detail = "too long", f"{tokens} tokens"
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def load_tokenizer(place: str) -> Any:
+    """A tokenizer from a folder, a file or the Hub.
+
+    Loaded by `tokenizers` alone: transformers would bring 240 MB of modules for the same numbers.
+    """
+    from tokenizers import Tokenizer
+
+    file = Path(place) / "tokenizer.json" if Path(place).is_dir() else Path(place)
+    try:
+        if file.is_file():
+            tokenizer = Tokenizer.from_file(str(file))
+        else:
+            hub.settle()
+            name, _, revision = place.partition("@")
+            tokenizer = Tokenizer.from_pretrained(name, revision=revision or "main")
+    except Exception as error:  # the library's errors are bare Exceptions
+        raise DataError(f"cannot load the tokenizer {place}: {str(error).splitlines()[0]}") from None
+    tokenizer.no_truncation()
+    return tokenizer

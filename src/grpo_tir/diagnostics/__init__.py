@@ -1,0 +1,1 @@
+"""Check a recipe before training, plan its memory, replay a recorded response."""

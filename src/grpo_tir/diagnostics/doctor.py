@@ -1,0 +1,178 @@
+"""`grpo-tir doctor [RECIPE]`: finds what would go wrong, before any training is paid for.
+
+    settings ─ problems ─ grader ─ executor (up, honest, closed, fast enough) ─ model (prompt, markers, ends,
+    sampling) ─ room (memory, disk)
+
+Every check says what it saw. A fault is named with its mend, and the checks that do not depend on it go on.
+Without a recipe only grader and executor are looked at. Exit code: 0 no fault, 1 some fault.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo_tir.config import Config, check_for_training
+from grpo_tir.data.load import read_all_problems
+from grpo_tir.data.prompts import encode, make_renderer
+from grpo_tir.diagnostics.finding import Finding, fault, fine, guarded, warning
+from grpo_tir.diagnostics.fit import check_plan
+from grpo_tir.diagnostics.memory import Machine, Shape, describe, plan, shape_of
+from grpo_tir.errors import ConfigError, DataError, ModelError
+from grpo_tir.rollouts.rewards import make_reward
+from grpo_tir.types import Problem
+from grpo_tir.utils import hub
+
+MARKS = {"fine": "ok   ", "warning": "warn ", "fault": "FAULT"}
+
+
+def diagnose(config: Config | None, bench_dir: str | None = None, with_model: bool = True) -> Iterator[Finding]:
+    """All findings, in the order of the way of the data."""
+    # Imported here: torch and sympy are heavy, and `--help` is to be instant.
+    from grpo_tir.diagnostics.executor import check_executor
+    from grpo_tir.diagnostics.grader import check_grader
+    from grpo_tir.diagnostics.problems import check_problems
+
+    if config is None:
+        yield from guarded("grader", lambda: check_grader([]))
+        yield from guarded("executor", lambda: check_executor(Config()))
+        return
+    yield from guarded("settings", lambda: check_settings(config))
+    problems: list[Problem] = []
+    made_on_the_spot = config.model.path == config.data.train == "quickstart"
+    if made_on_the_spot:
+        yield warning("problems", "`grpo-tir quickstart` makes problems and model on the spot: not looked at")
+    else:
+        yield from guarded("problems", lambda: check_problems(config, problems, bench_dir))
+    yield from guarded("grader", lambda: check_grader(problems))
+    if config.tool.max_tool_calls:
+        yield from guarded("executor", lambda: check_executor(config))
+    if with_model and not made_on_the_spot:
+        from grpo_tir.diagnostics.model import check_model
+
+        yield from guarded("model", lambda: check_model(config, problems))
+
+
+def check_settings(config: Config) -> Iterator[Finding]:
+    """What `train` would refuse, or find missing, at its start."""
+    from grpo_tir.rollouts.rewards import make_reward
+
+    check_for_training(config)
+    if (Path(config.train.output_dir) / "checkpoints").is_dir():
+        yield fault(
+            "settings", f"{config.train.output_dir} already holds a run: --resume it, or name another folder"
+        )
+    for name in config.train.report_to:
+        if importlib.util.find_spec(name) is None:
+            yield fault("settings", f"train.report_to names {name}, which is not installed: pip install {name}")
+    make_reward(config.reward, config.rollout.max_completion_length)
+    if config.reward.code_penalty or config.reward.no_code_penalty:
+        yield warning("settings", "code is punished: the paper's ablation found no gain from it (Figure 6)")
+    yield fine("settings", "the recipe is whole")
+
+
+def dry_run(config: Config, machine: Machine, certain: bool, say: Callable[[str], None] = print) -> int:
+    """Say what a run would do. Returns the exit code.
+
+    Args:
+        config: the resolved recipe.
+        machine: to plan for.
+        certain: whether that is the machine of the run: then what does not fit is refused.
+
+    Raises:
+        UserError: whatever would stop the run before its first rollout.
+    """
+    check_for_training(config)
+    if config.model.path == "quickstart":
+        raise ConfigError(
+            "this recipe's model and problems are made on the spot: run `grpo-tir quickstart`, "
+            "or name --model.path and --data.train"
+        )
+    make_reward(config.reward, config.rollout.max_completion_length)
+    rollout = config.rollout
+    say(
+        f"settings   {rollout.prompts_per_step} x {rollout.samples_per_prompt} rollouts a step, "
+        f"{config.train.steps} steps, c = {config.tool.max_tool_calls}, lr {config.optim.lr:g}"
+    )
+    train, held_out = read_all_problems(config, say)
+    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    render = make_renderer(config.data.template, tokenizer, config.data.system)
+    shape = shape_of(config.model.path, config.model.revision)
+    check_positions(config, shape)
+    lengths = [len(encode(tokenizer, render(problem))) for problem in train]
+    say(prompt_line(lengths, config))
+    fitting = sum(length <= config.data.max_prompt_length for length in lengths)
+    say(
+        f"problems   {fitting} to train on ({fitting / rollout.prompts_per_step:.1f} steps an epoch), "
+        f"{len(held_out)} held out"
+    )
+    say(f"the first prompt, {lengths[0]} tokens:\n{indent(render(train[0]))}\n")
+    found = plan(config, shape, machine)
+    say(describe(found, shape, machine))
+    try:
+        check_plan(found, config, shape, machine)
+    except ConfigError as error:
+        if certain:
+            raise
+        say(f"warning: {error} (name the machine of the run: --gpus N --gpu-memory 80GB --zero STAGE)")
+    say("\ndry run: nothing was trained, nothing was written")
+    return 0
+
+
+def load_tokenizer(path: str, revision: str | None) -> Any:
+    """The model's tokenizer, from a folder or the Hub.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+        raise ModelError(f"no model folder at {path}; model.path is a folder or a Hub id")
+    if not folder.is_dir():
+        hub.settle()
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
+    except Exception as error:  # transformers raises a different type for every way to be wrong
+        fault = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"cannot load the tokenizer of {path}: {fault}") from error
+
+
+def check_positions(config: Config, shape: Shape) -> None:
+    """Refuse rows that are longer than the model can be.
+
+    Raises:
+        ConfigError: prompt and completion together exceed its positions.
+    """
+    wanted = config.data.max_prompt_length + config.rollout.max_completion_length
+    if shape.positions and wanted > shape.positions:
+        raise ConfigError(
+            f"data.max_prompt_length + rollout.max_completion_length = {wanted}, "
+            f"but {config.model.path} has {shape.positions} positions"
+        )
+
+
+def prompt_line(lengths: Sequence[int], config: Config) -> str:
+    """Prompts in tokens, and how many a run would leave out.
+
+    Raises:
+        DataError: all of them.
+    """
+    longest = config.data.max_prompt_length
+    out = sum(length > longest for length in lengths)
+    if out == len(lengths):
+        raise DataError(f"{config.data.train}: no problem is short enough for data.max_prompt_length")
+    middle = statistics.median(lengths)
+    return (
+        f"prompts    {min(lengths)} to {max(lengths)} tokens, median {middle:.0f}; "
+        f"{out} of {len(lengths)} are longer than data.max_prompt_length {longest} and left out"
+    )
+
+
+def indent(text: str) -> str:
+    """Behind a bar, as responses are shown."""
+    return "\n".join(f"  | {line}" for line in text.split("\n"))

@@ -1,0 +1,179 @@
+"""Is the executor up, honest, closed and fast enough?
+
+Five attacks, each a program that says BREACH where it gets through. They are the short form of tests/sandbox:
+enough to see that the walls stand on this machine, not that there is no hole in them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from grpo_tir.config import Config
+from grpo_tir.diagnostics.finding import Finding, fault, fine, warning
+from grpo_tir.executor.measure import PROGRAMS, rate
+from grpo_tir.types import ToolResult
+
+ENOUGH_SECONDS = 120.0
+"""For all calls of a step: half of what the paper's step takes at c = 1 (237 s)."""
+CANARY = "GRPO_TIR_DOCTOR"
+"""An environment variable of ours that no program may read."""
+
+REACHES_OUT = """
+import socket
+for address in {addresses}:
+    try:
+        socket.create_connection(address, timeout=1).close()
+        print('BREACH: it reaches', address)
+    except OSError:
+        pass
+"""
+READS_FILES = """
+for path in {paths}:
+    try:
+        print('BREACH: it reads', path, open(path).read())
+    except OSError:
+        pass
+"""
+READS_SECRETS = """
+import os
+seen = [b' '.join(os.environb)]
+for pid in (1, os.getpid(), os.getppid()):
+    try:
+        seen.append(open(f'/proc/{{pid}}/environ', 'rb').read())
+    except OSError:
+        pass
+if any({name!r}.encode() in part for part in seen):
+    print('BREACH: it reads the environment of the trainer')
+"""
+TAKES_MEMORY = """
+taken = bytearray({megabytes} << 20)
+taken[::4096] = bytes(len(taken[::4096])).replace(bytes(1), b'x')
+print('BREACH: it holds {megabytes} MB')
+"""
+LEAVES_THINGS = """
+import builtins, math, os
+builtins.left, math.pi, os.environ['LEFT'] = 1, 3, '1'
+open('left', 'w').write('1')
+print('done')
+"""
+FINDS_THINGS = """
+import builtins, math, os
+found = [name for name, there in (('a builtin', hasattr(builtins, 'left')), ('a changed module', math.pi == 3),
+         ('a variable', 'LEFT' in os.environ), ('a file', os.path.exists('left'))) if there]
+print('BREACH: an earlier program left ' + ', '.join(found) if found else 'clean')
+"""
+
+
+def check_executor(config: Config) -> Iterator[Finding]:
+    """Opens the recipe's tool as `train` does; a tool of one's own only has to open."""
+    from grpo_tir.tools.open import open_tool
+
+    said: list[str] = []
+    with ExitStack() as stack:
+        os.environ[CANARY] = secrets.token_hex(8)
+        stack.callback(os.environ.pop, CANARY, None)
+        tool = open_tool(config, said.append)
+        assert tool is not None, "asked for only where calls are made"
+        stack.callback(tool.close)
+        executor = getattr(tool, "executor", None)
+        if executor is None:
+            yield fine("executor", f"{config.tool.name} opens")
+            return
+        yield fine("executor", " ".join(said) or f"{executor.describe().get('kind')} opens")
+        honest = list(check_honesty(executor))
+        yield from honest
+        if any(finding.level == "fault" for finding in honest):
+            return  # what does not even answer need not be attacked
+        yield from check_isolation(executor, config)
+        yield from check_speed(executor, config)
+
+
+def check_honesty(executor: Any) -> Iterator[Finding]:
+    """What a program printed and how it ended must come back as it was."""
+    cases: list[tuple[str, str, str, str, float | None]] = [
+        ("a program that prints", "print(6 * 7)", "ok", "42\n", None),
+        ("a program that fails", "1 / 0", "error", "", None),
+        ("an endless loop", "while True: pass", "timeout", "", 1.0),
+    ]
+    wrong = 0
+    for what, code, status, stdout, timeout in cases:
+        result: ToolResult = executor.submit(code, timeout=timeout).result()
+        if (result.status, result.stdout) != (status, stdout):
+            wrong += 1
+            yield fault(
+                "executor",
+                f"{what} came back `{result.status}` with {result.stdout[:60]!r}, not `{status}` with {stdout!r}"
+                f"{': ' + result.stderr.strip()[-120:] if result.stderr.strip() else ''}. Build the image again: "
+                "grpo-tir sandbox build",
+            )
+    if not wrong:
+        yield fine("executor", "honest: output, error and time-out come back as such")
+
+
+def check_isolation(executor: Any, config: Config) -> Iterator[Finding]:
+    """The five attacks. What `process` cannot hold back is a warning there: it was asked for by name."""
+    weak = executor.describe().get("kind") == "process"
+    breaches = {name: said for name, said in attack(executor, config) if said}
+    for name, said in breaches.items():
+        text = f"not isolated, {name}: {said}. Use executor.kind docker"
+        yield warning("executor", text) if weak else fault("executor", text)
+    if not breaches:
+        yield fine("executor", "closed: 5 attacks held (network, files, secrets, memory, leftovers)")
+
+
+def attack(executor: Any, config: Config) -> Iterator[tuple[str, str]]:
+    """(attack, what it got through), the latter empty where it did not."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        threading.Thread(target=_accept, args=(listener,), daemon=True).start()
+        here, there = (stack.enter_context(tempfile.NamedTemporaryFile("w", dir=d)) for d in (Path.cwd(), None))
+        for file in (here, there):
+            file.write("secret")
+            file.flush()
+        addresses = [("127.0.0.1", listener.getsockname()[1]), ("1.1.1.1", 53)]
+        programs = {
+            "network": REACHES_OUT.format(addresses=addresses),
+            "files": READS_FILES.format(paths=[here.name, there.name]),
+            "secrets": READS_SECRETS.format(name=CANARY),
+            "memory": TAKES_MEMORY.format(megabytes=2 * config.executor.memory_mb),
+        }
+        for name, code in programs.items():
+            yield name, breach(executor.submit(code).result())
+        executor.submit(LEAVES_THINGS).result()
+        finders = [executor.submit(FINDS_THINGS) for _ in range(min(executor.slots, 16))]
+        yield "leftovers", next(filter(None, [breach(finder.result()) for finder in finders]), "")
+
+
+def breach(result: ToolResult) -> str:
+    """The first thing that a program says it got through."""
+    lines = [line for line in result.stdout.splitlines() if line.startswith("BREACH: ")]
+    return lines[0].removeprefix("BREACH: ")[:160] if lines else ""
+
+
+def check_speed(executor: Any, config: Config) -> Iterator[Finding]:
+    """The calls of a whole step, if every response makes all it may."""
+    rollout = config.rollout
+    calls = rollout.prompts_per_step * rollout.samples_per_prompt * config.tool.max_tool_calls
+    speed = rate(executor, PROGRAMS["numpy"], in_flight=2 * executor.slots, calls=min(200, 6 * executor.slots))
+    seconds = calls / max(speed, 1e-9)
+    text = f"{speed:.0f} calls/s with {executor.slots} slots: {calls} calls of a step take {seconds:.0f} s"
+    if seconds > ENOUGH_SECONDS:
+        yield fault("executor", f"too slow: {text}. Raise executor.slots, or add engines to executor.hosts")
+    else:
+        yield fine("executor", text)
+
+
+def _accept(listener: socket.socket) -> None:
+    try:
+        while True:
+            listener.accept()[0].close()
+    except OSError:
+        pass  # closed: the attack is over

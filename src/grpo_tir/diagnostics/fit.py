@@ -1,0 +1,75 @@
+"""Refuses a recipe that does not fit its machine, and looks for the nearest one that does.
+
+Tried are the settings that change memory and not the gradient: recomputation, the micro-batch, the bound of the KV
+cache; and the machine: ZeRO stage, number of GPUs. The fewest changes win, then the fewest GPUs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from grpo_tir.config import Config
+from grpo_tir.diagnostics.memory import GIB, Machine, Plan, Shape, plan
+from grpo_tir.errors import ConfigError
+
+
+def nearest(config: Config, shape: Shape, machine: Machine) -> str | None:
+    """The fewest changes under which it fits, as options; None if none of those that are tried does."""
+    fitting = [
+        (len(options), machine.gpus, options)
+        for options, changed, machine in _candidates(config, shape, machine)
+        if plan(changed, shape, machine).need <= machine.memory
+    ]
+    return " ".join(min(fitting, key=lambda found: found[:2])[2]) if fitting else None
+
+
+def _candidates(config: Config, shape: Shape, machine: Machine) -> Iterator[tuple[list[str], Config, Machine]]:
+    """Changes of memory's settings, none of which changes the gradient."""
+    longest = config.data.max_prompt_length + config.rollout.max_completion_length
+    start = config.optim.micro_batch_tokens
+    sizes = [start >> i for i in range(12) if start >> i >= longest or i == 0]
+    stages = range(machine.zero, 4)
+    numbers = [machine.gpus << i for i in range(6)]
+    checkpointing = {config.model.gradient_checkpointing, True}
+    for gpus, zero, again, size, bounded in itertools.product(
+        numbers, stages, checkpointing, sizes, (False, True)
+    ):
+        if gpus == 1 and zero:
+            continue
+        there = dataclasses.replace(machine, gpus=gpus, zero=zero)
+        changed = dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, gradient_checkpointing=again),
+            optim=dataclasses.replace(config.optim, micro_batch_tokens=size),
+        )
+        options = [f"--gpus {gpus}"] * (gpus != machine.gpus) + [f"--zero {zero}"] * (zero != machine.zero)
+        options += ["--model.gradient_checkpointing true"] * (again != config.model.gradient_checkpointing)
+        options += [f"--optim.micro_batch_tokens {size}"] * (size != start)
+        if bounded:
+            tokens = plan(changed, shape, there).kv_tokens // 1000 * 1000
+            if tokens < longest:
+                continue
+            changed = dataclasses.replace(changed, rollout=dataclasses.replace(config.rollout, kv_tokens=tokens))
+            options += [f"--rollout.kv_tokens {tokens}"]
+        yield options, changed, there
+
+
+def check_plan(found: Plan, config: Config, shape: Shape, machine: Machine) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        ConfigError: one line with the nearest settings that would.
+    """
+    if found.need <= machine.memory:
+        return
+    phase = "learning" if sum(found.learning.values()) == found.need else "sampling"
+    mend = nearest(config, shape, machine)
+    hint = (
+        f"the nearest that fits: {mend}" if mend else "no change of batch, cache, ZeRO or GPUs that was tried fits"
+    )
+    raise ConfigError(
+        f"this does not fit: {phase} needs {found.need / GIB:.1f} GiB on each GPU, which has "
+        f"{machine.memory / GIB:.1f}; {hint}"
+    )

@@ -1,0 +1,209 @@
+"""Do prompt, markers, ends and sampling mean to this model what they mean to us; does it fit in here?"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from grpo_tir.checkpoint.save import make_writable
+from grpo_tir.config import Config
+from grpo_tir.data.prompts import encode
+from grpo_tir.diagnostics.finding import Finding, fault, fine, guarded, warning
+from grpo_tir.diagnostics.fit import check_plan
+from grpo_tir.diagnostics.memory import GIB, Machine, plan, shape_of
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.generation.stopping import decode
+from grpo_tir.learning.batching import collate, to_row
+from grpo_tir.learning.certificate import SINGLE, TOLERANCE
+from grpo_tir.learning.logprobs import TokenLogprobs
+from grpo_tir.rollouts.policy import Policy, load_policy
+from grpo_tir.rollouts.rollout import Limits, RolloutLoop, make_groups
+from grpo_tir.tools.python import OUTPUT_MARKER
+from grpo_tir.types import Problem
+
+CALL = "So:\n```python\nprint(6 * 7)\n```\n"
+PLAIN = "Let x = 3.5; then f(x) is 12, so\n\nthe answer is: no.\tDone!\n"
+SAMPLE = Problem("sample", "What is 6 times 7?", "42")
+ROWS, TOKENS = 4, 12
+"""Drawn to see what they are drawn from."""
+
+
+def check_model(config: Config, problems: Sequence[Problem]) -> Iterator[Finding]:
+    """Loads it as `train` does."""
+    runtime = Runtime(config.model.precision)
+    policy = load_policy(config, config.model.path, runtime.device)
+    size = sum(parameter.numel() for parameter in policy.model.parameters())
+    yield fine("model", f"{config.model.path}: {size / 1e6:.4g}M parameters on {runtime.device}")
+    if policy.engine_refused:
+        yield warning("model", f"the engine cannot decode it, `generate` will: {policy.engine_refused}")
+    yield from check_prompt(policy, problems, config)
+    yield from check_markers(policy)
+    yield from check_ends(policy)
+    yield from check_sampling(policy, runtime, config, problems)
+    yield from guarded("memory", lambda: check_memory(config, this_machine(runtime.device)))
+    yield from check_disk(policy, config)
+
+
+def check_prompt(policy: Policy, problems: Sequence[Problem], config: Config) -> Iterator[Finding]:
+    """The template renders, tokens spell the prompt, and prompts fit."""
+    problem = next(iter(problems), SAMPLE)
+    text = policy.render(problem)
+    ids = encode(policy.tokenizer, text)
+    if problem.problem.strip() not in text:
+        yield fault(
+            "template", f"data.template {config.data.template} loses the problem: its prompt is {text!r:.200}"
+        )
+    back = decode(policy.tokenizer, ids)
+    if back != text:
+        yield fault(
+            "template",
+            f"the tokenizer changes the prompt: {text!r:.120} comes back as {back!r:.120}. Use the tokenizer that "
+            "the model was trained with, or a data.template in its alphabet",
+        )
+    lengths = [len(encode(policy.tokenizer, policy.render(one))) for one in list(problems)[:1000]]
+    long = sum(length > config.data.max_prompt_length for length in lengths)
+    if lengths and long > len(lengths) / 10:
+        yield fault(
+            "template",
+            f"{long} of {len(lengths)} prompts are longer than data.max_prompt_length "
+            f"{config.data.max_prompt_length} and would be left out: raise it to {max(lengths)}",
+        )
+    yield fine("template", f"{config.data.template} renders; the first prompt has {len(ids)} tokens")
+
+
+def check_markers(policy: Policy) -> Iterator[Finding]:
+    """What opens code, closes it and asks for output survives tokenisation, and pauses the row at once."""
+    tokenizer, marker = policy.tokenizer, policy.stopping.marker
+    written = CALL + (OUTPUT_MARKER if policy.stopping.stop == "output" else "")
+    lost = [text for text in (written, "\n42\n```\n") if decode(tokenizer, encode(tokenizer, text, True)) != text]
+    if lost:
+        back = decode(tokenizer, encode(tokenizer, lost[0], True))
+        yield fault(
+            "markers",
+            f"the tokenizer turns {lost[0]!r} into {back!r}: no call can be written or answered. Use a tokenizer "
+            "that keeps backticks and newlines",
+        )
+        return
+    spellings = [encode(tokenizer, written), [i for letter in written for i in encode(tokenizer, letter)]]
+    for ids in spellings:
+        if decode(tokenizer, ids) != written:
+            continue  # some tokenizers put a space before a letter that stands alone
+        stops = [n for n in range(1, len(ids) + 1) if policy.stopping.stops(ids[:n])]
+        if len(stops) != 1 or marker not in decode(tokenizer, ids[: stops[0]]):
+            yield fault(
+                "markers",
+                f"a call ending in {marker!r} pauses the row {len(stops)} times, not once, when spelt in "
+                f"{len(ids)} tokens: the stop marker cannot be detected with this tokenizer; try tool.stop "
+                f"{'fence' if policy.stopping.stop == 'output' else 'output'}",
+            )
+            return
+    yield fine("markers", f"survive tokenisation; {marker!r} pauses a row, spelt as words and letter by letter")
+
+
+def check_ends(policy: Policy) -> Iterator[Finding]:
+    """End-of-text ids are in the vocabulary, never part of plain text, and cannot be printed into a response."""
+    tokenizer, vocabulary = policy.tokenizer, policy.model.get_input_embeddings().weight.shape[0]
+    names = [f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in policy.eos_ids if i < vocabulary]
+    if outside := [i for i in policy.eos_ids if not 0 <= i < vocabulary]:
+        yield fault(
+            "ends",
+            f"end-of-text id {outside[0]} is outside the vocabulary of {vocabulary}: mend eos_token_id in "
+            "config.json and generation_config.json",
+        )
+    in_text = set(encode(tokenizer, CALL + OUTPUT_MARKER + PLAIN)) & set(policy.eos_ids)
+    if in_text:
+        token = decode(tokenizer, [min(in_text)])
+        yield fault("ends", f"the end-of-text id {min(in_text)} is ordinary text, {token!r}: mend eos_token_id")
+    for i in policy.eos_ids:
+        text = decode(tokenizer, [i]) if i < vocabulary else ""
+        if text and i in encode(tokenizer, text, literal=True) and i not in in_text:
+            yield fault(
+                "ends",
+                f"a program that prints {text!r} would end its response: mark that token as special in the "
+                "tokenizer",
+            )
+    if outside or in_text:
+        return
+    pad = tokenizer.pad_token_id
+    shared = "is one of them, which is harmless: rows are masked by length" if pad in policy.eos_ids else "differs"
+    yield fine("ends", f"{len(names)} end-of-text id(s): {', '.join(names)}; the padding id {pad} {shared}")
+
+
+def check_sampling(
+    policy: Policy, runtime: Runtime, config: Config, problems: Sequence[Problem]
+) -> Iterator[Finding]:
+    """Draw a few tokens and recompute their log-probs: nothing of the checkpoint's own generation_config (a low
+    temperature, top-k, a repetition penalty) may have a part in it."""
+    theirs = policy.model.generation_config.to_diff_dict()
+    own = {
+        k: v for k, v in theirs.items() if k in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    }
+    (group,) = make_groups([next(iter(problems), SAMPLE)], policy.render, policy.tokenizer, ROWS, 0)
+    generator = policy.generator(config)
+    budget = min(TOKENS, config.rollout.max_completion_length)
+    try:
+        with runtime.autocast():
+            RolloutLoop(generator, None, policy.tokenizer, Limits(budget, 0), config.train.seed).run(
+                group.rollouts
+            )
+    finally:
+        generator.close()
+    batch = collate([to_row(rollout) for rollout in group.rollouts], runtime.device)
+    with torch.no_grad(), runtime.autocast():
+        module = TokenLogprobs(policy.model, config.rollout.temperature)
+        logprobs, _ = module(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (B, T)
+    mask = batch.loss_mask.bool()
+    gap = (logprobs - batch.sampled_logprobs).abs()[mask].mean().item()
+    tolerance = SINGLE * (config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"])
+    says = f"; its generation_config asks for {own}, which has no part in it" if own else ""
+    if not gap <= tolerance:
+        yield fault(
+            "sampling",
+            f"what is drawn is not the policy at temperature {config.rollout.temperature}: log-probs differ by "
+            f"{gap:.2g} nats a token, {tolerance:g} is allowed. Its generation_config asks for "
+            f"{own or 'nothing'}: set rollout.generator to `engine`, or clear that file",
+        )
+    else:
+        yield fine(
+            "sampling", f"temperature {config.rollout.temperature}; log-probs agree to {gap:.1g} nats{says}"
+        )
+
+
+def this_machine(device: torch.device) -> Machine:
+    """All GPUs of this machine with the memory of the first, a process each; else one process and its RAM."""
+    if device.type == "cuda":
+        return Machine(torch.cuda.device_count(), torch.cuda.get_device_properties(device).total_memory)
+    return Machine(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cpu=True)
+
+
+def check_memory(config: Config, machine: Machine) -> Iterator[Finding]:
+    """`grpo-tir plan` for what stands here. Several machines, or ZeRO, are asked about there."""
+    shape = shape_of(config.model.path, config.model.revision)
+    found = plan(config, shape, machine)
+    check_plan(found, config, shape, machine)  # its error names what would fit
+    yield fine("memory", f"fits on {machine}: {found.need / GIB:.3g} GiB at the most")
+
+
+def check_disk(policy: Policy, config: Config) -> Iterator[Finding]:
+    """Room for the checkpoints that are kept at the same time: weights and two moments, all float32."""
+    folder = Path(config.train.output_dir)
+    existed = folder.exists()
+    make_writable(folder)
+    free = shutil.disk_usage(folder).free
+    if not existed:
+        folder.rmdir()
+    size = 12 * sum(parameter.numel() for parameter in policy.model.parameters())
+    saves = math.ceil(config.train.steps / config.train.save_every) if config.train.save_every else 1
+    kept = min(saves, config.train.save_total_limit or saves) + 1  # a new one is whole before an old one goes
+    text = f"{kept} checkpoints of {size / 1e9:.3g} GB in {folder}, {free / 1e9:.3g} GB free"
+    if kept * size > free:
+        yield fault(
+            "disk", f"no room for {text}: lower train.save_total_limit, or name another --train.output_dir"
+        )
+    else:
+        yield fine("disk", f"room for {text}")

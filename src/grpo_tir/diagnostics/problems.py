@@ -1,0 +1,63 @@
+"""Can the problems be read, and is what is measured on held out?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from grpo_tir.config import Config
+from grpo_tir.diagnostics.finding import Finding, fault, fine, warning
+from grpo_tir.errors import DataError
+from grpo_tir.types import Problem
+
+
+def check_problems(config: Config, into: list[Problem], bench_dir: str | None = None) -> Iterator[Finding]:
+    """Reads both files; the training problems are left in `into`. `bench_dir`: where the benchmarks lie."""
+    from grpo_tir.data.load import read_all_problems
+
+    said: list[str] = []
+    train, held_out = read_all_problems(config, said.append)
+    into += train
+    yield fine("problems", "; ".join([f"{len(train)} to train on, {len(held_out)} held out", *said]))
+    if len(train) < config.rollout.prompts_per_step:
+        yield fault(
+            "problems",
+            f"{len(train)} problems are fewer than rollout.prompts_per_step {config.rollout.prompts_per_step}: "
+            "some would be drawn twice in a step",
+        )
+    texts = {plain(problem.problem) for problem in train}
+    shared = [problem for problem in held_out if plain(problem.problem) in texts]
+    if shared:
+        yield fault(
+            "problems",
+            f"{len(shared)} of {len(held_out)} problems of data.eval are trained on, the first: {shared[0].id}. "
+            "Take them out of data.train, or the accuracy measures memory",
+        )
+    yield check_overlap(train, bench_dir)
+
+
+def check_overlap(train: list[Problem], bench_dir: str | None) -> Finding:
+    """Whether problems of the paper's benchmarks are trained on; without a folder of them the Hub is asked."""
+    from grpo_tir.curation.contamination import Benchmarks
+    from grpo_tir.curation.fingerprint import fingerprint
+    from grpo_tir.data.benchmarks import PINS, load_benchmark
+
+    try:
+        loaded = [load_benchmark(name, bench_dir, say=lambda line: None) for name in PINS]
+    except DataError as error:
+        return warning("problems", f"not compared with the benchmarks: {error}")
+    known = Benchmarks((one.name, problem.id, problem.problem) for one in loaded for problem in one.problems)
+    copies = [(problem, found) for problem in train if (found := known.find(fingerprint(problem.problem)))]
+    number = sum(len(one.problems) for one in loaded)
+    if not copies:
+        return fine("problems", f"none of them is among the {number} of {', '.join(PINS)}")
+    (problem, found), names = copies[0], sorted({found.benchmark for _, found in copies})
+    return fault(
+        "problems",
+        f"{len(copies)} of {len(train)} copy a problem of {', '.join(names)}; the first, {problem.id}, is "
+        f"{found.benchmark} {found.id}. Keep them out: grpo-tir data build --bench {','.join(names)}",
+    )
+
+
+def plain(text: str) -> str:
+    """Letters and digits only, in lower case: spacing, dollars and backslashes hide no copy."""
+    return "".join(character for character in text.lower() if character.isalnum())

@@ -1,0 +1,153 @@
+"""`grpo-tir replay RUN STEP SAMPLE`: was it so? One recorded response is held against executor, model and mask.
+
+    ids and mask    the stamps made while sampling against the ids as recorded (the token certificate)
+    log-probs       the generator's against those of the weights that sampled it: the checkpoint of the step
+                    before, or the base model for step 1; left out, and said so, where there is no such checkpoint
+    code            run again in the recipe's executor; what the model was shown against what comes out now
+
+Programs that ask the clock or draw without a seed differ honestly. Exit code: 0 nothing differs, 1 something does.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from grpo_tir.config import Config
+from grpo_tir.errors import CertificateError, DataError
+from grpo_tir.learning.certificate import SINGLE, TOLERANCE, check_tokens
+from grpo_tir.types import Problem, Rollout, Segment, Stamp, ToolResult
+from grpo_tir.utils.files import read_jsonl
+
+Say = Callable[[str], None]
+
+
+def find_record(run_dir: Path, step: int, sample: str) -> dict[str, Any]:
+    """One trajectory, by `GROUP.SAMPLE` or by its line.
+
+    Raises:
+        DataError: it was not written down; what was is named.
+    """
+    path = run_dir / "rollouts" / f"step_{step:06d}.jsonl"
+    records = read_jsonl(path)
+    if not records:
+        steps = [int(file.stem.removeprefix("step_")) for file in sorted(path.parent.glob("step_*.jsonl"))]
+        raise DataError(f"no trajectories of step {step} in {path.parent}; recorded: {_brief(steps) or 'none'}")
+    names = {f"{record['group']}.{record['sample']}": record for record in records}
+    if sample in names:
+        return names[sample]
+    if sample.isdigit() and 1 <= int(sample) <= len(records):
+        return records[int(sample) - 1]
+    known = _brief(list(names))
+    raise DataError(
+        f"no sample {sample} in {path}: give GROUP.SAMPLE ({known}) or a line from 1 to {len(records)}"
+    )
+
+
+def to_rollout(record: dict[str, Any]) -> Rollout:
+    """What `metrics.trajectory` wrote down, as it was."""
+    problem = Problem(record["problem_id"], record["problem"], record["answer"])
+    segments = [Segment(s["kind"], s["token_ids"], s["logprobs"], s["text"]) for s in record["segments"]]
+    stamps = [Stamp(*piece) for piece in record.get("stamps", [])]
+    rollout = Rollout(problem, record["prompt_ids"], record["group"], record["sample"], segments, stamps=stamps)
+    rollout.finish_reason = record["finish_reason"]
+    return rollout
+
+
+def check_stamps(rollout: Rollout, say: Say) -> bool:
+    """The first two parts of the certificate, on the record."""
+    if not rollout.stamps:
+        say("ids and mask   not recorded: the run is older than its certificate")
+        return True
+    prompt, mask = len(rollout.prompt_ids), rollout.loss_mask
+    try:
+        ids = rollout.prompt_ids + rollout.token_ids
+        check_tokens(rollout.stamps, prompt, ids, [0] * prompt + mask, "this record")
+    except CertificateError as error:
+        say(f"ids and mask   VIOLATED: {error}")
+        return False
+    say(f"ids and mask   as sampled: {sum(mask)} tokens trained, {len(mask) - sum(mask)} of the tool masked")
+    return True
+
+
+def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, say: Say) -> bool:
+    """The third part: log-probs of the weights that sampled it."""
+    checkpoint = run_dir / "checkpoints" / f"step_{step - 1:06d}"
+    if step > 1 and not checkpoint.is_dir():
+        say(f"log-probs      not recomputed: there is no {checkpoint} (train.save_every, train.save_total_limit)")
+        return True
+    gaps, tolerance = logprob_gaps(str(checkpoint) if step > 1 else config.model.path, rollout, config)
+    if not gaps:
+        say("log-probs      none: the model wrote nothing")
+        return True
+    mean, worst = sum(gaps) / len(gaps), max(range(len(gaps)), key=gaps.__getitem__)
+    fine = mean <= SINGLE * tolerance
+    say(
+        f"log-probs      {'agree' if fine else 'VIOLATED'}: {mean:.2g} nats a token on average, at most "
+        f"{gaps[worst]:.2g} (model token {worst}); {SINGLE * tolerance:g} is allowed on average in one response"
+    )
+    return fine
+
+
+def logprob_gaps(path: str, rollout: Rollout, config: Config) -> tuple[list[float], float]:
+    """|recorded - recomputed| for each model token, and the batch's tolerance."""
+    import torch
+
+    from grpo_tir.distributed.runtime import Runtime
+    from grpo_tir.learning.batching import collate, to_row
+    from grpo_tir.learning.logprobs import TokenLogprobs
+    from grpo_tir.rollouts.policy import load_policy
+
+    rollout.stamps = []  # they have had their own verdict
+    runtime = Runtime(config.model.precision)
+    policy = load_policy(config, path, runtime.device)
+    batch = collate([to_row(rollout)], runtime.device)
+    with torch.no_grad(), runtime.autocast():
+        module = TokenLogprobs(policy.model, config.rollout.temperature)
+        logprobs, _ = module(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (1, T)
+    gaps: list[float] = (logprobs - batch.sampled_logprobs).abs()[batch.loss_mask.bool()].tolist()
+    return gaps, config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
+
+
+def check_code(record: dict[str, Any], config: Config, say: Say) -> bool:
+    """Run every program of the response again and compare what the model was shown."""
+    calls = [call for call in record["calls"] if call.get("code") is not None]
+    if not calls:
+        say("code           none was run")
+        return True
+    from grpo_tir.tools.open import open_tool
+
+    tool = open_tool(config, say)
+    assert tool is not None, "a run without calls has recorded one"
+    try:
+        results = [tool.submit(call["code"]).result() for call in calls]
+    finally:
+        tool.close()
+    fine = True
+    for number, (call, result) in enumerate(zip(calls, results, strict=True), start=1):
+        difference = compare(call, result)
+        fine = fine and not difference
+        say(f"code {number} of {len(calls)}    " + (f"DIFFERS: now {result.status}" if difference else "the same"))
+        for line in difference:
+            say(f"    {line}")
+    return fine
+
+
+def compare(call: dict[str, Any], result: ToolResult) -> list[str]:
+    """Lines of a diff between the recorded run and this one: how it ended, what it printed, the last line of
+    stderr. The traceback above that line names files of the executor, which the model is not shown either."""
+    from grpo_tir.tools.python import error_line
+
+    then = ToolResult(call["status"], call["stdout"], call["stderr"], call["exit_code"], call["signal"])
+    old, new = (
+        [f"status: {one.status}", *one.stdout.splitlines(), *([error_line(one)] if one.status != "ok" else [])]
+        for one in (then, result)
+    )
+    return list(difflib.unified_diff(old, new, "recorded", "now", lineterm="", n=1))
+
+
+def _brief(names: list[Any]) -> str:
+    shown = [str(name) for name in names]
+    return ", ".join(shown if len(shown) < 8 else [*shown[:3], "…", *shown[-2:]])

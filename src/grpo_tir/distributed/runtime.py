@@ -1,0 +1,193 @@
+"""One process or many: everything that accelerate does for us, behind a few words.
+
+Groups are dealt to ranks, each rank samples and learns on its own, and what must be known to all (denominators,
+metrics, a request to stop) is summed. This package alone imports accelerate and, where the launch asks for it,
+DeepSpeed (`zero`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from grpo_tir.distributed import optimizer_state as moments
+from grpo_tir.distributed import zero
+from grpo_tir.distributed.watchdog import Progress
+from grpo_tir.errors import ConfigError
+
+
+class Runtime:
+    """This process among its peers.
+
+    Args:
+        precision: of autocast.
+        patience: minutes that a collective waits for the slowest process.
+        trains: under ZeRO-3, whether models are sharded as they are loaded; else each rank holds them whole.
+    """
+
+    def __init__(
+        self,
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        patience: float = 30.0,
+        trains: bool = False,
+    ) -> None:
+        self.progress = Progress()
+        cpu = not torch.cuda.is_available()
+        sharded = zero.wanted()
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        # without an explicit gloo, accelerate on a CPU believes in one process
+        group = InitProcessGroupKwargs(backend="gloo" if cpu else None, timeout=timedelta(minutes=patience))
+        bf16 = precision == "bf16" or (precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
+        self._accelerator = Accelerator(
+            cpu=cpu and not sharded,  # accelerate keeps DeepSpeed for accelerators; it does run on a CPU
+            mixed_precision="bf16" if bf16 and not sharded else "no",
+            kwargs_handlers=[group] if world > 1 or sharded else None,
+        )
+        self.bf16 = bf16
+        self.rank: int = self._accelerator.process_index
+        self.world: int = self._accelerator.num_processes
+        self.is_main: bool = self._accelerator.is_main_process
+        self.device: torch.device = self._accelerator.device
+        if self.world != world:
+            raise ConfigError(f"the launcher started {world} processes but {self.world} found each other")
+        if self._accelerator.distributed_type.value == "FSDP" and cpu:
+            raise ConfigError("FSDP on CPU neither shards nor synchronises; launch with DDP or DeepSpeed instead")
+        self._engine: Any = None  # DeepSpeed's, around the policy
+        self._deepspeed = self._accelerator.deepspeed_plugin.deepspeed_config if sharded else {}
+        self.stage = zero.configure(self._deepspeed, bf16, shard_on_loading=trains) if sharded else 0
+        """Of ZeRO; 0: plain data parallelism, or one process."""
+
+    def prepare(
+        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
+    ) -> tuple[Any, Any]:
+        """Module and optimizer, wrapped for this launch. Gradients will be clipped to `max_norm`."""
+        self.max_norm = max_norm
+        if self.stage:
+            self._deepspeed["gradient_clipping"] = max_norm
+            self._accelerator.deepspeed_engine_wrapped = None  # or it warns of the one before
+        module, optimizer = self._accelerator.prepare(module, optimizer)
+        self._engine = module if self.stage else None
+        return module, optimizer
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes outside of the prepared module."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def whole(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+        """All weights of a model at hand on this rank: for sampling, scoring and saving. Enter it together."""
+        if self.stage == 3:
+            self.progress.enter("gathering the weights")
+        return zero.whole(model, self._engine)
+
+    def hold_sync(self, module: Any, hold: bool) -> AbstractContextManager[Any]:
+        """No gradient exchange inside, except at the last micro-batch of an optimizer step."""
+        if self.stage:
+            module.set_gradient_accumulation_boundary(not hold)
+            return nullcontext()
+        return self._accelerator.no_sync(module) if hold else nullcontext()
+
+    def backward(self, module: Any, loss: torch.Tensor) -> None:
+        """Add this loss's gradient. The loss is already divided by the global denominator, and data-parallel
+        wrappers take the mean over ranks: hence the factor."""
+        self.progress.enter("backward")
+        loss = loss * self.world
+        if self.stage:
+            module.backward(loss)
+        else:
+            self._accelerator.backward(loss)
+
+    def step(self, module: Any, optimizer: Any) -> float:
+        """Clip by global norm, step, and clear the gradients. Returns the norm before clipping; where that is not
+        finite, the weights stay as they are."""
+        self.progress.enter("clipping the gradient and stepping")
+        if self.stage:
+            module.step()
+            return math.inf if module.optimizer.overflow else float(module.get_global_grad_norm())
+        norm = float(self._accelerator.clip_grad_norm_(module.parameters(), self.max_norm))
+        if math.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    def read_moments(self, model: torch.nn.Module, optimizer: Any, copy: bool = True) -> dict[str, Any] | None:
+        """What this rank has to write down of the optimizer, a copy or (on a CPU) the thing itself; None where the
+        main process has it all."""
+        if not self.stage and not self.is_main:
+            return None
+        return moments.read_moments(*self._optimizer_state(model, optimizer), copy)
+
+    def write_moments(self, model: torch.nn.Module, optimizer: Any, files: Sequence[dict[str, Any]]) -> None:
+        """Take the optimizer up again, from what all ranks of this or another launch wrote down.
+
+        Raises:
+            CheckpointError: it is of other parameters.
+        """
+        moments.write_moments(*self._optimizer_state(model, optimizer), files)
+
+    def _optimizer_state(self, model: torch.nn.Module, optimizer: Any) -> tuple[Any, Any]:
+        """Torch's own optimizer below its wrappers, and what it holds on this rank."""
+        if self.stage:
+            return self._engine.optimizer.optimizer, zero.stretches(model, self._engine, self.rank)
+        return optimizer.optimizer, moments.whole_parameters(model)
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Element-wise over all ranks, in float64."""
+        return self._reduce(numbers, dist.ReduceOp.SUM)
+
+    def max(self, numbers: Sequence[float]) -> list[float]:
+        """Element-wise over all ranks."""
+        return self._reduce(numbers, dist.ReduceOp.MAX)
+
+    def _reduce(self, numbers: Sequence[float], op: Any) -> list[float]:
+        if self.world == 1:
+            return list(numbers)
+        self.progress.enter("a sum over all ranks")
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op)
+        return [float(number) for number in tensor.tolist()]
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The lists of all ranks, chained in rank order, on every rank."""
+        if self.world == 1:
+            return items
+        self.progress.enter("gathering from all ranks")
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def share(self, items: Sequence[Any], cost: Callable[[Any], float] = lambda item: 0) -> list[Any]:
+        """This rank's part of what all ranks hold, in the order in which it stands there."""
+        ranks = deal([cost(item) for item in items], self.world)
+        return [item for item, rank in zip(items, ranks, strict=True) if rank == self.rank]
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        self.progress.enter("waiting for all ranks")
+        self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def deal(costs: Sequence[float], ranks: int) -> list[int]:
+    """The rank of each item: dearest first and to and fro, so that all ranks get as many (one less or more) and
+    about as much.
+
+    costs       9 8 7 6 5 4
+    three ranks 0 1 2 2 1 0    13 each
+    """
+    dealt = [0] * len(costs)
+    for place, i in enumerate(sorted(range(len(costs)), key=lambda i: -costs[i])):
+        turn, seat = divmod(place, ranks)
+        dealt[i] = ranks - 1 - seat if turn % 2 else seat
+    return dealt

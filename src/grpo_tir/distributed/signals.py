@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM ask for an end; the second one takes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
+from typing import Any
+
+from grpo_tir.distributed.runtime import Runtime
+
+ECHO_SECONDS = 3.0
+"""Under torchrun, a second signal within this time is the launcher's copy of the first."""
+
+
+class Interrupted(Exception):
+    """Asked to stop in a phase that can be abandoned; raised on all ranks together."""
+
+
+class StopRequest:
+    """While entered, a first signal is remembered and a second ends the process at once."""
+
+    def __init__(self, runtime: Runtime, say: Callable[[str], None], doing: str = "saving and stopping") -> None:
+        self.runtime, self.say, self.doing = runtime, say, doing
+        self.signal: int | None = None
+        self.since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to stop. All ranks must call it together."""
+        return bool(self.runtime.max([float(self.signal or 0)])[0])
+
+    def check(self) -> None:
+        """Called within a phase that can be abandoned, by each rank for itself; a sign of progress, too."""
+        self.runtime.progress.beat()
+        if self.signal is not None:
+            raise Interrupted
+
+    @contextmanager
+    def abandonable(self) -> Iterator[None]:
+        """A phase that all ranks enter together and leave together: done, or by `Interrupted`."""
+        with suppress(Interrupted):
+            yield
+        self.agree()
+
+    def agree(self) -> None:
+        """Raise `Interrupted` on all ranks if any was asked to stop. All ranks must call it together."""
+        if self.requested():
+            raise Interrupted
+
+    @property
+    def exit_code(self) -> int:
+        """The shell's convention: 130 after Ctrl-C, 143 after SIGTERM, else 0."""
+        number = int(self.runtime.max([float(self.signal or 0)])[0])
+        return 128 + number if number else 0
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            # Ctrl-C reaches the launcher as well, which passes it on: each rank hears it twice
+            if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.since < ECHO_SECONDS:
+                return
+            os._exit(128 + number)
+        self.signal, self.since = number, time.monotonic()
+        self.say(f"{signal.Signals(number).name}: {self.doing}; once more to stop at once")

@@ -1,0 +1,1 @@
+"""Generate with continuous batching: the fast twin of `generation`."""

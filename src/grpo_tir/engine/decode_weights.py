@@ -1,0 +1,88 @@
+"""A half-precision copy of the policy to decode from, on GPUs.
+
+Trained weights are float32; decoding reads every weight once a token, so from a bf16 copy it is twice as fast. The
+copy keeps its tensors at fixed addresses and is overwritten in place after each optimizer step: nothing can be
+stale, and nothing is allocated. On a CPU bf16 is slower than float32: there the engine reads the weights
+themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+
+def make_shadow(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """A copy for decoding only. Parameters are cast; buffers are not: RoPE's frequencies need their float32."""
+    shadow = copy.deepcopy(model).requires_grad_(False).eval()
+    for parameter in shadow.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+        parameter.grad = None
+    return shadow
+
+
+@torch.no_grad()
+def refresh_shadow(shadow: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Overwrite the copy with the weights as they are now. Call after every optimizer step."""
+    torch._foreach_copy_(list(shadow.parameters()), list(model.parameters()))
+
+
+ROWS = 64  # for which the layout is chosen; any number may then be multiplied
+
+
+class BlockedWeights:
+    """Makes the copies when they are first used, and holds them until they are dropped."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.layers: list[Any] = [layer for layer in model.modules() if _fits(layer)]
+        self.versions: list[int] = []
+        self.forwards: list[Callable[[torch.Tensor], torch.Tensor]] = []
+
+    def drop(self) -> None:
+        """Free the copies. Due before any update: not every way to write to a weight raises its version."""
+        self.forwards, self.versions = [], []
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """The model computes with the copies, made anew where a weight's version says that it was written to."""
+        if torch.is_autocast_enabled("cpu"):  # which would hand the layers another type
+            yield
+            return
+        if self.versions != (versions := [layer.weight._version for layer in self.layers]):
+            self.forwards, self.versions = [_blocked(layer) for layer in self.layers], versions
+        for layer, forward in zip(self.layers, self.forwards, strict=True):
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                del layer.forward  # the instance's; the class's is behind it
+
+
+def _fits(layer: torch.nn.Module) -> bool:
+    return (
+        type(layer) is torch.nn.Linear
+        and "forward" not in vars(layer)  # somebody else has put theirs
+        and (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
+        and not layer.weight.is_inference()  # which has no version
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+@torch.no_grad()
+def _blocked(layer: torch.nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
+    bias = layer.bias
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
+        return product
+
+    return forward

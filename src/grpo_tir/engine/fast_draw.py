@@ -1,0 +1,45 @@
+"""Draw next tokens in blocks of the vocabulary, with the result of `generation.sampling.draw`."""
+
+from __future__ import annotations
+
+import torch
+
+from grpo_tir.generation.sampling import Sampling, _first_above, draw, running_sum, truncate
+
+_BLOCK = 128
+
+
+_CPU_ELEMENTS = 1 << 19
+
+
+def fast_draw(logits: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """`draw` on two levels, with the same tokens: the cumulative sum runs over blocks of the vocabulary, then
+    inside the one block that `u` falls into.
+
+        V = 152k    draw: 152k float64 sums a row        here: 1,188 of blocks + 128 in one block
+    """
+    if sampling.temperature == 0:
+        return draw(logits, u, sampling)
+    # On a CPU temporaries stay in the cache, and small enough not to be mapped and zeroed anew at every token.
+    rows = max(1, _CPU_ELEMENTS // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    parts = [_draw_in_blocks(*part, sampling) for part in zip(logits.split(rows), u.split(rows))]
+    ids, logprobs = zip(*parts)
+    return torch.cat(ids), torch.cat(logprobs)
+
+
+def _draw_in_blocks(
+    logits: torch.Tensor, u: torch.Tensor, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits.float() if sampling.temperature == 1 else logits.float() / sampling.temperature
+    logits = truncate(logits, sampling)
+    top = logits.amax(-1, keepdim=True)
+    probs = torch.nn.functional.pad((logits - top).exp_(), (0, -logits.shape[-1] % _BLOCK))
+    blocks = probs.view(len(logits), -1, _BLOCK)  # (B, V / block, block)
+    cdf = running_sum(blocks.sum(-1, dtype=torch.float64))  # (B, V / block)
+    total = cdf[:, -1]
+    target = u * total
+    block = _first_above(cdf, target)  # (B,)
+    before = torch.where(block > 0, cdf.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
+    inside = running_sum(blocks[torch.arange(len(logits), device=logits.device), block].double())  # (B, block)
+    ids = (block * _BLOCK + _first_above(inside, target - before)).clamp(max=logits.shape[-1] - 1)
+    return ids, (logits.gather(1, ids[:, None])[:, 0] - top[:, 0] - total.log()).float()

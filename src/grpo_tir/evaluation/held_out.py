@@ -1,0 +1,104 @@
+"""Accuracy on problems that are not trained on.
+
+Greedy by default, one sample a problem, with the tool, as in the paper (section 4.1). Accuracy is the share of
+right answers, whatever the reward was made of (bug 17 of the reference), and a response is graded the same in
+any company (bugs 2 and 19).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_tir.config import Config
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.distributed.signals import StopRequest
+from grpo_tir.generation.sampling import Sampling
+from grpo_tir.monitor.metrics import summarize, tool_metrics
+from grpo_tir.rollouts.policy import Policy
+from grpo_tir.rollouts.rewards import RewardFunction
+from grpo_tir.rollouts.rollout import Limits, RolloutLoop, make_groups, prompt_length
+from grpo_tir.tools.protocol import Tool
+from grpo_tir.types import Problem, Rollout
+
+EVALUATION = 1 << 40
+"""Groups are numbered from here, so that no draw is one that training has made."""
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass
+class Evaluation:
+    """This rank's rollouts, and the numbers of all ranks."""
+
+    rollouts: list[Rollout]
+    summaries: list[dict[str, Any]]
+
+    def metrics(self) -> dict[str, float | None]:
+        """`eval/accuracy` and how the tool was used; None where nothing could be judged."""
+        rows = [row for row in self.summaries if row["valid"] and row["correct"] is not None]
+        tools = tool_metrics(rows)
+        return {
+            "eval/accuracy": sum(row["correct"] for row in rows) / len(rows) if rows else None,
+            "eval/code_ratio": tools["tools/code_ratio"],
+            "eval/pass_ratio": tools["tools/pass_ratio"],
+            "eval/unjudged": float(len(self.summaries) - len(rows)),
+        }
+
+
+def evaluate(
+    policy: Policy,
+    tool: Tool | None,
+    reward: RewardFunction,
+    problems: Sequence[Problem],
+    config: Config,
+    runtime: Runtime,
+    stop: StopRequest,
+) -> Evaluation:
+    """Sample, run and grade. All ranks must call it together; each takes its part of the problems.
+
+    Raises:
+        Interrupted: on all ranks, as soon as one was asked to stop.
+    """
+    groups = make_groups(problems, policy.render, policy.tokenizer, 1, first_group=EVALUATION)
+    groups = runtime.share(groups, cost=prompt_length)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    with stop.abandonable(), runtime.whole(policy.model):
+        complete(
+            rollouts,
+            policy,
+            tool,
+            reward,
+            config,
+            runtime,
+            GREEDY,
+            fixed_waves=config.train.deterministic,
+            check=lambda finished, waiting: stop.check(),
+        )
+    summaries = runtime.gather([summarize(rollout, config.tool.max_tool_calls) for rollout in rollouts])
+    return Evaluation(rollouts, summaries)
+
+
+def complete(
+    rollouts: list[Rollout],
+    policy: Policy,
+    tool: Tool | None,
+    reward: RewardFunction,
+    config: Config,
+    runtime: Runtime,
+    sampling: Sampling,
+    fixed_waves: bool = False,
+    check: Callable[[int, int], None] = lambda finished, waiting: None,
+) -> None:
+    """Sample empty rollouts to their end and grade them, in place. `check` may raise to abandon them."""
+    limits = Limits(config.rollout.max_completion_length, config.tool.max_tool_calls, fixed_waves)
+    generator = policy.generator(config, sampling)
+    try:
+        with runtime.autocast():
+            RolloutLoop(generator, tool, policy.tokenizer, limits, config.train.seed, check=check).run(rollouts)
+    finally:
+        generator.close()
+    for number, rollout in enumerate(rollouts):
+        check(number, 0)
+        rollout.reward = reward(rollout.problem, rollout) if rollout.valid else None
+        rollout.valid = rollout.reward is not None

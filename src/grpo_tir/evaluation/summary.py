@@ -1,0 +1,110 @@
+"""Compute accuracies, intervals and differences from graded responses."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from grpo_tir.evaluation.scores import (
+    Same,
+    average_difference,
+    bootstrap,
+    bootstrap_average,
+    difference,
+    majority,
+    pass_at_k,
+)
+from grpo_tir.monitor.metrics import tool_metrics
+
+Result = dict[str, Any]
+
+
+AVERAGE = "average"
+
+
+def score(rows: Sequence[dict[str, Any]], samples: int, same: Same) -> Result:
+    """What one cell comes to on one benchmark, from its responses."""
+    problems: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        problems.setdefault(row["problem_id"], []).append(row)
+    right = {name: sum(row["correct"] == 1 for row in some) for name, some in problems.items()}
+    means = [count / samples for count in right.values()]
+    low, high = bootstrap(means)
+    result: Result = {"score": float(np.mean(means)), "low": low, "high": high, "problems": len(problems)}
+    if samples > 1:
+        sizes = [k for k in (1 << i for i in range(samples.bit_length())) if k < samples] + [samples]
+        result["pass_at"] = {
+            str(k): float(np.mean([pass_at_k(samples, n, k) for n in right.values()])) for k in sizes
+        }
+        votes = [[(row["extracted"], row["correct"] == 1) for row in some] for some in problems.values()]
+        result["majority"] = float(np.mean([majority(answers, same) for answers in votes]))
+    return {**result, **_counts(rows), "scores": dict(zip(problems, means))}
+
+
+def _counts(rows: Sequence[dict[str, Any]]) -> Result:
+    """How the tool was used, how long responses are, and what could not be sampled or judged."""
+    counts = [row["counts"] | {"wait": 0.0} for row in rows]
+    tools = tool_metrics(counts)
+    named = {"unjudged": lambda row: row["correct"] is None, "too_long": lambda row: row["too_long"]}
+    return {
+        "code_ratio": tools["tools/code_ratio"],
+        "pass_ratio": tools["tools/pass_ratio"],
+        "calls_mean": tools["tools/calls_mean"],
+        "mean_length": float(np.mean([count["length"] for count in counts])),
+        "cut": float(np.mean([count["cut"] for count in counts])),
+        **{name: sorted({row["problem_id"] for row in rows if test(row)}) for name, test in named.items()},
+    }
+
+
+def average(results: dict[str, Result]) -> Result:
+    """Unweighted mean over benchmarks, as in the paper's last column."""
+    parts = [list(result["scores"].values()) for result in results.values()]
+    low, high = bootstrap_average(parts)
+    return {"score": float(np.mean([result["score"] for result in results.values()])), "low": low, "high": high}
+
+
+def differences(cells: Sequence[Result]) -> list[Result]:
+    """`second` minus `first` of every two cells, on each benchmark: the later minus the earlier one, but always a
+    run with the tool minus one without it or with tampered observations."""
+    found = []
+    for earlier, later in itertools.combinations(cells, 2):
+        first, second = (
+            (later, earlier) if earlier["condition"] == "tool" != later["condition"] else (earlier, later)
+        )
+        parts = {
+            name: ([second["results"][name]["scores"][i] for i in result["scores"]], [*result["scores"].values()])
+            for name, result in first["results"].items()
+        }
+        gaps = {name: difference(*part) for name, part in parts.items()}
+        if len(parts) > 1:
+            gaps[AVERAGE] = average_difference(list(parts.values()))
+        pair = {"first": first["label"], "second": second["label"]}
+        found += [{**pair, "benchmark": name, **gap} for name, gap in gaps.items()]
+    return found
+
+
+def tool_benefit(cells: Sequence[Result], pairs: Sequence[Result]) -> list[str]:
+    """In words, for each checkpoint that was evaluated with tampered observations: what reading them is worth."""
+    wording = {"no tool": "no tool", "blanked": "blanked outputs", "shuffled": "outputs of other programs"}
+    lines = []
+    for cell in cells:
+        same = [other for other in cells if (other["model"], other["prompt"]) == (cell["model"], cell["prompt"])]
+        others = {other["label"]: other["condition"] for other in same}
+        if cell["condition"] != "tool" or "blanked" not in others.values():
+            continue
+        lines += [
+            f"{cell['label']} on {pair['benchmark']}, over {wording[others[pair['first']]]}: {points(pair)}"
+            for pair in pairs
+            if pair["second"] == cell["label"] and pair["first"] in others
+        ]
+    return lines
+
+
+def points(pair: Result) -> str:
+    """`+3.2 points [-1.0, +7.4]`"""
+    if pair["won"] + pair["lost"] == 0:
+        return "equal on every problem"
+    return f"{100 * pair['mean']:+.1f} points [{100 * pair['low']:+.1f}, {100 * pair['high']:+.1f}]"

@@ -1,0 +1,106 @@
+"""The result: one table, a JSON file from which it can be repeated and compared, and the same in Markdown.
+
+A response without a verdict (an unusable gold) and a prompt too long for the model are not right, and are named.
+All that may differ between two equal evaluations stands under `times`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from grpo_tir.evaluation import paper
+from grpo_tir.evaluation.summary import AVERAGE, Result, points
+
+
+def table(cells: Sequence[Result], benchmarks: Sequence[str], with_paper: bool) -> str:
+    """Percent with 95% intervals, a row for each cell; aligned for a terminal and valid as Markdown."""
+    columns = [*benchmarks, AVERAGE] if len(benchmarks) > 1 else list(benchmarks)
+    lines = [["%, 95% interval", *columns]]
+    for cell in cells:
+        found = {**cell["results"], AVERAGE: cell["average"]}
+        lines.append([cell["label"], *(_interval(found[name]) for name in columns)])
+        for k in next(iter(cell["results"].values())).get("pass_at", {}):
+            lines.append([f"  pass@{k}", *(_of(found[name], lambda r, k=k: r["pass_at"][k]) for name in columns)])
+        if cell["samples"] > 1:
+            lines.append(
+                [f"  maj@{cell['samples']}", *(_of(found[name], lambda r: r["majority"]) for name in columns)]
+            )
+    complete = set(paper.BENCHMARKS) == set(benchmarks)  # else its average is of other columns than ours
+    if with_paper:
+        shown = [name if name != AVERAGE or complete else "" for name in columns]
+        lines += [[f"paper: {row.model}", *(_printed(row, name) for name in shown)] for row in paper.TABLE]
+    note = "\n\n✗ the average that the paper prints is not the mean of the scores it prints; (the mean) is."
+    return markdown(lines) + (note if with_paper and complete else "")
+
+
+def difference_table(pairs: Sequence[Result]) -> str:
+    """Paired differences, one line each."""
+    lines = [["difference", "benchmark", "points, 95% interval", "won / lost", "sign test p"]]
+    for pair in pairs:
+        split, p = f"{pair['won']} / {pair['lost']}", f"{pair['p']:.3f}" if pair["p"] >= 0.001 else "< 0.001"
+        name = f"{pair['second']} - {pair['first']}"
+        lines.append([name, pair["benchmark"], points(pair), split, p])
+    return markdown(lines)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns; the first line is its head."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def page(result: Result, title: str = "Evaluation") -> str:
+    """results.md: the table, the differences, and all that is needed to repeat them."""
+    cells, benchmarks = result["cells"], list(result["benchmarks"])
+    parts = [f"# {title}", table(cells, benchmarks, "paper" in result)]
+    if result["differences"]:
+        parts += ["## Paired differences", difference_table(result["differences"])]
+    if result["tool_benefit"]:
+        parts += ["## What the tool is worth", "\n".join(f"- {line}" for line in result["tool_benefit"])]
+    parts += ["## Named", *(_named(cells) or ["Every prompt was sampled and every response judged."])]
+    parts += ["## To repeat it", "```sh\n" + " ".join(result["command"]) + "\n```"]
+    known = [
+        [name, *(str(card[key]) for key in ("rows", "sha256", "source"))]
+        for name, card in result["benchmarks"].items()
+    ]
+    parts.append(markdown([["benchmark", "rows", "sha256", "source"], *known]))
+    for cell in cells:
+        facts = {
+            name: value for name, value in cell.items() if name not in ("results", AVERAGE, "label", "versions")
+        }
+        parts += [f"### {cell['label']}", "\n".join(f"- {name}: `{json.dumps(facts[name])}`" for name in facts)]
+    parts.append("Versions: " + ", ".join(f"{name} {number}" for name, number in result["versions"].items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _named(cells: Sequence[Result]) -> list[str]:
+    words = {
+        "unjudged": "without a verdict (counted as not right)",
+        "too_long": "too long for the model (counted as wrong)",
+    }
+    return [
+        f"- {cell['label']}, {name}, {words[what]}: {', '.join(found[what])}"
+        for cell in cells
+        for name, found in cell["results"].items()
+        for what in words
+        if found[what]
+    ]
+
+
+def _interval(result: Result) -> str:
+    return f"{100 * result['score']:.1f} [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
+
+
+def _of(result: Result, value: Any) -> str:
+    return f"{100 * value(result):.1f}" if "scores" in result else ""
+
+
+def _printed(row: paper.PaperRow, column: str) -> str:
+    if column == AVERAGE:
+        mark = f" ✗ ({row.true_average:.1f})" if row.wrong else ""
+        return "-" if row.average is None else f"{row.average}{mark}"
+    number = row.scores[paper.BENCHMARKS.index(column)] if column in paper.BENCHMARKS else None
+    return "-" if number is None else f"{number}"

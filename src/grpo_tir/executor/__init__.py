@@ -1,0 +1,1 @@
+"""Run code in the sandbox: pools, Docker and process clients."""

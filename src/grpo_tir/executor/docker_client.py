@@ -1,0 +1,235 @@
+"""The runner in a closed container, on one Docker engine. The only module that imports `docker`.
+
+The container has no network, a read-only root, no capabilities but to change user ids, capped memory and
+processes, and one small tmpfs a slot. Our end is its attached stdin and stdout; when we go, it goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+from grpo_tir.config import ExecutorConfig
+from grpo_tir.errors import ExecutorUnavailable
+from grpo_tir.executor.wire import runner_version
+from grpo_tir.utils.resources import sandbox_dir
+
+PROCESSES = 32
+"""Processes and threads of one call."""
+FOLDER_MB, FOLDER_FILES = 16, 1024
+LABEL = "grpo-tir.owner"
+
+
+def connect(host: str | None) -> Any:
+    """The SDK's client of an engine.
+
+    Raises:
+        ExecutorUnavailable: no SDK, or no engine that answers.
+    """
+    name = host or "the local engine"
+    try:
+        import docker
+    except ImportError:
+        raise ExecutorUnavailable("the docker package is missing: pip install docker") from None
+    try:
+        if host is None:
+            client = docker.from_env(timeout=60)
+        else:
+            client = docker.DockerClient(base_url=host, timeout=60, use_ssh_client=host.startswith("ssh://"))
+        client.ping()
+    except Exception as error:  # the SDK lets errors of requests, paramiko, ssl and the socket through
+        raise ExecutorUnavailable(
+            f"no Docker engine answers at {name} ({first_line(error)}): start it, or set executor.kind to process"
+        ) from None
+    return client
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+class DockerConnection:
+    """An attached container."""
+
+    def __init__(self, client: Any, container: str, sock: Any) -> None:
+        self.client, self.container, self.sock = client, container, sock
+        self.raw = getattr(sock, "_sock", sock)
+        if hasattr(self.raw, "settimeout"):
+            self.raw.settimeout(None)
+        self.buffer = bytearray()
+        self.said = b""
+
+    def read(self) -> bytes:
+        """The runner's stdout out of the engine's mixed stream; its stderr is kept for an error message."""
+        while True:
+            header = self.exactly(8)
+            if len(header) < 8:
+                return b""
+            stream, size = struct.unpack(">BxxxI", header)
+            data = self.exactly(size)
+            if stream == 1 or not data:
+                return data
+            self.said = (self.said + data)[-2000:]
+
+    def exactly(self, size: int) -> bytes:
+        while len(self.buffer) < size:
+            data = self.raw.recv(size - len(self.buffer))  # no more: over ssh it waits for all it is asked for
+            if not data:
+                return b""
+            self.buffer += data
+        data = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return data
+
+    def write(self, data: bytes) -> None:
+        self.raw.sendall(data)
+
+    def kill(self) -> None:
+        """Cut the line first: a reader must not wait for an engine that hangs."""
+        with contextlib.suppress(OSError, AttributeError):  # over ssh there is nothing to shut down
+            self.raw.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self.sock.close()
+        remove(self.client, self.container)
+
+
+def remove(client: Any, container: str) -> None:
+    """Gone is gone: an engine that is down, or has removed it already, leaves nothing to do."""
+    import docker
+    import requests
+
+    with contextlib.suppress(docker.errors.APIError, requests.RequestException):
+        client.api.remove_container(container, force=True, v=True)
+
+
+class DockerPlace:
+    """One engine."""
+
+    def __init__(self, config: ExecutorConfig, host: str | None = None) -> None:
+        self.config, self.host = config, host
+        self.name = host or "the local engine"
+        self.client = connect(host)
+        self.info = self.client.info()
+        self.image = find_image(self.client, config.image, self.name)
+        self.slots = config.slots or 2 * int(self.info["NCPU"])
+        remove_stale(self.client)
+
+    def start(self) -> DockerConnection:
+        """Create, attach, start: in this order, so that not a byte is missed."""
+        import docker
+
+        try:
+            container = self.client.api.create_container(**container_settings(self.config, self.slots, self.info))[
+                "Id"
+            ]
+        except docker.errors.APIError as error:
+            raise ExecutorUnavailable(f"{self.name} cannot make the container: {first_line(error)}") from None
+        try:
+            parameters = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+            sock = self.client.api.attach_socket(container, params=parameters)
+            connection = DockerConnection(self.client, container, sock)
+            self.client.api.start(container)
+        except BaseException as error:
+            remove(self.client, container)
+            if isinstance(error, docker.errors.APIError):
+                raise ExecutorUnavailable(f"{self.name} cannot start the container: {first_line(error)}") from None
+            raise
+        return connection
+
+    def alive(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except Exception:  # whatever the transport raises: it does not answer
+            return False
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "docker", "engine": self.info["ServerVersion"], "image": self.image}
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def find_image(client: Any, name: str, engine: str) -> str:
+    """The id of an image whose runner is this package's.
+
+    Raises:
+        ExecutorUnavailable: missing or of another version, with the command that mends it.
+    """
+    import docker
+
+    try:
+        image = client.images.get(name)
+    except docker.errors.ImageNotFound:
+        raise ExecutorUnavailable(f"{engine} has no image `{name}`: run `grpo-tir sandbox build`") from None
+    if image.labels.get("grpo-tir.runner") != runner_version():
+        raise ExecutorUnavailable(
+            f"image `{name}` on {engine} is of another version: run `grpo-tir sandbox build`"
+        )
+    return str(image.id)
+
+
+def container_settings(config: ExecutorConfig, slots: int, info: dict[str, Any]) -> dict[str, Any]:
+    """What the engine is asked for. docs/sandbox.md says what each part is for and how it is tested."""
+    import docker
+
+    uid = 20_002 + random.SystemRandom().randrange(40_000 // (slots + 2)) * (slots + 2)
+    memory = min(slots * (config.memory_mb + FOLDER_MB) + 512 << 20, int(info["MemTotal"] * 0.9))
+    settings = {"slots": slots, "memory_mb": config.memory_mb, "processes": PROCESSES, "walls": "container",
+                "folders": "/slots", "uid_base": uid}  # fmt: skip
+    folder = f"size={FOLDER_MB}m,nr_inodes={FOLDER_FILES},mode=0700,nosuid,nodev,noexec"
+    profile = (sandbox_dir() / "seccomp.json").read_text()
+    host_config = docker.types.HostConfig(
+        version="1.41",
+        network_mode="none", ipc_mode="none", read_only=True, auto_remove=True,
+        cap_drop=["ALL"], cap_add=["SETUID", "SETGID"],
+        security_opt=["no-new-privileges", f"seccomp={json.dumps(json.loads(profile))}"],
+        mem_limit=memory, memswap_limit=memory, pids_limit=slots * PROCESSES + 32,
+        log_config=docker.types.LogConfig(type="none"),
+        tmpfs={f"/slots/{slot}": f"{folder},uid={uid + slot},gid={uid + slot}" for slot in range(slots)},
+        ulimits=[docker.types.Ulimit(name="core", soft=0, hard=0)],
+    )  # fmt: skip
+    return {
+        "image": config.image, "command": [json.dumps(settings)], "stdin_open": True, "detach": False,
+        "network_disabled": True, "host_config": host_config, "labels": {LABEL: owner_tag()},
+    }  # fmt: skip
+
+
+def owner_tag() -> str:
+    """Who a container belongs to: host, process, and the process' start, for process ids are used again."""
+    return f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
+
+
+def started(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "?"
+
+
+def is_stale(tag: str) -> bool:
+    """Its owner was a process of this host that is no more. Others' containers are theirs to judge."""
+    host, _, rest = tag.rpartition(":")[0].rpartition(":")
+    try:
+        pid = int(rest)
+        if host != socket.gethostname() or not host:
+            return False
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):
+        return False
+    return started(pid) != tag.rpartition(":")[2]
+
+
+def remove_stale(client: Any) -> int:
+    """Remove what dead runs left; returns how many."""
+    stale = [c for c in client.api.containers(all=True, filters={"label": LABEL}) if is_stale(c["Labels"][LABEL])]
+    for container in stale:
+        remove(client, container["Id"])
+    return len(stale)

@@ -1,0 +1,67 @@
+"""Opens the executor that a recipe asks for, or says in one line why it cannot be had."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from grpo_tir.config import ExecutorConfig
+from grpo_tir.errors import ExecutorUnavailable
+from grpo_tir.executor.pool import Pool
+from grpo_tir.executor.wire import Place
+
+
+def open_executor(config: ExecutorConfig, *, say: Callable[[str], Any] = print) -> Pool:
+    """A pool that serves. `auto` is docker if an engine answers with our image, else this machine.
+
+    Raises:
+        ExecutorUnavailable: one line with the mend.
+    """
+    kind, places = config.kind, []
+    if kind != "process":
+        try:
+            places = docker_places(config)
+            kind = "docker"
+        except ExecutorUnavailable as error:
+            if config.kind == "docker":
+                raise
+            say(f"executor: no docker here ({error}); running programs as processes of this machine")
+    if not places:
+        from grpo_tir.executor.process_client import LocalPlace
+
+        kind, places = "process", [LocalPlace(config)]
+    limits = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("kind", "hosts")}
+    pool = Pool(places, config, {"kind": kind, "limits": limits})
+    try:
+        pool.wait_ready()
+    except BaseException:
+        pool.close()
+        raise
+    say(isolation_line(pool))
+    return pool
+
+
+def docker_places(config: ExecutorConfig) -> list[Place]:
+    from grpo_tir.executor.docker_client import DockerPlace
+
+    return [DockerPlace(config, host) for host in (config.hosts or (None,))]
+
+
+def isolation_line(pool: Pool) -> str:
+    """What stands between a program and this machine, in one line."""
+    facts = pool.stations[0].facts
+    walls, cell, seccomp = facts["walls"], facts["cell"], facts["seccomp"]
+    inside = {
+        "uid": "a user id per slot",
+        "namespace": "user, pid and mount namespaces per call",
+        "group": "NOT in force: own user id or namespaces per call",
+    }[cell]
+    outside = {
+        "container": "a closed container (no network, read-only root, no capabilities, memory and pids capped)",
+        "namespaces": "namespaces (no network, own pids and mounts, tmpfs); NOT in force: one memory cap for all",
+        "none": "rlimits only; NOT in force: own mounts and pids: programs can read your files",
+    }[walls]
+    network = "" if walls != "none" else "; no sockets" if seccomp else "; NOT in force: network ban"
+    filtered = "seccomp" if seccomp else "NOT in force: seccomp"
+    return f"executor: {pool.description['kind']}, {pool.slots} slots, in {outside}{network}; {inside}; {filtered}"

@@ -1,0 +1,88 @@
+"""Extract the final answer from the text of a response."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_FENCE = re.compile(r"```+[ \t]*([\w+.-]*)[ \t\r]*$")
+
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+
+
+_SAID = re.compile(
+    r"(?:final\s+answer|answer)\s*(?:is|:|=)+\s*(?P<said>\S.*)|^\s*####\s*(?P<hash>\S.*)",
+    re.I | re.M,
+)
+
+
+def extract_answer(text: str, *, allow_text: bool = False) -> str | None:
+    r"""The content of the last ``\boxed{…}`` outside code fences; None without one, or if it is never closed.
+
+    Args:
+        text: what the model wrote.
+        allow_text: where there is no box at all, take what follows the last "answer is", "answer:" or "####".
+    """
+    prose = _outside_fences(text)
+    boxes = list(_BOX.finditer(prose))
+    if boxes:
+        return _box_content(prose, boxes[-1].end())
+    if not allow_text:
+        return None
+    said = list(_SAID.finditer(prose))
+    if not said:
+        return None
+    answer = (said[-1]["said"] or said[-1]["hash"]).strip().strip("*").strip()
+    return answer.removesuffix(".") or None
+
+
+def boxed_answers(text: str) -> list[str]:
+    """What every box outside code fences holds, in order."""
+    prose = _outside_fences(text)
+    return [content for box in _BOX.finditer(prose) if (content := _box_content(prose, box.end()))]
+
+
+def model_answer(segments: Sequence[str]) -> str | None:
+    """The answer from the last of the model-written segments that has a box; a box never spans two segments."""
+    for text in reversed(segments):
+        if _BOX.search(_outside_fences(text)):
+            return extract_answer(text)
+    return None
+
+
+def _outside_fences(text: str) -> str:
+    """Lines outside code blocks. A fence with a word opens a block in any state, a bare one opens or closes:
+    the paper's format closes "```python" by "```output", which opens the next block at once."""
+    kept, inside = [], False
+    for line in text.split("\n"):
+        fence = _FENCE.search(line)
+        if fence and "`" not in line[: fence.start()] and (fence[1] or not line[: fence.start()].strip()):
+            if not inside:
+                kept.append(line[: fence.start()])
+            inside = bool(fence[1]) or not inside
+        elif not inside:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def _box_content(text: str, start: int) -> str | None:
+    """What the box at `start` holds: a balanced group, or as in ``\boxed 5`` what follows, up to the `$`."""
+    if start >= len(text):
+        return None
+    if text[start] != "{":
+        line = text[start:].split("\n", 1)[0]
+        bare = line.split("$", 1)[0] if "$" in line else line.split(maxsplit=1)[0] if line.split() else ""
+        return bare.strip().rstrip(".,;") or None
+    depth, at = 0, start
+    while at < len(text):
+        if text[at] == "\\":
+            at += 1
+        elif text[at] == "{":
+            depth += 1
+        elif text[at] == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start + 1 : at].strip()
+        at += 1
+    return None

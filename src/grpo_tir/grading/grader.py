@@ -1,0 +1,214 @@
+r"""Is the boxed answer the gold answer?  Extraction, and a pool of processes that judge under a deadline.
+
+    text ── extract_answer ──► "\frac12" ─┐
+                                          ├─► Grader.grade ──► Grade(right | wrong | unjudged)
+    gold ─────────────────────────────────┘       │ fast path: both plain numbers, or the same text
+                                                  └─► worker process ── rules.judge
+
+Read is the last ``\boxed{…}`` that the model wrote itself, outside code fences and within one model segment:
+a box in tool output or in code is not an answer (the reference looked everywhere).
+
+`wrong` is every answer that is not shown to be the gold: also one that hangs, kills a worker or cannot be
+parsed, or RL would learn to write such answers. `unjudged` is left for what does not depend on the answer: a
+gold that no rule can read, or workers that fail on the gold alone.
+
+Why processes: equivalence needs sympy, which can hang in C code on a short string, and math-verify limits
+itself by `signal.alarm`, which works in the main thread only and cancels the caller's own alarm. A process can
+be killed. It is started by exec, not fork, so no torch or accelerate state gets into it and the caller needs
+no main guard. Its own interval timer (default action: die) ends it should its parent vanish meanwhile.
+
+Departure from the reference: it compared bare strings by math-verify with its arguments swapped, in the trainer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from grpo_tir.grading.worker import Worker, WorkerDied, WorkerLate
+
+Outcome = Literal["right", "wrong", "unjudged"]
+
+_PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+_UNUSABLE = {"", "None", "none", "null", "nan", "NaN", "N/A"}
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one answer."""
+
+    outcome: Outcome
+    extracted: str | None
+    seconds: float
+    """Time spent on judging, without waiting for a free worker."""
+    reason: str = ""
+
+
+class Grader:
+    """Judges from any thread, in `workers` processes that are started when first needed.
+
+    Use as a context manager, or `close()`.
+    """
+
+    def __init__(self, workers: int = 2, timeout: float = 2.0) -> None:
+        self.workers = max(1, workers)
+        self.timeout = timeout
+        self._free = threading.Semaphore(self.workers)
+        self._lock = threading.Lock()
+        self._idle: list[Worker] = []
+        self._all: set[Worker] = set()
+        self._threads: ThreadPoolExecutor | None = None
+        self._golds: OrderedDict[str, str] = OrderedDict()
+        self._closed = False
+        self._process = os.getpid()
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def grade(self, answer: str | None, gold: str) -> Grade:
+        """Judge one extracted answer (None: there was no box) against the gold. Blocks; safe in threads."""
+        began = time.perf_counter()
+        quick = _quick(answer, gold)
+        if quick is not None:
+            return Grade(quick[0], answer, time.perf_counter() - began, quick[1])
+        outcome, reason, seconds = self._ask({"answer": answer, "gold": gold})
+        if outcome in ("late", "died"):
+            why = "the answer hangs" if outcome == "late" else "the answer kills the worker"
+            fault = self.check_gold(gold)
+            outcome, reason = ("unjudged", fault) if fault else ("wrong", why)
+        return Grade(_outcome(outcome), answer, seconds, reason)
+
+    def submit(self, answer: str | None, gold: str) -> Future[Grade]:
+        """`grade` in the background."""
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="grader")
+        return self._threads.submit(self.grade, answer, gold)
+
+    def check_gold(self, gold: str) -> str:
+        """Why nothing can be judged against this gold; empty if it can."""
+        if not isinstance(gold, str) or gold.strip() in _UNUSABLE:
+            return "the gold is empty"
+        if len(gold) <= 1000 and _PLAIN_NUMBER.fullmatch(gold.strip()):
+            return ""
+        with self._lock:
+            if gold in self._golds:
+                return self._golds[gold]
+        outcome, reason, _ = self._ask({"answer": None, "gold": gold})
+        fault = "" if outcome == "right" else reason or f"the grader fails on the gold alone ({outcome})"
+        if outcome != "died":  # that may be an outage which passes
+            with self._lock:
+                self._golds[gold] = fault
+                while len(self._golds) > 10_000:
+                    self._golds.popitem(last=False)
+        return fault
+
+    def close(self) -> None:
+        """End the workers; idempotent."""
+        with self._lock:
+            self._closed = True
+            workers, self._all, self._idle = self._all, set(), []
+            threads, self._threads = self._threads, None
+        for worker in workers if self._process == os.getpid() else ():  # a forked child has only the handles
+            worker.kill()
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, job: dict[str, Any]) -> tuple[str, str, float]:
+        """(outcome, reason, seconds) from a worker; a death is tried once more on a fresh one."""
+        with self._free:
+            reason, seconds = "", 0.0
+            for _ in range(2):
+                worker = self._take()
+                try:
+                    worker.wait_until_ready()
+                    began = time.perf_counter()
+                    reply = worker.ask(job, self.timeout)
+                    self._give_back(worker)
+                    return reply["outcome"], reply["reason"], time.perf_counter() - began
+                except WorkerLate:
+                    self._replace(worker)
+                    return "late", f"no verdict within {self.timeout:g} s", time.perf_counter() - began
+                except WorkerDied as error:
+                    self._replace(worker)
+                    reason = str(error)
+            return "died", reason, seconds
+
+    def _take(self) -> Worker:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the grader is closed")
+            if self._idle:
+                return self._idle.pop()
+            worker = Worker()
+            self._all.add(worker)
+            return worker
+
+    def _give_back(self, worker: Worker) -> None:
+        with self._lock:
+            if worker in self._all:
+                self._idle.append(worker)
+
+    def _replace(self, worker: Worker) -> None:
+        """Kill it and start the next one at once, so that its imports overlap with other work."""
+        worker.kill()
+        with self._lock:
+            self._all.discard(worker)
+            if not self._closed:
+                fresh = Worker()
+                self._all.add(fresh)
+                self._idle.append(fresh)
+
+
+def _quick(answer: str | None, gold: str) -> tuple[Outcome, str] | None:
+    """What needs no worker: no answer, no gold, the same text, or two plain numbers."""
+    if not isinstance(gold, str) or gold.strip() in _UNUSABLE:
+        return "unjudged", "the gold is empty"
+    if answer is None or not answer.strip():
+        return "wrong", "no answer"
+    mine, theirs = answer.strip(), gold.strip()
+    if mine == theirs:
+        return "right", "the same text"
+    if _PLAIN_NUMBER.fullmatch(mine) and _PLAIN_NUMBER.fullmatch(theirs):
+        if len(theirs) + 10_000 < len(mine):
+            return "wrong", "numbers differ"
+        return ("right", "equal numbers") if Decimal(mine) == Decimal(theirs) else ("wrong", "numbers differ")
+    return None
+
+
+def _outcome(name: str) -> Outcome:
+    return "right" if name == "right" else "wrong" if name == "wrong" else "unjudged"
+
+
+_default: Grader | None = None
+_default_lock = threading.Lock()
+
+
+def default_grader() -> Grader:
+    """One grader for the whole process, made when first asked for and closed at exit."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Grader()
+            atexit.register(_default.close)
+        return _default
+
+
+def _forget_default() -> None:
+    """A forked child must not talk through its parent's pipes."""
+    global _default, _default_lock
+    _default, _default_lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_default)

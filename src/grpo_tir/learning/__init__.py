@@ -1,0 +1,1 @@
+"""Turn graded rollouts into optimizer steps."""

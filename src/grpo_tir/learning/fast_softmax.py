@@ -1,0 +1,51 @@
+"""Compute log-softmax in place, with a custom backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+class LogSoftmaxInPlace(torch.autograd.Function):
+    """`plain_log_softmax`, which consumes its logits: one buffer becomes probabilities in the forward pass and, in
+    the backward, d logprob / d logits = (onehot(token) - probabilities) / temperature. The plain lines keep three
+    such buffers and go over them twenty times; here a few rows at a time stay in the processor's cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, V) and (n,) to (n,) and (n,)."""
+        logits, logprobs, entropies = logits.detach(), [], []
+        for part, chosen in zip(*_in_cache(logits, tokens), strict=True):
+            part.div_(temperature).sub_(part.amax(-1, keepdim=True))
+            probs = part.exp()
+            z = probs.sum(-1)  # (rows,)
+            logprobs.append(part.gather(-1, chosen[:, None])[:, 0] - z.log())
+            entropies.append(z.log() - (probs * part).sum(-1) / z)  # `vecdot` would obey autocast
+            torch.div(probs, z[:, None], out=part)
+        ctx.save_for_backward(logits, tokens)
+        ctx.temperature = temperature
+        entropy = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy)
+        return torch.cat(logprobs), entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """(n,) to (n, V)."""
+        probs, tokens = ctx.saved_tensors
+        scale = (gradient / ctx.temperature)[:, None]
+        for part, share, chosen in zip(*_in_cache(probs, scale, tokens), strict=True):
+            part.mul_(-share).scatter_add_(-1, chosen[:, None], share)
+        return probs, None, None
+
+
+def _in_cache(rows: torch.Tensor, *others: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """`rows` (n, V) and tensors of as many rows, cut where the processor's cache ends; a GPU's work is cut where
+    its temporaries would count."""
+    elements = 1 << 19 if rows.device.type == "cpu" else 1 << 24
+    size = max(1, elements // rows.shape[-1])
+    return tuple(tensor.split(size) for tensor in (rows, *others))

@@ -1,0 +1,267 @@
+"""The update: from rollouts with advantages to optimizer steps.
+
+    for each epoch, for each mini-batch of groups:
+        denominator  = sum over all ranks of valid tokens (or rows)
+        for each micro-batch:  backward(loss / denominator)
+        clip, step
+
+The gradient is that of the whole mini-batch, whatever the number of ranks and the micro-batch size. With one
+update a batch the policy has not moved yet: old_logprobs are its own, and the ratio is 1. With several, the
+learner computes them first. What the generator recorded is only compared with the learner's: the gap is
+measured, logged, and on request corrected by truncated importance weights.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grpo_tir.config import Config, OptimConfig
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.engine.support import why_not
+from grpo_tir.errors import ConfigError, TrainingDiverged
+from grpo_tir.learning.batching import MicroBatch, Row, collate, idle_row, plan_micro_batches, to_row
+from grpo_tir.learning.certificate import TOLERANCE, Agreement, check_logprobs
+from grpo_tir.learning.logprobs import TokenLogprobs
+from grpo_tir.learning.lora import without_adapters
+from grpo_tir.learning.loss import count, grpo_loss
+from grpo_tir.learning.packing import packed_attention
+from grpo_tir.types import RolloutGroup
+
+
+class Learner:
+    """Holds the policy, its optimizer and, with `kl_coef`, the reference policy (None: the policy's adapters are
+    turned off for it)."""
+
+    def __init__(self, runtime: Runtime, model: Any, config: Config, reference: Any = None) -> None:
+        self.runtime, self.config = runtime, config
+        temperature = config.rollout.temperature
+        optim = config.optim
+        disable_dropout(model)
+        self.module = TokenLogprobs(model, temperature, optim.logits_mb)
+        self.reference = (
+            TokenLogprobs(reference, temperature, optim.logits_mb).to(runtime.device)
+            if reference is not None
+            else None
+        )
+        # a compiled graph would be made anew for every set of lengths
+        with runtime.whole(model):
+            self.packs = optim.packing and not config.model.compile and why_not(model) is None
+        self.optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+        )
+        self.policy, self.optimizer = runtime.prepare(self.module, self.optimizer, optim.max_grad_norm)
+        if config.model.compile:
+            if runtime.stage:
+                raise ConfigError("model.compile does not go together with DeepSpeed: set it to false")
+            self.policy = torch.compile(self.policy, dynamic=True)
+        self.skipped = 0
+        self.tolerance = config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
+        self.tolerance_used = 0.0
+        self.agreements: list[Agreement] = []
+        """Of the micro-batches of one optimizer step."""
+
+    def update(self, groups: Sequence[RolloutGroup], step: int, dump: Path) -> dict[str, float]:
+        """All optimizer steps on one rollout batch (this rank's groups).
+
+        Args:
+            step: of the run, from 0; sets the learning rate.
+            dump: where a batch without a finite gradient is written for replay.
+
+        Raises:
+            TrainingDiverged: `train.max_skipped` optimizer steps in a row were skipped.
+            CertificateError: what is about to be trained is not what was sampled.
+        """
+        options = self.config.algorithm
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.config.optim, self.config.train.steps)
+        self.tolerance_used = 0.0
+        batches = self._deal(groups)
+        self.policy.train()
+        sums: dict[str, float] = {}
+        with self._attention():
+            if options.mini_batches * options.epochs > 1 or options.importance_cap:
+                self._annotate(self.module, [row for rows in batches for row in rows], "old_logprobs")
+            if options.kl_coef:
+                self._annotate_reference([row for rows in batches for row in rows])
+            for _ in range(options.epochs):
+                for rows in batches:
+                    self._step(rows, sums, dump)
+        return self._report(sums)
+
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
+        """Packed rows, for the policy and its reference, where that can be."""
+        with ExitStack() as stack:
+            for module in (self.module, self.reference):
+                if self.packs and module is not None:
+                    stack.enter_context(packed_attention(module.model))
+            yield
+
+    def _deal(self, groups: Sequence[RolloutGroup]) -> list[list[Row]]:
+        """Rows of each mini-batch. Groups are dealt by their rank in the whole batch, not in this process's
+        share of it: the mini-batches are the same for any number of processes."""
+        parts = self.config.algorithm.mini_batches
+        ordinals = [group.rollouts[0].group for group in groups]
+        place = {ordinal: i for i, ordinal in enumerate(sorted(self.runtime.gather(ordinals)))}
+        batches: list[list[Row]] = [[] for _ in range(parts)]
+        for group, ordinal in zip(groups, ordinals, strict=True):
+            batches[place[ordinal] % parts] += [to_row(r) for r in group.rollouts if r.trained]
+        return batches
+
+    def _annotate_reference(self, rows: list[Row]) -> None:
+        """Log-probs of the initial policy: a model of its own, or the policy without its adapters."""
+        if self.reference is not None:
+            self._annotate(self.reference, rows, "ref_logprobs")
+        else:
+            with without_adapters(self.module.model):
+                self._annotate(self.module, rows, "ref_logprobs")
+
+    @torch.no_grad()
+    def _annotate(self, module: TokenLogprobs, rows: list[Row], name: str) -> None:
+        """Give each row the log-probs of a policy that stands still."""
+        with self.runtime.whole(module), self.runtime.autocast():
+            for part in plan_micro_batches(rows, self.config.optim.micro_batch_tokens, self.packs):
+                batch = collate(part, self.runtime.device)
+                logprobs, _ = module(batch.input_ids, batch.attention_mask, batch.loss_mask)
+                for row, values in zip(part, logprobs, strict=True):
+                    setattr(row, name, values[: len(row.token_ids)].cpu())
+
+    def _step(self, rows: list[Row], sums: dict[str, float], dump: Path) -> None:
+        """One optimizer step on one mini-batch."""
+        options, optim = self.config.algorithm, self.config.optim
+        longest = self.config.rollout.max_completion_length
+        masks = [torch.tensor([row.loss_mask]) for row in rows]
+        local = sum(count(mask, options.aggregation, longest) for mask in masks)
+        normalizer = self.runtime.sum([local])[0]
+        if normalizer == 0:
+            return  # every group was dropped: nothing to learn from, on any rank
+        micro_batches = plan_micro_batches(rows, optim.micro_batch_tokens, self.packs)
+        rounds = int(self.runtime.max([len(micro_batches)])[0])
+        micro_batches += [[idle_row()]] * (rounds - len(micro_batches))
+        for i, part in enumerate(micro_batches):
+            with self.runtime.hold_sync(self.policy, hold=i + 1 < rounds):
+                loss = self._loss(collate(part, self.runtime.device), normalizer, sums)
+                self.runtime.backward(self.policy, loss)
+        self._certify()
+        norm = self.runtime.step(self.policy, self.optimizer)
+        if math.isfinite(norm):
+            self.skipped = 0
+            _add(sums, grad_norm=norm, steps=1)
+        else:
+            self._skip(rows, dump, norm)
+            _add(sums, skipped=1)
+
+    def _loss(self, batch: MicroBatch, normalizer: float, sums: dict[str, float]) -> torch.Tensor:
+        """This micro-batch's share of the mini-batch's loss."""
+        options = self.config.algorithm
+        logprobs, entropy = self.policy(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (B, T)
+        old_rows = [row.old_logprobs for row in batch.rows if row.old_logprobs is not None]
+        old = batch.stack(old_rows) if len(old_rows) == len(batch.rows) else logprobs.detach()
+        ref_rows = [row.ref_logprobs for row in batch.rows if row.ref_logprobs is not None]
+        ref = batch.stack(ref_rows) if len(ref_rows) == len(batch.rows) else logprobs.detach()
+        batch.remember(old)
+        gap = old - batch.sampled_logprobs  # (B, T) learner against generator, before any update
+        loss, info = grpo_loss(
+            logprobs,
+            old,
+            batch.advantages,
+            batch.loss_mask,
+            aggregation=options.aggregation,
+            clip_low=options.clip_low,
+            clip_high=options.clip_high,
+            normalizer=normalizer,
+            ratio=options.ratio,
+            ref_logprobs=ref if options.kl_coef else None,
+            kl_coef=options.kl_coef,
+            weights=gap.exp().clamp(max=options.importance_cap) if options.importance_cap else None,
+        )
+        seen = torch.where(batch.loss_mask.bool(), gap.abs(), 0.0)
+        _add(sums, loss=loss.item(), entropy=entropy.sum().item(), gap=seen.sum().item())
+        _add(sums, **{name: value.item() for name, value in info.items()})
+        sums["gap_max"] = max(sums.get("gap_max", 0.0), seen.max().item())
+        self.agreements.append(batch.agreement(old))
+        return loss
+
+    def _certify(self) -> None:
+        """Before a step is taken on them: were these rows drawn from the policy that is about to learn?"""
+        *sums, worst = (list(column) for column in zip(*map(astuple, self.agreements), strict=True))
+        self.agreements.clear()
+        found = Agreement(*self.runtime.sum([sum(column) for column in sums]), *self.runtime.max([max(worst)]))
+        self.tolerance_used = max(self.tolerance_used, found.used(self.tolerance))
+        check_logprobs(found, self.tolerance)
+
+    def _skip(self, rows: list[Row], dump: Path, norm: float) -> None:
+        """Keep the weights, keep the batch for replay, and give up when it goes on."""
+        self.skipped += 1
+        dump.mkdir(parents=True, exist_ok=True)
+        torch.save([{**vars(row), "rollout": None} for row in rows], dump / f"rank{self.runtime.rank}.pt")
+        if self.skipped >= self.config.train.max_skipped:
+            raise TrainingDiverged(
+                f"{self.skipped} optimizer steps in a row had a gradient norm of {norm}; "
+                f"the last batch is in {dump}. Lower optim.lr, or look at the batch"
+            )
+
+    def _report(self, sums: dict[str, float]) -> dict[str, float]:
+        """Means over all tokens of all ranks, under TRL's names."""
+        names = ["entropy", "gap", "clipped_low", "clipped_high", "kl", "tokens", "loss"]
+        total = dict(zip(names, self.runtime.sum([sums.get(name, 0.0) for name in names]), strict=True))
+        tokens, steps = max(total["tokens"], 1.0), max(sums.get("steps", 0.0), 1.0)
+        updates = self.config.algorithm.mini_batches * self.config.algorithm.epochs
+        metrics = {
+            "loss": total["loss"] / updates,
+            "grad_norm": sums.get("grad_norm", 0.0) / steps,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "entropy": total["entropy"] / tokens,
+            "clip_ratio/low_mean": total["clipped_low"] / tokens,
+            "clip_ratio/high_mean": total["clipped_high"] / tokens,
+            "clip_ratio/region_mean": (total["clipped_low"] + total["clipped_high"]) / tokens,
+            "sampling/sampling_logp_difference/mean": total["gap"] / tokens,
+            "sampling/sampling_logp_difference/max": self.runtime.max([sums.get("gap_max", 0.0)])[0],
+            "certificate/used": self.tolerance_used,
+            "skipped_updates": sums.get("skipped", 0.0),
+        }
+        if self.config.algorithm.kl_coef:
+            metrics["kl"] = total["kl"] / tokens
+        return metrics
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """The policy that learns must be the one that sampled, and its gradient the same for every cut of the batch;
+    with dropout it is neither, and a resumed run would need the generator's state as well."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
+    """Of training step `step` (from 0) out of `steps`: linear warm-up, then the schedule."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+    shape: dict[str, Callable[[float], float]] = {
+        "constant": lambda x: 1.0,
+        "linear": lambda x: 1 - x,
+        "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
+    }
+    return optim.lr * shape[optim.schedule](done)
+
+
+def _add(sums: dict[str, float], **numbers: float) -> None:
+    for name, number in numbers.items():
+        sums[name] = sums.get(name, 0.0) + number

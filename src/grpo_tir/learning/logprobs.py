@@ -1,0 +1,101 @@
+"""Log-probs and entropies of the tokens that the policy chose, and of no others.
+
+    hidden (B, T, H) ── positions before a model token ──► (N, H) ── head, / temperature ──► (N, V) ──► (N,)
+
+The head runs on model tokens only: prompt, tool output and padding make no logits. Where N x V would exceed a
+budget it runs in chunks that are recomputed in the backward pass. Logits, probabilities and gradient of the logits
+take turns in one buffer.
+
+Shapes: B rows, T tokens, N model tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from grpo_tir.learning.fast_softmax import LogSoftmaxInPlace
+from grpo_tir.learning.packing import is_packing, pack
+
+
+class TokenLogprobs(nn.Module):
+    """The policy as the learner sees it. Wraps the model, so that DDP and DeepSpeed hook one forward."""
+
+    def __init__(self, model: Any, temperature: float = 1.0, logits_mb: float = 256) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.logits_mb = logits_mb
+        self.plain = plain_head(model)
+        # The head's weights are ours too: ZeRO-3 gathers a module's own parameters when it is called, and were the
+        # head called chunk by chunk, the gathers of ranks with other numbers of chunks would fall out of step.
+        head: Any = model.get_output_embeddings() if self.plain else nn.Module()
+        self.weight: Any = getattr(head, "weight", None)  # (V, H)
+        self.bias: Any = getattr(head, "bias", None)  # (V,)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, loss_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) ids, attention and loss mask to (B, T) log-probs (with gradient) and entropies (without); 0
+        where the loss mask is 0. Position t holds the log-prob of token t."""
+        chosen = loss_mask.bool().clone()
+        chosen[:, 0] = False  # nothing predicts the first token
+        if is_packing(self.model):
+            inputs, before = pack(input_ids, attention_mask, chosen)
+        else:
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            before = torch.nn.functional.pad(chosen[:, 1:], (0, 1))  # (B, T) positions that predict a model token
+        if self.plain:
+            flat = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state[before]  # (N, H)
+        else:
+            flat = self.model(**inputs, use_cache=False).logits[before]  # (N, V)
+        logprobs, entropies = self._of_tokens(flat, input_ids[chosen])
+        empty = torch.zeros(input_ids.shape, dtype=logprobs.dtype, device=logprobs.device)
+        return empty.masked_scatter(chosen, logprobs), empty.masked_scatter(chosen, entropies)
+
+    def _of_tokens(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, H or V) and (N,) ids to (N,) log-probs and entropies."""
+        size = max(1, int(self.logits_mb * 2**20) // (4 * self.model.config.get_text_config().vocab_size))
+        if flat.shape[0] <= size:
+            return self._chunk(flat, tokens)
+        pieces = [
+            checkpoint(self._chunk, part, ids, use_reentrant=False)
+            for part, ids in zip(flat.split(size), tokens.split(size), strict=True)
+        ]
+        return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
+
+    def _chunk(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # float32 whatever autocast did, and ours to overwrite: (n, V)
+        if self.plain:
+            logits = torch.nn.functional.linear(flat, self.weight, self.bias).float()
+        else:
+            logits = flat.to(torch.float32, copy=True)
+        if torch.compiler.is_compiling():  # a compiler fuses the plain lines by itself
+            return plain_log_softmax(logits, tokens, self.temperature)
+        return LogSoftmaxInPlace.apply(logits, tokens, self.temperature)
+
+
+def plain_log_softmax(
+    logits: torch.Tensor, tokens: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `logits` (n, V): log-probs of `tokens` (n,) at a temperature, and entropies, without a gradient."""
+    logits = logits / temperature
+    log_z = logits.logsumexp(-1)  # (n,)
+    logprobs = logits.gather(-1, tokens[:, None])[:, 0] - log_z
+    with torch.no_grad():
+        entropy = log_z - (logits.softmax(-1) * logits).sum(-1)
+    return logprobs, entropy
+
+
+def plain_head(model: Any) -> bool:
+    """Whether logits are just `head(hidden)`: some families cap or scale them in between."""
+    config = model.config.get_text_config()
+    scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    return (
+        all(getattr(config, name, None) in (None, 1, 1.0) for name in scaled)
+        and isinstance(model.get_output_embeddings(), nn.Linear)
+        and model.get_decoder() is not model
+    )

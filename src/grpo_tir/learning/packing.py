@@ -1,0 +1,169 @@
+"""Rows end to end in one sequence, each attending to itself and to its prompt: no layer computes padding, or the
+same prompt twice.
+
+    padded    p p p a a a       packed    p p p a a a q q b c c
+              q q b · · ·       position  0 1 2 3 4 5 0 1 2 2 3       c attends to q q as b does
+              q q c c · ·       row       └── 0 ────┘ └─1─┘ └2┘
+
+On CUDA one variable-length kernel attends to all rows; elsewhere each row is attended alone. The gradient is
+that of the padded batch (`optim.packing: false`, the readable twin).
+
+Shapes: B rows, T tokens, N tokens fed of all rows, M keys of all rows, H query heads, K KV heads, D head size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+ATTENTION = "grpo_tir_packed"
+LONG = 512  # own tokens
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each row's queries and keys lie. Of its `key_lengths[i]` keys the last `lengths[i]` are its own, the
+    others its prompt in the row that feeds it."""
+
+    fed: torch.Tensor  # (B, T) bool: tokens that are computed
+    lengths: list[int]
+    key_lengths: list[int]
+    keys: torch.Tensor | None  # (M,) places among the fed tokens; None: each row has its own, in order
+    ends: torch.Tensor  # (2, B + 1) int32 on the device: where each row's queries and keys end
+    masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor) -> Packing:
+        """Of right-padded rows (B, T). What precedes a row's first chosen token is its prompt. Its last token
+        predicts for this row alone, and is fed in each."""
+        fed = attention_mask.bool().clone()
+        prompts = (chosen.int().argmax(1) - 1).clamp(min=0)  # (B,)
+        sources: dict[tuple[int, ...], int] = {}
+        shared = []  # (row that feeds it, tokens) of each row
+        for row, (ids, count) in enumerate(zip(input_ids.tolist(), prompts.tolist(), strict=True)):
+            source = sources.setdefault(tuple(ids[:count]), row)
+            shared.append((source, count if source != row else 0))
+            fed[row, : shared[-1][1]] = False
+        lengths = fed.sum(1).tolist()
+        starts = [0, *itertools.accumulate(lengths)]
+        keys: list[int] = []
+        for row, (source, count) in enumerate(shared):
+            keys += [*range(starts[source], starts[source] + count), *range(starts[row], starts[row + 1])]
+        key_lengths = [count + length for (_, count), length in zip(shared, lengths, strict=True)]
+        index = torch.tensor(keys, device=fed.device) if len(keys) > starts[-1] else None
+        ends = torch.nn.functional.pad(torch.tensor([lengths, key_lengths]).cumsum(1), (1, 0))
+        return cls(fed, lengths, key_lengths, index, ends.to(fed.device, torch.int32))
+
+    def mask(self, own: int, seen: int, like: torch.Tensor) -> torch.Tensor:
+        """Added to the scores of the last `own` of `seen` tokens (own, seen). Made once for all layers, each of
+        which keeps it for its backward pass."""
+        if (own, seen) not in self.masks:
+            hidden = torch.full((own, seen), -torch.inf, dtype=like.dtype, device=like.device)
+            self.masks[own, seen] = hidden.triu_(seen - own + 1)
+        return self.masks[own, seen]
+
+
+@contextmanager
+def packed_attention(model: Any) -> Iterator[None]:
+    """The model attends within packed rows. Holds over the backward pass too, which may compute forwards again."""
+    theirs = model.config._attn_implementation
+    model.config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = theirs
+
+
+def is_packing(model: Any) -> bool:
+    """Whether `packed_attention` holds."""
+    return bool(model.config._attn_implementation == ATTENTION)
+
+
+def attend_packed(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    *,
+    packing: Packing,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function of transformers' `AttentionInterface`: `query` (1, H, N, D), `key`, `value`
+    (1, K, N, D) to (1, N, H, D)."""
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast RoPE leaves them in float32
+    if packing.keys is not None:
+        key, value = (_select(tensor, packing.keys) for tensor in (key, value))  # (1, K, M, D)
+    if has_kernel(value):
+        return _attend_varlen(query, key, value, packing, scaling), None
+    groups = query.shape[1] // key.shape[1]
+    parts = []
+    splits = (packing.lengths, packing.key_lengths, packing.key_lengths)
+    rows = (tensor.split(lengths, dim=2) for tensor, lengths in zip((query, key, value), splits, strict=True))
+    for q, k, v in zip(*rows, strict=True):
+        k, v = (tensor.repeat_interleave(groups, 1) if groups > 1 else tensor for tensor in (k, v))
+        parts.append(_attend_row(q, k, v, packing, scaling))
+    return torch.cat(parts, 2).transpose(1, 2), None
+
+
+def _attend_row(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing, scaling: float | None
+) -> torch.Tensor:
+    """Torch aligns `is_causal` to the first key, and here the last query belongs to the last key. Short rows are
+    masked; for long ones it costs less to put queries before them that nobody asks for."""
+    own, seen = q.shape[2], k.shape[2]
+    if own < seen < 2 * own and own >= LONG:
+        q = torch.nn.functional.pad(q, (0, 0, seen - own, 0))
+    mask = packing.mask(own, seen, q) if q.shape[2] < seen else None
+    out = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling)
+    return out[:, :, -own:]
+
+
+def _select(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """In float32 or more: the gradient of a shared prompt is a sum over the rows that attend to it."""
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return wide.index_select(2, places).to(tensor.dtype)
+
+
+def has_kernel(value: torch.Tensor) -> bool:
+    """Whether the variable-length kernel takes it."""
+    return value.device.type == "cuda" and value.dtype != torch.float32
+
+
+def _attend_varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
+) -> torch.Tensor:
+    """FlashAttention's causal mask is aligned to the last key of each row."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N or M, H or K, D)
+    q_ends, k_ends = packing.ends
+    q_longest, k_longest = max(packing.lengths), max(packing.key_lengths)
+    out = varlen_attn(q, k, v, q_ends, k_ends, q_longest, k_longest, window_size=(-1, 0), scale=scaling,
+                      enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+    assert isinstance(out, torch.Tensor)
+    return out[None]
+
+
+AttentionInterface.register(ATTENTION, attend_packed)
+
+
+def pack(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """The model's inputs for right-padded rows (B, T) as one row of the N tokens that are fed, and where it stands
+    before a chosen token (1, N)."""
+    packing = Packing.of(input_ids, attention_mask, chosen)
+    fed = packing.fed
+    positions = torch.arange(fed.shape[1], device=fed.device).expand_as(fed)
+    inputs = {"input_ids": input_ids[fed][None], "position_ids": positions[fed][None], "packing": packing}
+    # a row's first fed token is never chosen, so that no row's last token is taken for its predecessor
+    return inputs, torch.nn.functional.pad(chosen[fed][1:], (0, 1))[None]

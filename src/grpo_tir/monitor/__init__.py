@@ -1,0 +1,1 @@
+"""Compute, write and show what a run measures."""

@@ -1,0 +1,185 @@
+"""What a person sees while a run goes on.
+
+    step   12/60  reward -0.34  right 0.33 …  left 4 min        one line a step, alarms and reasons below it
+    training  20%|████      | 12/60 [01:10<04:40]               on a terminal: all steps, with their end
+      step 13  45%|█████    | 58/128 rollouts, 3 calls in flight               and the one that is being taken
+
+Without a terminal a step that takes minutes says every minute how far it is.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+from grpo_tir.monitor.alarms import Alarm
+from grpo_tir.types import Rollout
+
+BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+STEP_BAR = "  {desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} rollouts{postfix}"
+REFRESH = 0.2
+"""Seconds between two drawings of the bar: progress is reported with every token."""
+PLAIN = 60.0
+"""Seconds between two lines about one step, where there is no bar."""
+QUIET = 10
+"""Steps without a reason for a loss of 0 after which it is given again."""
+
+
+class Console:
+    """Prints on the main process only; the bars go to stderr, the lines to stdout."""
+
+    def __init__(self, active: bool = True) -> None:
+        self.active = active
+        self.bar: Any = None
+        self.step_bar: Any = None
+        self.done, self.took = 0, 0.0
+        """Steps of this process, and their seconds."""
+        self.last = self.said = time.monotonic()
+        self.reasons: dict[str, int] = {}
+        """The last step for which each reason held."""
+        self.ringing: set[str] = set()
+        self.terminal = sys.stderr.isatty()
+
+    def say(self, text: str) -> None:
+        """A line that does not tear the bars."""
+        if self.active:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def start(self, total: int, done: int) -> None:
+        """A bar over all steps, if somebody is looking."""
+        self.last = self.said = time.monotonic()
+        if self.active and self.terminal:
+            self.bar = tqdm(total=total, initial=done, desc="training", bar_format=BAR, file=sys.stderr)
+
+    def progress(self, finished: int, total: int, waiting: int) -> None:
+        """Within a step: rollouts done, calls in flight."""
+        now = time.monotonic()
+        if not self.active or now - self.said < (REFRESH if self.bar is not None else PLAIN):
+            return
+        self.said = now
+        if self.bar is None:
+            self.say(f"           {finished} of {total} rollouts done, {waiting} calls in flight")
+            return
+        if self.step_bar is None:
+            place = {"position": 1, "leave": False, "bar_format": STEP_BAR, "file": sys.stderr}
+            self.step_bar = tqdm(total=total, desc=f"step {self.bar.n + 1}", **place)
+        self.step_bar.total, self.step_bar.n = total, finished
+        self.step_bar.set_postfix_str(f"{waiting} calls in flight", refresh=False)
+        self.step_bar.refresh()
+
+    def step(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
+        """The line of a step, and in words why there is nothing to learn or its loss is 0."""
+        self._close_step()
+        if self.bar is not None:
+            self.bar.update()
+        now = time.monotonic()
+        self.done, self.took = self.done + 1, self.took + now - self.last
+        self.last = self.said = now
+        parts = [f"step {step:>4}/{steps}"]
+        for label, name, form in COLUMNS:
+            value = metrics.get(name)
+            parts.append(f"{label} {form.format(value) if value is not None else '-'}")
+        left = self.took / self.done * (steps - step)
+        self.say("  ".join([*parts, *([f"left {span(left)}"] if steps > step else [])]))
+        reason = why_no_loss(metrics)
+        if reason:
+            if step - self.reasons.get(reason, -QUIET) >= QUIET:  # steps with and without it take turns
+                self.say(f"           {reason}")
+            self.reasons[reason] = step
+        if metrics.get("eval/accuracy") is not None:
+            self.say(f"           held-out accuracy {metrics['eval/accuracy']:.3f} (greedy)")
+
+    def alarms(self, alarms: Iterable[Alarm]) -> None:
+        """What is wrong, once for each stretch of steps in which it is."""
+        now = {alarm.name: alarm.text for alarm in alarms}
+        for name, text in now.items():
+            if name not in self.ringing:
+                self.say(f"  ALARM    {text}")
+        for name in self.ringing - set(now):
+            self.say(f"  over     the alarm about: {name}")
+        self.ringing = set(now)
+
+    def trajectory(self, rollout: Rollout) -> None:
+        """One response as it was sampled, tool output marked."""
+        reward = f"{rollout.reward.value:+.1f}" if rollout.reward else "set aside"
+        self.say(format_trajectory(rollout, f"a sample (reward {reward}, {rollout.finish_reason})"))
+
+    def finish(self) -> None:
+        """Take the bars down."""
+        self._close_step()
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _close_step(self) -> None:
+        if self.step_bar is not None:
+            self.step_bar.close()
+            self.step_bar = None
+
+
+COLUMNS = [
+    ("reward", "reward", "{:+.2f}"),
+    ("right", "accuracy", "{:.2f}"),
+    ("code", "tools/code_ratio", "{:.2f}"),
+    ("pass", "tools/pass_ratio", "{:.2f}"),
+    ("tokens", "completions/mean_length", "{:.0f}"),
+    ("cut", "completions/clipped_ratio", "{:.2f}"),
+    ("entropy", "entropy", "{:.2f}"),
+    ("grad", "grad_norm", "{:.2f}"),
+    ("s", "time/step", "{:.1f}"),
+]
+
+
+def why_no_loss(metrics: dict[str, Any]) -> str | None:
+    """In words why a step taught nothing, or why its loss is 0 although it did; None where neither is so."""
+    if metrics.get("reward") is None:
+        return "nothing to learn from: not one response could be scored (rollouts/lost, rollouts/unjudged)"
+    if metrics.get("frac_reward_zero_std") == 1:
+        right = metrics.get("accuracy")
+        every = {
+            0: "; every response is wrong: too hard, or no \\boxed{} is written",
+            1: "; every response is right",
+        }
+        words = every.get(right, "") if right is not None else ""
+        return f"loss 0: in every group all rewards are equal, so there is no advantage to learn from{words}"
+    if metrics.get("skipped_updates") or metrics.get("loss") is None:
+        return None
+    if metrics["loss"] == 0 and not metrics.get("grad_norm"):
+        return (
+            "loss 0: no response was left to learn from; drop_flat_groups, mask_overlong or mask_void_turns took "
+            "them all out"
+        )
+    if abs(metrics["loss"]) < 1e-6:
+        return (
+            "loss 0, as it must be where the ratio is 1 and the advantages of a group cancel; the gradient does "
+            "not: see grad"
+        )
+    return None
+
+
+def span(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 7 h`."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def format_trajectory(rollout: Rollout, title: str) -> str:
+    """Problem and response behind a bar: `|` the model, `>` the tool."""
+    lines = [f"--- {title}", *(f"    {line}" for line in rollout.problem.problem.splitlines())]
+    lines += segment_lines((segment.kind, segment.text) for segment in rollout.segments)
+    return "\n".join([*lines, f"--- gold answer: {rollout.problem.answer}"])
+
+
+def segment_lines(segments: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines of (kind, text) segments behind their bars."""
+    signs = {"model": "  | ", "tool": "  > "}
+    return [signs[kind] + line for kind, text in segments for line in text.strip("\n").split("\n")]

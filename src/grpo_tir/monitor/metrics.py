@@ -1,0 +1,172 @@
+"""What is measured of a step, and where it is written.
+
+    RUN/config.yaml  metadata.json            the resolved recipe; versions, executor, isolation
+    RUN/metrics.jsonl                         one object a step
+    RUN/problem_rewards.jsonl                 rewards of each problem in each step (what LIMR scores)
+    RUN/rollouts/step_000012.jsonl            whole trajectories
+    RUN/tensorboard/
+    RUN/checkpoints/  journal/  alive/        of checkpoint.py, journal.py and watchdog.py
+
+Names are TRL's where TRL has one; `tools/*` is ours. docs/metrics.md defines each. A share over nothing is
+null, never 0.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from grpo_tir.grading.extract import extract_answer
+from grpo_tir.learning.advantages import is_flat
+from grpo_tir.tools.python import OUTPUT_MARKER, code_blocks, error_line
+from grpo_tir.types import Rollout, stamp
+
+BOX = "\\boxed"
+
+
+def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
+    """The numbers of one rollout; the only thing that travels between ranks."""
+    model = [segment.text for segment in rollout.segments if segment.kind == "model"]
+    executed = [call.result for call in rollout.calls if call.result is not None]
+    return {
+        "group": rollout.group,
+        "problem_id": rollout.problem.id,
+        "valid": rollout.valid,
+        "reward": rollout.reward.value if rollout.reward else None,
+        "correct": rollout.reward.parts.get("correct") if rollout.reward else None,
+        "prompt": len(rollout.prompt_ids),
+        "length": len(rollout.token_ids),
+        "trained": rollout.trained,
+        "crc": stamp("all", rollout.token_ids).crc,
+        "tool_tokens": len(rollout.token_ids) - sum(rollout.loss_mask),
+        "cut": rollout.finish_reason == "length",
+        "lost": rollout.finish_reason == "aborted",
+        "calls": len(rollout.calls),
+        "no_code_calls": sum(call.result is None for call in rollout.calls),
+        "written": sum(len(code_blocks(text)) for text in model),
+        "before_answer": _blocks_before_answer(model),
+        "executed": len(executed),
+        "passed": sum(result.status == "ok" for result in executed),
+        "wait": sum(call.seconds for call in rollout.calls),
+        "wanted_after_limit": _wanted_after_limit(rollout, model, max_tool_calls),
+        "fake_outputs": count_fake_outputs(rollout),
+        "failed": sum(call.failed for call in rollout.calls),
+        "recovered": _recovered(rollout),
+        "contradicts": _contradicts(rollout, model),
+        "outages": sum(result.status == "infrastructure" for result in executed),
+        "errors": [error_line(r).split(":")[0] for r in executed if r.status not in ("ok", "infrastructure")],
+    }
+
+
+def count_fake_outputs(rollout: Rollout) -> int:
+    """Output blocks that the model opened and that no tool answered: it made the output up."""
+    return fake_outputs(
+        [segment.text for segment in rollout.segments if segment.kind == "model"], len(rollout.calls)
+    )
+
+
+def fake_outputs(model: Sequence[str], calls: int) -> int:
+    """The same of the model's turns; each call ended one of them, by its marker."""
+    return sum(max(0, text.count(OUTPUT_MARKER) - (number < calls)) for number, text in enumerate(model))
+
+
+def contradicts(answer: str | None, status: str | None, stdout: str) -> bool | None:
+    """Whether the final answer is nowhere in what the last call printed; None without both."""
+    if not answer or status != "ok" or not stdout.strip():
+        return None
+    return answer.replace(" ", "") not in stdout.replace(" ", "")
+
+
+def _wanted_after_limit(rollout: Rollout, model: Sequence[str], limit: int) -> int:
+    """Blocks of the turn behind the last call, if there was room for one."""
+    return len(code_blocks(model[-1])) if len(model) > len(rollout.calls) >= limit else 0
+
+
+def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Metrics of a rollout batch from the summaries of all ranks."""
+    rows = [row for row in summaries if row["valid"]]
+    groups: dict[int, list[float]] = {}
+    responses: dict[int, set[int]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row["reward"])
+        responses.setdefault(row["group"], set()).add(row["crc"])
+    spreads = [statistics.stdev(rewards) if len(rewards) > 1 else 0.0 for rewards in groups.values()]
+    finished = [row["length"] for row in rows if not row["cut"]]
+    metrics: dict[str, float | None] = {
+        "reward": _mean(row["reward"] for row in rows),
+        "reward_std": _mean(spreads),
+        "frac_reward_zero_std": _mean(float(is_flat(rewards)) for rewards in groups.values()),
+        "accuracy": _mean(row["correct"] for row in rows if row["correct"] is not None),
+        "completions/mean_length": _mean(row["length"] for row in rows),
+        "completions/min_length": min((row["length"] for row in rows), default=None),
+        "completions/max_length": max((row["length"] for row in rows), default=None),
+        "completions/clipped_ratio": _mean(float(row["cut"]) for row in rows),
+        "completions/mean_terminated_length": _mean(finished),
+        "rollouts/distinct_ratio": _mean(
+            len(responses[group]) / len(rewards) for group, rewards in groups.items()
+        ),
+        "rollouts/sampled": float(len(summaries)),
+        "rollouts/lost": float(sum(row["lost"] for row in summaries)),
+        "rollouts/unjudged": float(sum(not row["valid"] and not row["lost"] for row in summaries)),
+    }
+    return {**metrics, **tool_metrics(rows), "tools/outages": float(sum(row["outages"] for row in summaries))}
+
+
+def tool_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The paper's Figure 5, and what else says how the tool is used."""
+    executed, written = _total(rows, "executed"), _total(rows, "written")
+    metrics = {
+        "tools/code_ratio": _mean(float(row["written"] > 0) for row in rows),
+        "tools/pass_ratio": _share(_total(rows, "passed"), executed),
+        "tools/executed_ratio": _share(executed, written),
+        "tools/code_before_answer_ratio": _share(_total(rows, "before_answer"), written),
+        "tools/recovery_ratio": _share(_total(rows, "recovered"), _total(rows, "failed")),
+        "tools/contradiction_ratio": _mean(row["contradicts"] for row in rows if row["contradicts"] is not None),
+        "tools/calls_mean": _mean(row["calls"] for row in rows),
+        "tools/no_code_calls": _total(rows, "no_code_calls"),
+        "tools/wanted_after_limit": _total(rows, "wanted_after_limit"),
+        "tools/fake_outputs": _total(rows, "fake_outputs"),
+        "tools/token_share": _share(_total(rows, "tool_tokens"), _total(rows, "length")),
+        "time/tool_wait": _share(_total(rows, "wait"), _total(rows, "calls")),
+    }
+    for name, flag in (("right", 1.0), ("wrong", 0.0)):
+        some = [row for row in rows if row["correct"] == flag]
+        metrics[f"tools/pass_ratio_{name}"] = _share(_total(some, "passed"), _total(some, "executed"))
+    errors = Counter(name if name.isidentifier() else "other" for row in rows for name in row["errors"])
+    return {**metrics, **{f"tools/error/{name}": float(number) for name, number in errors.most_common(10)}}
+
+
+def _recovered(rollout: Rollout) -> int:
+    """Failed calls that a good one follows in the same response."""
+    passed = [call.result is not None and call.result.status == "ok" for call in rollout.calls]
+    return sum(call.failed and any(passed[n + 1 :]) for n, call in enumerate(rollout.calls))
+
+
+def _contradicts(rollout: Rollout, model: Sequence[str]) -> bool | None:
+    answer = extract_answer(model[-1]) if model else None
+    last = rollout.calls[-1].result if rollout.calls else None
+    return contradicts(answer, last.status, last.stdout) if last else None
+
+
+def _blocks_before_answer(model: Sequence[str]) -> int:
+    """Blocks that stand before the final answer; all of them where there is no answer."""
+    for number in range(len(model) - 1, -1, -1):
+        if extract_answer(model[number]) is not None:
+            here = code_blocks(model[number][: model[number].rfind(BOX)])
+            return sum(len(code_blocks(text)) for text in model[:number]) + len(here)
+    return sum(len(code_blocks(text)) for text in model)
+
+
+def _mean(numbers: Iterable[float]) -> float | None:
+    values = list(numbers)
+    return statistics.fmean(values) if values else None
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _total(rows: Iterable[dict[str, Any]], name: str) -> float:
+    return float(sum(row[name] for row in rows))

@@ -1,0 +1,195 @@
+"""Write the files of a run: metrics, rewards by problem, rollouts, trackers and metadata."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import grpo_tir
+from grpo_tir.config import Config
+from grpo_tir.errors import ConfigError
+from grpo_tir.tools.protocol import Tool
+from grpo_tir.types import Rollout
+from grpo_tir.utils.files import Writer, read_jsonl, sync, write_atomically
+
+
+def describe_run(config: Config, tool: Tool | None) -> dict[str, Any]:
+    """What one needs to know to believe or to repeat a run."""
+    executor = getattr(tool, "executor", None)
+    return {
+        "name": config.train.output_dir,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": [*sys.argv],
+        "versions": versions(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "executor": executor.describe() if executor is not None else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a result depends on."""
+    packages = ("torch", "transformers", "accelerate", "numpy", "sympy", "math-verify", "docker")
+    ours = {"grpo-tir": grpo_tir.__version__, "python": platform.python_version()}
+    return {**ours, **{name: metadata.version(name) for name in packages}}
+
+
+def trajectory(rollout: Rollout, step: int) -> dict[str, Any]:
+    """All of one rollout, for the report and for replay."""
+    return {
+        "step": step,
+        "group": rollout.group,
+        "sample": rollout.sample,
+        "problem_id": rollout.problem.id,
+        "problem": rollout.problem.problem,
+        "answer": rollout.problem.answer,
+        "prompt_ids": rollout.prompt_ids,
+        "segments": [
+            {**vars(segment), "logprobs": _rounded(segment.logprobs), "old_logprobs": _rounded(old)}
+            for segment, old in zip(rollout.segments, _old_logprobs(rollout), strict=True)
+        ],
+        "stamps": rollout.stamps,
+        "calls": [
+            {"code": call.code, "seconds": round(call.seconds, 4), **(_brief(call.result) if call.result else {})}
+            for call in rollout.calls
+        ],
+        "finish_reason": rollout.finish_reason,
+        "reward": rollout.reward.value if rollout.reward else None,
+        "reward_parts": rollout.reward.parts if rollout.reward else {},
+        "advantage": rollout.advantage,
+        "valid": rollout.valid,
+        "trained": rollout.trained,
+    }
+
+
+class RunLog:
+    """The files of a run. Only the main process writes.
+
+    Args:
+        folder: of the run.
+        report_to: trackers besides metrics.jsonl.
+        resume_at: the step to go on from; lines of later steps belong to an abandoned future and are cut off.
+            -1 is a new beginning.
+        writer: does the writing.
+    """
+
+    def __init__(
+        self, folder: Path, report_to: Sequence[str], resume_at: int = -1, writer: Writer | None = None
+    ) -> None:
+        self.folder, self.writer = folder, writer or Writer("log")
+        (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+        self.files = [folder / "metrics.jsonl", folder / "problem_rewards.jsonl"]
+        for path in self.files:
+            _keep_steps(path, resume_at)
+        for path in (folder / "rollouts").glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > resume_at:
+                path.unlink()
+        self.history = read_jsonl(folder / "metrics.jsonl")
+        self.trackers = [make_tracker(name, folder, resume_at) for name in report_to]
+
+    def sync(self) -> None:
+        """See to it that all lines survive a power cut: a checkpoint is about to rely on them."""
+        self.writer.flush()
+        for path in self.files:
+            if path.exists():
+                sync(path)
+
+    def metrics(self, step: int, metrics: dict[str, float | None]) -> None:
+        """One line, one step. JSON has no NaN: what a skipped step left without a value is null."""
+        metrics = {name: value if _finite(value) else None for name, value in metrics.items()}
+        self.history.append({"step": step, **metrics})
+        self.writer.do(self._track, step, metrics)
+
+    def rewards(self, step: int, summaries: Sequence[dict[str, Any]], problems: int) -> None:
+        """The reward history of each problem. Groups are numbered as the sampler hands problems out, each of the
+        `problems` once an epoch."""
+        groups: dict[int, dict[str, Any]] = {}
+        for row in summaries:
+            entry = {"step": step, "epoch": row["group"] // problems, "problem_id": row["problem_id"]}
+            entry = groups.setdefault(row["group"], {**entry, "rewards": [], "correct": []})
+            if row["valid"]:
+                entry["rewards"].append(row["reward"])
+                entry["correct"].append(row["correct"])
+        self.writer.do(_append, self.folder / "problem_rewards.jsonl", groups.values())
+
+    def rollouts(self, step: int, trajectories: Iterable[dict[str, Any]]) -> None:
+        """Whole trajectories of one step, replacing what an interrupted attempt may have left."""
+        path = self.folder / "rollouts" / f"step_{step:06d}.jsonl"
+        self.writer.do(lambda: write_atomically(path, "".join(json.dumps(item) + "\n" for item in trajectories)))
+
+    def _track(self, step: int, metrics: dict[str, float | None]) -> None:
+        _append(self.folder / "metrics.jsonl", [{"step": step, **metrics}])
+        for tracker in self.trackers:
+            tracker(step, {name: value for name, value in metrics.items() if value is not None})
+
+
+def make_tracker(name: str, folder: Path, resume_at: int = -1) -> Any:
+    """A function `(step, metrics)` for one entry of `train.report_to`; later steps are drawn anew.
+
+    Raises:
+        ConfigError: it is not installed, or does not start.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise ConfigError(
+            f"train.report_to names {name}, which is not installed: pip install 'grpo-tir[tracking]'"
+        )
+    if name == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at + 1 if resume_at >= 0 else None)
+
+        def track(step: int, metrics: dict[str, float]) -> None:
+            for key, value in metrics.items():
+                writer.add_scalar(key, value, step)
+            writer.flush()
+
+        return track
+    module = importlib.import_module(name)  # wandb and trackio share this interface
+    place = {"dir": str(folder)} if name == "wandb" else {}
+    try:
+        run = module.init(project="grpo-tir", name=folder.name, **place)
+    except Exception as error:  # each raises types of its own: no account, no network
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"train.report_to: {name} does not start ({reason}); offline: WANDB_MODE=offline"
+        ) from error
+    # the run's own method: trackio's module-level one knows the run in the thread that made it only
+    return lambda step, metrics: run.log(metrics, step=step)
+
+
+def _old_logprobs(rollout: Rollout) -> list[list[float]]:
+    """The learner's log-probs of each model segment; empty where it has not learned from the rollout."""
+    walk = iter([float(value) for value in rollout.old_logprobs] if rollout.old_logprobs is not None else ())
+    parts = [list(itertools.islice(walk, len(segment.token_ids))) for segment in rollout.segments]
+    return [part if segment.kind == "model" else [] for part, segment in zip(parts, rollout.segments, strict=True)]
+
+
+def _rounded(logprobs: Iterable[float]) -> list[float]:
+    return [round(logprob, 4) for logprob in logprobs]
+
+
+def _keep_steps(path: Path, last: int) -> None:
+    if path.exists():
+        kept = [row for row in read_jsonl(path) if row["step"] <= last]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _finite(value: float | None) -> bool:
+    return value is None or math.isfinite(value)
+
+
+def _brief(result: Any) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in ("status", "stdout", "stderr", "exit_code", "signal")}

@@ -1,0 +1,116 @@
+"""How much of what this machine can do a step has used.
+
+    update          6 x weights x tokens / rate of a large matrix product       forward 2, backward 4 a weight
+    decode, CPU     2 x weights x tokens / the same rate
+    decode, GPU     (weights x forwards + live keys and values) / rate of a large copy, in bytes
+
+over the seconds that it took. Tokens are those of the responses and, in the update, of their prompts, once a
+group; padding, recomputation and attention do not count in our favour. The two rates are measured once, at the
+start of a run, in a fraction of a second: on a machine that others use at the time, too low. `grpo-tir bench`
+measures with more care.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from grpo_tir.engine.support import kv_shape
+
+CPU_SIZE, GPU_SIZE = 768, 8192
+"""Edge of the matrices: large enough for the full rate, small enough for milliseconds."""
+COPIED = 1 << 30
+"""Bytes, far beyond any cache."""
+REPEATS = 5
+
+
+class Machine:
+    """This process's device, and what the model weighs on it."""
+
+    def __init__(self, model: Any, bf16: bool) -> None:
+        device = next(model.parameters()).device
+        self.on_gpu = device.type == "cuda"
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        self.product_rate = product_rate(device, dtype)
+        self.copy_rate = copy_rate(device) if self.on_gpu else 0.0
+        self.weights = count_weights(model)
+        self.element = dtype.itemsize
+        self.kv_elements = 2 * math.prod(kv_shape(model))
+        """Keys and values of one token."""
+
+    def shares(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        sampling: float,
+        learning: float,
+        forwards: float,
+        passes: int = 1,
+        world: int = 1,
+    ) -> dict[str, float | None]:
+        """Shares of the limit that sampling and update came to.
+
+        Args:
+            rows: summaries of all ranks, with `group`, and `prompt` and `length` in tokens.
+            sampling, learning: seconds.
+            forwards: of the generator, on one rank; 0: unknown.
+            passes: over the batch (`algorithm.epochs`).
+            world: number of ranks.
+        """
+        response = sum(row["length"] for row in rows)
+        prompts = {row["group"]: row["prompt"] for row in rows if row["trained"]}
+        trained = sum(prompts.values()) + sum(row["length"] for row in rows if row["trained"])
+        least = 2 * self.weights * response / self.product_rate
+        if self.on_gpu:
+            live = sum(row["prompt"] * row["length"] + row["length"] ** 2 / 2 for row in rows)  # tokens read
+            read = self.element * (self.weights * forwards * world + self.kv_elements * live)
+            least = read / self.copy_rate
+        update = 6 * self.weights * passes * trained / self.product_rate
+        known = forwards or not self.on_gpu
+        return {
+            "time/rollout_share_of_limit": least / world / sampling if known else None,
+            "time/learn_share_of_limit": update / world / learning,
+        }
+
+
+def count_weights(model: Any) -> int:
+    """Weights that every token is multiplied with: all but an input embedding of its own."""
+    total = sum(numel(parameter) for parameter in model.parameters())
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    return total if tied else total - numel(embedding.weight)
+
+
+def numel(parameter: Any) -> int:
+    """Elements of a parameter; ZeRO-3 leaves an empty one in its place, which knows."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large square matrix product."""
+    size = GPU_SIZE if device.type == "cuda" else CPU_SIZE
+    source = torch.Generator(device).manual_seed(0)  # the global one is not ours to advance
+    a, b = (torch.rand(size, size, device=device, generator=source).to(dtype) for _ in range(2))
+    return 2 * size**3 / best_seconds(lambda: a @ b, device)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second that the device reads and writes in a large copy."""
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPIED / best_seconds(lambda: target.copy_(source), device)
+
+
+def best_seconds(function: Callable[[], object], device: torch.device) -> float:
+    """The fastest of a few calls, warmed up."""
+    seconds = []
+    for _ in range(REPEATS + 1):
+        began = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])

@@ -1,0 +1,1 @@
+"""The tiny arithmetic world and the base model of `make train`."""

@@ -1,0 +1,92 @@
+"""Builds the quickstart's world once and keeps it: problems, tokenizer and base model in one folder.
+
+The folder is named by what it was made from and renamed into place when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from grpo_tir.errors import DataError
+from grpo_tir.quickstart.base_model import build_model
+from grpo_tir.quickstart.world import WorldConfig, make_documents, make_problems
+from grpo_tir.types import Problem
+
+
+@dataclass(frozen=True)
+class QuickstartFiles:
+    """What a quickstart run reads."""
+
+    train: Path
+    eval: Path
+    model: Path
+    """HF folder with weights and tokenizer."""
+
+
+def build_quickstart(
+    cache_dir: Path, seed: int, *, say: Callable[[str], None] = print, progress: bool = True
+) -> QuickstartFiles:
+    """Problems, tokenizer and base model for `seed`, from the cache if they were made before.
+
+    Raises:
+        DataError: the cache folder cannot be written.
+    """
+    world = WorldConfig(seed)
+    home = cache_dir / f"quickstart-{seed}-{_fingerprint(world)}"
+    files = QuickstartFiles(home / "train.jsonl", home / "eval.jsonl", home / "model")
+    if home.is_dir():
+        say(f"base model and problems: reused from {home}")
+        return files
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".building-") as scratch:
+            _build(Path(scratch) / "world", world, say, progress)
+            _publish(Path(scratch) / "world", home)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"cannot build the quickstart in {cache_dir}: {reason}; name another folder") from None
+    return files
+
+
+def _build(folder: Path, world: WorldConfig, say: Callable[[str], None], progress: bool) -> None:
+    folder.mkdir()
+    train, held_out, eval_keys = make_problems(world)
+    write_problems(folder / "train.jsonl", train)
+    write_problems(folder / "eval.jsonl", held_out)
+    documents = list(make_documents(world, eval_keys))
+    say(f"problems: {len(train)} to train on, {len(held_out)} held out; base corpus: {len(documents)} documents")
+    build_model(documents, folder / "model", world.seed, say=say, progress=progress)
+
+
+def _publish(made: Path, home: Path) -> None:
+    """Rename the finished folder into place. Whoever comes second keeps the first one's, which is the same."""
+    for path in made.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    try:
+        made.rename(home)
+    except OSError:
+        if not home.is_dir():
+            raise
+        shutil.rmtree(made)
+
+
+def write_problems(path: Path, problems: list[Problem]) -> None:
+    """JSONL as any user would bring it."""
+    path.write_text("".join(json.dumps(asdict(problem)) + "\n" for problem in problems), encoding="utf-8")
+
+
+def _fingerprint(world: WorldConfig) -> str:
+    """Changes with the parameters and with the code that the world is made by."""
+    digest = hashlib.sha256(json.dumps(asdict(world)).encode())
+    for module in ("world.py", "base_model.py"):
+        digest.update(Path(__file__).with_name(module).read_bytes())
+    return digest.hexdigest()[:12]

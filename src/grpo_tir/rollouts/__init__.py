@@ -1,0 +1,1 @@
+"""Sample one batch of rollouts with the tool, and reward it."""

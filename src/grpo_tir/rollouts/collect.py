@@ -1,0 +1,223 @@
+"""One rollout batch: problems drawn, responses sampled with the tool, graded while others decode, journalled.
+
+    problems ──► groups ──► this rank's share ──► waves ──► rollout loop ──► grading ──► groups with rewards
+                                                   ▲ └──► journal
+                                                   └───── what an interrupted attempt had finished
+
+A wave is what decodes together from prompts to ends. There is one to a batch, but with `train.deterministic` and
+`rollout.max_rows` every wave has so many rows and is decoded to its end before the next begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from grpo_tir.checkpoint.journal import Journal
+from grpo_tir.config import Config
+from grpo_tir.data.problems import ProblemSampler
+from grpo_tir.data.prompts import encode
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.distributed.signals import StopRequest
+from grpo_tir.errors import DataError, ExecutorOutage, GraderOutage
+from grpo_tir.learning.advantages import is_flat
+from grpo_tir.monitor.console import Console
+from grpo_tir.rollouts.policy import Policy
+from grpo_tir.rollouts.rewards import RewardFunction
+from grpo_tir.rollouts.rollout import Limits, RolloutLoop, make_groups, prompt_length
+from grpo_tir.tools.protocol import Tool
+from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup
+
+
+class Collector:
+    """Draws problems in the order of the run and turns them into graded groups. All ranks call it together."""
+
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        policy: Policy,
+        tool: Tool | None,
+        reward: RewardFunction,
+        problems: list[Problem],
+        journal: Journal,
+        stop: StopRequest,
+        console: Console,
+    ) -> None:
+        self.config, self.runtime, self.policy = config, runtime, policy
+        self.tool, self.reward, self.journal = tool, reward, journal
+        self.stop, self.console = stop, console
+        self.problems = ProblemSampler(problems, config.train.seed, config.data.shuffle)
+        self.step, self.next_group = 0, 0
+        self.grading: dict[int, Future[Reward | None]] = {}
+        self.expected = self.finished = 0
+        self.idle, self.forwards = 0.0, 0
+        """Of the batch at hand: seconds in which all rows waited for tools, and forwards of the generator."""
+        self.graders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reward")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the problems the run stands, and how many groups it has had."""
+        return {"next_group": self.next_group, "sampler": self.problems.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.next_group = state["next_group"]
+        self.problems.load_state_dict(state["sampler"])
+
+    def collect(self, step: int) -> list[RolloutGroup]:
+        """This rank's share of the batch of training step `step`. With dynamic sampling (DAPO, section 3.2) flat
+        groups are replaced by groups of further problems until the batch is full or the attempts are spent.
+
+        Raises:
+            Interrupted: a rank was asked to stop; the batch was not taken, and what it had is in the journal.
+        """
+        before, self.step = self.state_dict(), step
+        self.idle, self.forwards = 0.0, 0
+        self.journal.begin(step)
+        try:
+            return self._fill(self.config.rollout.prompts_per_step, max(1, self.config.algorithm.dynamic_sampling))
+        except BaseException:
+            self.load_state_dict(before)
+            raise
+
+    def _fill(self, wanted: int, attempts: int) -> list[RolloutGroup]:
+        kept: list[RolloutGroup] = []
+        spare: list[RolloutGroup] = []
+        for _ in range(attempts):
+            for group in self.sample(wanted - int(self.runtime.sum([len(kept)])[0])):
+                dull = self.config.algorithm.dynamic_sampling and is_flat(group.rewards)
+                (spare if dull else kept).append(group)
+            if int(self.runtime.sum([len(kept)])[0]) >= wanted:
+                break
+        else:  # a batch is never smaller than the recipe says: fill it up with flat groups
+            missing = wanted - int(self.runtime.sum([len(kept)])[0])
+            chosen = self.runtime.gather([group.rollouts[0].group for group in spare])[:missing]
+            kept += [group for group in spare if group.rollouts[0].group in chosen]
+        return kept
+
+    def sample(self, number: int) -> list[RolloutGroup]:
+        """Rollouts and rewards for the next `number` problems; each rank takes its part of them."""
+        settings = self.config.rollout
+        groups = make_groups(
+            self.problems.next(number),
+            self.policy.render,
+            self.policy.tokenizer,
+            settings.samples_per_prompt,
+            self.next_group,
+        )
+        self.next_group += number
+        mine = self.runtime.share(groups, cost=prompt_length)
+        rollouts = [rollout for group in mine for rollout in group.rollouts]
+        self.grading, self.expected, self.finished, sampled = {}, len(rollouts), 0, 0
+        with self.stop.abandonable():
+            with self.runtime.whole(self.policy.model):
+                for wave in self._waves(rollouts):
+                    missing = self.journal.recall(wave, whole=self.config.train.deterministic)
+                    for rollout in wave:
+                        if rollout.finish_reason != "aborted":  # from the journal
+                            self._grade(rollout)
+                    self._decode(missing)
+                    sampled += len(missing)
+            for rollout in rollouts:
+                self.stop.check()
+                rollout.reward = self.grading[id(rollout)].result() if rollout.valid else None
+                rollout.valid = rollout.reward is not None
+        self._settle_journal(sampled, len(rollouts))
+        self._refuse_outage(rollouts)
+        return mine
+
+    def close(self) -> None:
+        """End the reward threads."""
+        self.graders.shutdown(wait=False, cancel_futures=True)
+
+    def _waves(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
+        size = self.config.rollout.max_rows if self.config.train.deterministic else 0
+        size = size or max(1, len(rollouts))
+        return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+
+    def _decode(self, rollouts: list[Rollout]) -> None:
+        """Sample to the end, with a generator of its own: a wave must not depend on the one before it."""
+        config = self.config
+        generator = self.policy.generator(config)
+        loop = RolloutLoop(
+            generator,
+            self.tool,
+            self.policy.tokenizer,
+            Limits(config.rollout.max_completion_length, config.tool.max_tool_calls, config.train.deterministic),
+            config.train.seed,
+            run_tool=lambda rollout, code: self.journal.run(self.tool, rollout, code),
+            on_finish=self._finish,
+            check=self._between_tokens,
+        )
+        try:
+            with self.runtime.autocast():
+                loop.run(rollouts)
+        finally:
+            self.idle += loop.idle
+            self.forwards += getattr(generator, "counts", {}).get("forwards", 0)
+            generator.close()
+
+    def _finish(self, rollout: Rollout) -> None:
+        self.journal.record(rollout)
+        self._grade(rollout)
+
+    def _grade(self, rollout: Rollout) -> None:
+        self.finished += 1
+        if rollout.valid:
+            self.grading[id(rollout)] = self.graders.submit(self.reward, rollout.problem, rollout)
+
+    def _between_tokens(self, finished: int, waiting: int) -> None:
+        self.console.progress(self.finished, self.expected, waiting)
+        self.stop.check()
+
+    def _settle_journal(self, sampled: int, number: int) -> None:
+        """All of this batch is written down before any rank goes on. Once a rank had to sample, the journals of
+        later steps are of another future."""
+        self.journal.flush()
+        sampled, number = map(int, self.runtime.sum([sampled, number]))
+        if self.journal.reading and sampled < number:
+            self.console.say(f"step {self.step}: {number - sampled} of {number} rollouts taken from the journal")
+        if not sampled or not self.journal.reading:
+            return
+        if self.runtime.is_main:
+            self.journal.drop_after(self.step)
+        self.runtime.barrier()
+        self.journal.reading = False
+
+    def _refuse_outage(self, rollouts: list[Rollout]) -> None:
+        """Go on without a few lost rollouts; stop, without a step, when they are many."""
+        lost = sum(r.finish_reason == "aborted" for r in rollouts)
+        unjudged = sum(not r.valid for r in rollouts) - lost
+        lost, unjudged, number = self.runtime.sum([lost, unjudged, len(rollouts)])  # type: ignore[assignment]
+        limit = self.config.executor.max_outage
+        if number and lost / number > limit:
+            raise ExecutorOutage(
+                f"{lost:.0f} of {number:.0f} rollouts were lost to the executor (executor.max_outage {limit}): "
+                "see `grpo-tir sandbox status`, then go on with --resume"
+            )
+        if number and unjudged / number > limit:
+            raise GraderOutage(
+                f"{unjudged:.0f} of {number:.0f} rollouts could not be judged: see their gold answers"
+            )
+
+
+def keep_fitting(
+    train: list[Problem], config: Config, policy: Policy, say: Callable[[str], None]
+) -> list[Problem]:
+    """The problems whose prompts fit; the others are counted aloud.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    lengths = [len(encode(policy.tokenizer, policy.render(p))) for p in train]
+    limit = config.data.max_prompt_length
+    fitting = [p for p, length in zip(train, lengths, strict=True) if length <= limit]
+    if len(fitting) < len(train):
+        say(f"{len(train) - len(fitting)} of {len(train)} problems left out: longer than data.max_prompt_length")
+    if not fitting:
+        raise DataError(
+            f"{config.data.train}: no problem is short enough: the shortest prompt has "
+            f"{min(lengths, default=0)} tokens, data.max_prompt_length is {limit}"
+        )
+    return fitting

@@ -1,0 +1,173 @@
+"""The model that is trained, with all that belongs to it: tokenizer, prompt, stop marker, end-of-text ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from grpo_tir.config import Config
+from grpo_tir.data.prompts import Renderer, make_renderer
+from grpo_tir.engine.decode_weights import make_shadow, refresh_shadow
+from grpo_tir.engine.engine import Engine, why_not
+from grpo_tir.errors import ConfigError, ModelError
+from grpo_tir.generation.generate import GenerateRounds, find_eos_ids
+from grpo_tir.generation.protocol import Generator
+from grpo_tir.generation.sampling import Sampling
+from grpo_tir.generation.stopping import CodeBlockStopping
+from grpo_tir.utils import hub
+
+Whole = Callable[[Any], AbstractContextManager[None]]
+"""`distributed.Runtime.whole`; this module lies below it."""
+
+
+def unsharded(model: Any) -> AbstractContextManager[None]:
+    """For one that every rank holds in full."""
+    return nullcontext()
+
+
+@dataclass
+class Policy:
+    """A loaded model, ready to be prompted."""
+
+    model: Any
+    tokenizer: Any
+    stopping: CodeBlockStopping
+    render: Renderer
+    eos_ids: list[int]
+    engine_refused: str | None = None
+    """Why the engine cannot decode this model; None if it can."""
+    shadow: Any = None
+    """The bf16 copy that a GPU decodes from."""
+
+    def decoder(self, precision: str) -> Any:
+        """What is decoded from: the trained weights or, on a GPU, their shadow, brought up to date here and so
+        never stale."""
+        sharded = any(hasattr(parameter, "ds_id") for parameter in self.model.parameters())
+        if precision == "fp32" or not halves(self.model) or sharded:
+            return self.model
+        if self.shadow is None:
+            self.shadow = make_shadow(self.model)
+        else:
+            refresh_shadow(self.shadow, self.model)
+        return self.shadow
+
+    def generator(self, config: Config, sampling: Sampling | None = None) -> Generator:
+        """A generator for one batch of rollouts, with the weights as they are now."""
+        self.model.eval()  # gradient checkpointing would switch the cache off in train mode
+        settings = config.rollout
+        if sampling is None:
+            sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.min_p)
+        if self.engine_refused or settings.generator == "generate":
+            return GenerateRounds(self.model, self.stopping, sampling, self.eos_ids, settings.max_rows)
+        decoder = self.decoder(config.model.precision)
+        return Engine(decoder, self.stopping, sampling, self.eos_ids, settings.max_rows, settings.kv_tokens)
+
+
+def halves(model: Any) -> bool:
+    """Whether decoding from half precision pays: on a GPU that has bf16, for a model that is not an adapter."""
+    on_gpu: bool = isinstance(model, PreTrainedModel) and model.device.type == "cuda"
+    return on_gpu and torch.cuda.is_bf16_supported()
+
+
+def load_policy(config: Config, path: str, device: torch.device, whole: Whole = unsharded) -> Policy:
+    """Load from the Hub or a folder, in float32 (at lr 1e-6 an update is lost in the rounding of a bf16 weight).
+
+    Args:
+        whole: how a model that ZeRO-3 sharded while it was loaded comes together, so that it can be tried out.
+
+    Raises:
+        ModelError: no such model, not a causal language model, or a tokenizer that does not fit it.
+        ConfigError: prompt and completion together exceed the model's positions.
+    """
+    model, tokenizer = load_model(path, config.model.revision if path == config.model.path else None, whole)
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    wanted = config.data.max_prompt_length + config.rollout.max_completion_length
+    if room and wanted > room:
+        raise ConfigError(
+            f"data.max_prompt_length + rollout.max_completion_length = {wanted}, but {path} has {room} positions"
+        )
+    if config.model.gradient_checkpointing:
+        # its name from transformers 5.20 on; the old one is deprecated
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    model = model.to(device)
+    with whole(model):
+        refused = why_not(model) if config.rollout.generator == "engine" else None
+    return Policy(
+        model,
+        tokenizer,
+        CodeBlockStopping(tokenizer, config.tool.stop),
+        make_renderer(config.data.template, tokenizer, config.data.system),
+        find_eos_ids(model, tokenizer),
+        refused,
+    )
+
+
+def load_reference(config: Config, whole: Whole = unsharded) -> Any:
+    """The initial policy, frozen; None where nobody asks for it, or it is the policy without its adapters."""
+    if not config.algorithm.kl_coef or config.model.lora_rank:
+        return None
+    model, _ = load_model(config.model.path, config.model.revision, whole)
+    return model.requires_grad_(False).eval()
+
+
+def load_model(path: str, revision: str | None = None, whole: Whole = unsharded) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer.
+
+    Raises:
+        ModelError: one line that says what is missing.
+    """
+    disable_progress_bar()  # a bar for each load and each save would tear ours
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        path = str(folder)
+        if not (folder / "config.json").is_file():
+            found = sorted(file.parent for file in folder.glob("**/checkpoints/step_*/config.json"))
+            hint = f"; did you mean {found[-1]}?" if found else ""
+            raise ModelError(f"cannot load the model {path}: it holds no config.json{hint}")
+    elif looks_local:  # transformers would go and ask the Hub for it, again and again
+        raise ModelError(
+            f"no model folder at {path}; model.path is a folder or a Hub id such as Qwen/Qwen2.5-0.5B"
+        )
+    else:
+        hub.settle()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # transformers raises a different type for every way to be wrong
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ModelError(f"cannot load the model {path}: {lines[0] if lines else type(error).__name__}") from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(f"{path} lacks {len(missing)} weights of a language model, among them {missing[0]}")
+    with whole(model):
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        fault = _try_out(model)
+    if len(tokenizer) > vocabulary:
+        raise ModelError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
+    if fault:
+        raise ModelError(f"{path} {fault}")
+    if not find_eos_ids(model, tokenizer):
+        raise ModelError(f"{path}: neither tokenizer nor config name an end-of-text token")
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _try_out(model: Any) -> str | None:
+    """What two tokens say against a model. transformers loads encoders such as BERT as causal models without a
+    word: there the first prediction changes with the token after it."""
+    pairs = torch.tensor([[1, 2], [1, 3]], device=model.device)
+    first = model.eval()(input_ids=pairs, use_cache=False).logits[:, 0].float()  # (2, V)
+    if first.isnan().any():
+        return "predicts NaN: its weights are damaged"
+    if not torch.allclose(first[0], first[1], rtol=1e-4, atol=1e-5):
+        return "is no causal language model: what comes later changes its earlier predictions"
+    return None

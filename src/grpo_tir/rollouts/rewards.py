@@ -1,0 +1,84 @@
+"""Rule-based rewards (paper, section 3.3).
+
+    R = +1 if the last box of the model's own text equals the gold answer, else -1
+        -0.5 if some executed code failed                      (optional; the paper's ablation)
+        -min(1, overrun of the soft limit / buffer)            (optional; DAPO eq. 13)
+
+A reward of one's own is a function `reward(problem, rollout) -> Reward | None`; None says that the response
+could not be judged for a reason that is not its own, and takes it out of group and loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from grpo_tir.config import RewardConfig
+from grpo_tir.grading.extract import model_answer
+from grpo_tir.grading.grader import Grader, default_grader
+from grpo_tir.types import Problem, Reward, Rollout
+from grpo_tir.utils.resources import load_object
+
+RewardFunction = Callable[[Problem, Rollout], Reward | None]
+
+
+def math_reward(problem: Problem, rollout: Rollout, grader: Grader | None = None) -> Reward | None:
+    """1 for a right final answer, 0 for any other; the recipe's `correct` and `wrong` are put in later.
+
+    Only model-written text is read, and within it only boxes outside of code (bug 18). An answer that hangs
+    the grader is wrong; None is left for an unusable gold or a grader that is down.
+    """
+    texts = [segment.text for segment in rollout.segments if segment.kind == "model"]
+    grade = (grader or default_grader()).grade(model_answer(texts), problem.answer)
+    if grade.outcome == "unjudged":
+        return None
+    correct = float(grade.outcome == "right")
+    return Reward(correct, {"correct": correct})
+
+
+def make_reward(config: RewardConfig, budget: int) -> RewardFunction:
+    """The recipe's reward: its function, then the optional penalties, each kept apart in `parts`.
+
+    Args:
+        config: the section `reward`.
+        budget: `max_completion_length`, in tokens.
+
+    Raises:
+        ConfigError: `config.function` cannot be loaded.
+    """
+    function: RewardFunction = math_reward if _is_default(config) else load_object(config.function)
+
+    def reward(problem: Problem, rollout: Rollout) -> Reward | None:
+        base = function(problem, rollout)
+        if base is None:
+            return None
+        if _is_default(config):
+            base = replace(base, value=config.correct if base.parts["correct"] else config.wrong)
+        penalties = {
+            "code_penalty": code_penalty(rollout, config),
+            "overlong": overlong_penalty(len(rollout.token_ids), budget, config.soft_overlong_buffer),
+        }
+        used = {name: value for name, value in penalties.items() if value}
+        return Reward(base.value + sum(used.values()), {**base.parts, **used})
+
+    return reward
+
+
+def code_penalty(rollout: Rollout, config: RewardConfig) -> float:
+    """Once for a response in which any executed code failed: every call counts, not the last one (bug 11).
+    A response without code failed nothing (bug 12), unless the recipe repeats the reference's accident."""
+    executed = [call for call in rollout.calls if call.result is not None]
+    if not executed:
+        return config.no_code_penalty
+    return config.code_penalty if any(call.failed for call in executed) else 0.0
+
+
+def overlong_penalty(length: int, budget: int, buffer: int) -> float:
+    """DAPO eq. 13: 0 up to `budget - buffer` tokens, then linearly down to -1 at the budget."""
+    if buffer <= 0:
+        return 0.0
+    return -min(1.0, max(0.0, (length - (budget - buffer)) / buffer))
+
+
+def _is_default(config: RewardConfig) -> bool:
+    return load_object(config.function) is math_reward

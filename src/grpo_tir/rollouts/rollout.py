@@ -1,0 +1,175 @@
+"""The tool loop: from prompts to whole rollouts.
+
+    submit ──► generator.step() ──► "call" ──► tool.submit(code) ─ ─ future ─ ─► observe ──► resume ─┐
+                   ▲      └──► "eos" | "length": done                                                │
+                   └─────────────────────────────────────────────────────────────────────────────────┘
+
+A row that waits for its tool is parked and the others go on; the map from rows to futures below is all there is
+to it. After `max_tool_calls` calls a row gets text only. One budget counts every response token, tool output
+included, so nothing is ever cut off after the fact (bug 5 of the reference). What a segment holds was either
+sampled or inserted, and nothing else is ever appended to a response (bugs 2, 3 and 4).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_tir.data.prompts import Renderer, encode
+from grpo_tir.generation.protocol import Generator, Request, Stopped
+from grpo_tir.generation.sampling import row_key
+from grpo_tir.generation.stopping import decode
+from grpo_tir.tools.protocol import Tool
+from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment, ToolCall, ToolResult
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a response."""
+
+    max_completion_length: int
+    """Response tokens in all, tool output included."""
+    max_tool_calls: int
+    """c; 0 never pauses a row."""
+    fixed_waves: bool = False
+    """Results are inserted only when no row can go on without, and all of them together: which rows decode
+    together, and so the last bits, repeat exactly."""
+
+
+def make_groups(
+    problems: Sequence[Problem], render: Renderer, tokenizer: Any, samples: int, first_group: int
+) -> list[RolloutGroup]:
+    """G empty rollouts for each problem; groups are numbered through the run from `first_group` on."""
+    groups = []
+    for ordinal, problem in enumerate(problems, start=first_group):
+        prompt_ids = encode(tokenizer, render(problem))
+        rollouts = [Rollout(problem, prompt_ids, group=ordinal, sample=sample) for sample in range(samples)]
+        groups.append(RolloutGroup(problem, rollouts))
+    return groups
+
+
+def prompt_length(group: RolloutGroup) -> float:
+    """What a group will cost, as far as one can tell beforehand: longer problems get longer responses."""
+    return len(group.rollouts[0].prompt_ids)
+
+
+class RolloutLoop:
+    """Fills empty rollouts in place.
+
+    Args:
+        generator: decodes.
+        tool: finds calls, runs them and words their output; None only with `max_tool_calls` 0.
+        tokenizer: of the policy; used on inserted text and for reading, never on sampled tokens.
+        limits: budget and c.
+        seed: of the run; with group and sample it keys every draw.
+        run_tool: runs a call of a rollout, `(rollout, code) -> future`; the tool's own `submit` unless given.
+        on_finish: told of each finished rollout at once, so that it can be graded while others decode.
+        check: called between steps; may raise to abandon the batch (a signal, say).
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tool: Tool | None,
+        tokenizer: Any,
+        limits: Limits,
+        seed: int,
+        run_tool: Callable[[Rollout, str], Future[ToolResult]] | None = None,
+        on_finish: Callable[[Rollout], None] = lambda rollout: None,
+        check: Callable[[int, int], None] = lambda finished, waiting: None,
+    ) -> None:
+        self.generator, self.tool, self.tokenizer = generator, tool, tokenizer
+        self.limits, self.seed = limits, seed
+        self.run_tool = run_tool or (lambda rollout, code: tool.submit(code))  # type: ignore[union-attr]
+        self.on_finish, self.check = on_finish, check
+        self.rollouts: list[Rollout] = []
+        # row to (future, code, time of the call); a tool that remembers may give two rows the same future
+        self.waiting: dict[int, tuple[Future[ToolResult], str, float]] = {}
+        self.finished = 0
+        self.idle = 0.0
+        """Seconds in which no row could go on, because all of them waited for their tool."""
+
+    def run(self, rollouts: list[Rollout]) -> None:
+        """Sample every rollout to its end.
+
+        Raises:
+            ExecutorOutage: the executor lost so many calls that it gave up.
+        """
+        self.rollouts, self.finished = rollouts, 0
+        self.waiting.clear()  # an abandoned batch may have left some
+        if not self.limits.fixed_waves:
+            self.generator.ready = lambda: any(future.done() for future, _, _ in self.waiting.values())
+        may_call = self.limits.max_tool_calls > 0
+        for row, rollout in enumerate(rollouts):
+            key = row_key(self.seed, rollout.group, rollout.sample)
+            budget = self.limits.max_completion_length
+            self.generator.submit(Request(row, rollout.prompt_ids, key, budget, may_call))
+        while self.finished < len(rollouts):
+            stopped = self.generator.step()
+            for stop in sorted(stopped, key=lambda stop: stop.row):
+                self._take(stop)
+            self._collect(block=not stopped)
+            self.check(self.finished, len(self.waiting))
+
+    def _take(self, stop: Stopped) -> None:
+        """Store what a row sampled, then see why it stopped. Stored first, whatever follows (bug 2)."""
+        rollout = self.rollouts[stop.row]
+        shown = stop.token_ids[:-1] if stop.reason == "eos" else stop.token_ids
+        segment = Segment("model", stop.token_ids, stop.logprobs, decode(self.tokenizer, shown))
+        rollout.add(segment)
+        if stop.reason != "call":
+            rollout.finish_reason = stop.reason
+            self._finish(rollout)
+            return
+        assert self.tool is not None
+        code = self.tool.find_call(segment.text)
+        if code is None:
+            self._answer(stop.row, ToolCall(None, None))
+        else:
+            self.waiting[stop.row] = (self.run_tool(rollout, code), code, time.monotonic())
+
+    def _collect(self, block: bool) -> None:
+        """Let rows go on whose results have come; wait for some only if there is nothing else to do."""
+        if not self.waiting or (self.limits.fixed_waves and not block):
+            return
+        together = self.generator.barrier or self.limits.fixed_waves
+        if together or block:
+            futures = [future for future, _, _ in self.waiting.values()]
+            since = time.monotonic()
+            wait(futures, return_when=ALL_COMPLETED if together else FIRST_COMPLETED)
+            self.idle += time.monotonic() - since
+        for row in sorted(row for row, (future, _, _) in self.waiting.items() if future.done()):
+            future, code, since = self.waiting.pop(row)
+            self._answer(row, ToolCall(code, future.result(), time.monotonic() - since))
+
+    def _answer(self, row: int, call: ToolCall) -> None:
+        """Insert what the tool answered, as far as the budget reaches, and let the row go on."""
+        rollout = self.rollouts[row]
+        rollout.calls.append(call)
+        if call.result is not None and call.result.status == "infrastructure":
+            rollout.valid = False  # an outage is neither shown to the model nor scored (bug 7)
+            self.generator.release(row)
+            self._finish(rollout)
+            return
+        assert self.tool is not None
+        text = self.tool.observe(call.result, rollout.segments[-1].text)
+        room = self.limits.max_completion_length - len(rollout.token_ids)
+        token_ids = encode(self.tokenizer, text, literal=True)
+        if len(token_ids) >= room:
+            token_ids = token_ids[:room]
+            text = decode(self.tokenizer, token_ids)
+        if token_ids:
+            rollout.add(Segment("tool", token_ids, text=text))
+        if len(token_ids) == room:
+            rollout.finish_reason = "length"
+            self.generator.release(row)
+            self._finish(rollout)
+        else:
+            self.generator.resume(row, token_ids, len(rollout.calls) < self.limits.max_tool_calls)
+
+    def _finish(self, rollout: Rollout) -> None:
+        self.finished += 1
+        self.on_finish(rollout)

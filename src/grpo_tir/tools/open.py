@@ -1,0 +1,31 @@
+"""Open the tool that the recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from grpo_tir.config import Config
+from grpo_tir.errors import ConfigError
+from grpo_tir.executor.open import open_executor
+from grpo_tir.tools.protocol import Tool
+from grpo_tir.tools.python import PythonTool
+from grpo_tir.utils.resources import load_object
+
+
+def open_tool(config: Config, say: Callable[[str], None]) -> Tool | None:
+    """The recipe's tool with its executor started; None where no call is ever made.
+
+    Raises:
+        ExecutorUnavailable: the executor asked for cannot run here.
+        ConfigError: a tool of one's own that cannot be loaded or lacks a part.
+    """
+    if config.tool.max_tool_calls == 0:
+        return None
+    if config.tool.name == "python":
+        return PythonTool(open_executor(config.executor, say=say), config.tool.stop)
+    tool = load_object(config.tool.name)(config)
+    missing = [name for name in ("find_call", "submit", "observe", "close") if not hasattr(tool, name)]
+    if missing:
+        raise ConfigError(f"tool.name `{config.tool.name}` lacks {', '.join(missing)}; see recipes/custom/tool.py")
+    made: Tool = tool
+    return made

@@ -1,0 +1,1 @@
+"""Files, package resources, Hub access, recipes."""

@@ -1,0 +1,135 @@
+"""Things found by name: packaged recipes and sandbox files, and a user's own functions and classes.
+
+In a checkout the recipes and the sandbox are folders at the root of the repository; in a wheel they travel
+inside the package as `grpo_tir/_recipes` and `grpo_tir/_sandbox`. Everything asks here, so that an installed
+package run from an empty folder does all that the checkout does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from grpo_tir.errors import ConfigError
+
+RENAMED = {"grpo_tir.rewards": "grpo_tir.rollouts.rewards"}
+"""Old module name to new. Recipes and checkpoints of version 0.1 name the default reward by the old one."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def recipes_dir() -> Path:
+    """The folder with the recipes that came with the package."""
+    return _packaged("recipes")
+
+
+def sandbox_dir() -> Path:
+    """The folder with the executor's Dockerfile, runner and seccomp profile."""
+    return _packaged("sandbox")
+
+
+def _packaged(name: str) -> Path:
+    for folder in (_PACKAGE / f"_{name}", _PACKAGE.parents[1] / name):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"the {name} folder is missing from this installation of grpo-tir; install it again")
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe by path, or one of ours by name: `quickstart`, `recipes/quickstart.yaml`, `ablations/c0`.
+
+    Raises:
+        ConfigError: there is no such file; the nearest of ours is named.
+    """
+    found = find_file(name, suffix=".yaml")
+    if found is None:
+        known = [str(path.relative_to(recipes_dir()).with_suffix("")) for path in recipes_dir().rglob("*.yaml")]
+        near = difflib.get_close_matches(str(_below_recipes(name).with_suffix("")), known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"packaged recipes: {', '.join(sorted(known))}"
+        raise ConfigError(f"no recipe at {name}; {hint}")
+    return found
+
+
+def find_file(name: str | Path, suffix: str = "") -> Path | None:
+    """`name` from the working folder, else from the packaged recipes: a recipe may name its neighbour as
+    `recipes/custom/reward.py` wherever it is run from."""
+    for base in (Path(), recipes_dir()):
+        relative = Path(name).expanduser() if base == Path() else _below_recipes(name)
+        for candidate in (base / relative, base / f"{relative}{suffix}"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _below_recipes(name: str | Path) -> Path:
+    parts = Path(name).parts
+    return Path(*parts[1:]) if parts[:1] == ("recipes",) else Path(name)
+
+
+def load_object(spec: str) -> Any:
+    """What `package.module:name`, `package.module.name` or `file.py:name` stands for.
+
+    Raises:
+        ConfigError: no such file, module or name, or its import failed.
+    """
+    where, colon, name = spec.rpartition(":")
+    if not colon:
+        where, _, name = spec.rpartition(".")
+    where = RENAMED.get(where, where)
+    if not where or not name or spec.endswith(".py"):
+        raise ConfigError(f"`{spec}` names nothing: write `package.module:name` or `file.py:name`")
+    module = _load_file(where, spec) if where.endswith(".py") else _load_module(where, spec)
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [known for known in vars(found) if not known.startswith("_")]
+            near = difflib.get_close_matches(part, public, n=1)
+            raise ConfigError(f"`{spec}`: {where} has no `{part}`{f'; did you mean `{near[0]}`?' if near else ''}")
+        found = getattr(found, part)
+    return found
+
+
+def _load_file(where: str, spec: str) -> ModuleType:
+    path = find_file(where)
+    if path is None:
+        raise ConfigError(f"`{spec}`: there is no file {where} (looked from {os.getcwd()})")
+    path = path.resolve()
+    # One name per path: two recipes' `reward.py` do not collide, and a file asked for twice is run once.
+    name = f"grpo_tir_custom_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    plan = importlib.util.spec_from_file_location(name, path)
+    if plan is None or plan.loader is None:
+        raise ConfigError(f"`{spec}`: {where} is not a Python file")
+    module = importlib.util.module_from_spec(plan)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up while it is being made
+    try:
+        plan.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"`{spec}`: importing {where} failed: {_one_line(error)}") from error
+    return module
+
+
+def _load_module(where: str, spec: str) -> ModuleType:
+    # The console script does not have the working folder on its path, as `python -m` has; last, to shadow nothing.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name and (where == error.name or where.startswith(f"{error.name}.")):
+            raise ConfigError(f"`{spec}`: there is no module {error.name} (also not in {os.getcwd()})") from None
+        raise ConfigError(f"`{spec}`: importing {where} failed: {_one_line(error)}") from error
+    except Exception as error:
+        raise ConfigError(f"`{spec}`: importing {where} failed: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

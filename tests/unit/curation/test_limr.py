@@ -1,0 +1,194 @@
+"""LIM scores by numbers worked by hand, the released selection, and every bad row by file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grpo_tir.cli import main
+from grpo_tir.curation.limr import lim_scores, read_history
+from grpo_tir.errors import DataError
+
+WORKED = {"a": [0, 0.25, 0.5, 0.75, 1], "b": [1, 1, 1, 1, 1], "c": [0, 0, 0, 0, 0], "d": [0.2, 0.4, 0.4, 0.6, 0.6]}
+SCORES = {"a": 0.810510, "b": 0.0, "c": 0.106880, "d": 0.986863}
+
+
+def visits(**rows: list[float | None]) -> dict[str, dict[int, float]]:
+    return {name: {k: r for k, r in enumerate(row) if r is not None} for name, row in rows.items()}
+
+
+def test_the_worked_example_has_its_four_scores() -> None:
+    """avg = .3, .4125, .475, .5875, .65; sum (1 - avg)^2 = 1.4034375."""
+    assert lim_scores(visits(**WORKED)).scores == pytest.approx(SCORES, abs=1e-6)
+
+
+def test_where_everything_is_always_right_nothing_is_to_be_learned() -> None:
+    assert lim_scores(visits(a=[1, 1], b=[1, 1])).scores == {"a": 0.0, "b": 0.0}
+
+
+def test_a_missing_epoch_is_filled_from_the_next_once() -> None:
+    """b lacks epoch 1 and gets that of 2; c lacks two in a row, d the last one: neither can be filled."""
+    found = lim_scores(visits(a=[0, 0.5, 1], b=[0, None, 1], c=[None, None, 1], d=[0, 0.5, None]))
+    assert (found.filled, found.dropped) == (2, ["c", "d"])
+    # avg = 0, .75, 1 over a and b; sum (1 - avg)^2 = 1.0625; both lie .25 from .75
+    assert found.scores == pytest.approx({"a": 1 - 0.0625 / 1.0625, "b": 1 - 0.0625 / 1.0625})
+
+
+def test_dropping_and_scoring_what_was_observed_are_the_other_ways() -> None:
+    gaps = visits(a=[0, 0.5], b=[0, None], c=[0.5, 1])
+    assert lim_scores(gaps, "drop").dropped == ["b"]
+    observed = lim_scores(gaps, "observed")
+    # avg = 1/6, 3/4; b has epoch 0 only: 1 - (1/6)^2 / (5/6)^2
+    assert observed.scores["b"] == pytest.approx(1 - 1 / 25)
+    assert not observed.dropped
+
+
+def test_an_epoch_that_the_run_only_began_is_left_out() -> None:
+    found = lim_scores(visits(a=[0, 1, 1], b=[1, 1], c=[0, 0]))
+    assert (found.epochs, found.thin_epochs) == ([0, 1], {2: 1})
+    assert set(found.scores) == {"a", "b", "c"}
+
+
+def save(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_the_released_scores_select_the_released_set(shared_data: Path, tmp_path: Path) -> None:
+    scores = shared_data / "limr" / "scores.json"
+    for threshold, number in (("0.6", 1389), ("0.2", 5548), ("0.5", 2319), ("0.7", 645)):
+        out = tmp_path / "chosen.txt"
+        assert main(["data", "limr", "--scores", str(scores), "--threshold", threshold, "--out", str(out)]) == 0
+        ids = out.read_text().splitlines()
+        # the doubled prompt scores .06; the counts of the page are of prompts, these of ids
+        assert len(ids) == len(set(ids)) == number
+
+
+def test_a_history_may_be_given_in_each_of_its_forms(tmp_path: Path) -> None:
+    as_object = save(tmp_path / "object.json", WORKED)
+    by_problem = save(tmp_path / "problems.jsonl", *({"id": i, "accuracy": r} for i, r in WORKED.items()))
+    by_visit = save(
+        tmp_path / "visits.jsonl",
+        *({"id": i, "epoch": k, "accuracy": r} for i, row in WORKED.items() for k, r in enumerate(row)),
+    )
+    histories = [read_history(path).visits for path in (as_object, by_problem, by_visit)]
+    assert histories[0] == histories[1] == histories[2] == visits(**WORKED)
+
+
+def test_a_run_s_own_log_is_scored_by_its_right_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rewards may be anything; `correct` is what LIM means. An unjudged visit is a gap, not a zero."""
+    rows = [
+        {"step": 1, "epoch": 0, "problem_id": "p", "rewards": [-1, 1.5], "correct": [0, 1]},
+        {"step": 1, "epoch": 0, "problem_id": "q", "rewards": [-1, -1], "correct": [0, 0]},
+        {"step": 2, "epoch": 1, "problem_id": "q", "rewards": [], "correct": []},
+        {"step": 2, "epoch": 1, "problem_id": "p", "rewards": [1, 1], "correct": [1, 1]},
+    ]
+    save(tmp_path / "problem_rewards.jsonl", *rows)
+    assert read_history(tmp_path).visits == {"p": {0: 0.5, 1: 1.0}, "q": {0: 0.0}}
+    out = tmp_path / "chosen.txt"
+    assert main(["data", "limr", str(tmp_path), "--threshold", "-9", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "1 visits without a verdict" in said and "1 problems dropped" in said
+    assert out.read_text() == "p\n"
+
+
+def test_without_epochs_the_visits_are_counted(tmp_path: Path) -> None:
+    """An unjudged visit counts too, or every later one would move to an earlier epoch."""
+    rows = [{"step": k, "problem_id": "p", "correct": values} for k, values in enumerate([[1, 0], [], [1, 1]])]
+    assert read_history(save(tmp_path / "log.jsonl", *rows)).visits == {"p": {0: 0.5, 2: 1.0}}
+
+
+def test_the_choice_can_be_balanced_and_written_as_problems(tmp_path: Path) -> None:
+    history = save(
+        tmp_path / "h.json", {f"{k}{n}": [k / 10, k / 10] for k, number in ((1, 6), (9, 2)) for n in range(number)}
+    )
+    rows = [{"id": f"{k}{n}", "problem": "x", "answer": "1"} for k in (9, 1) for n in range(2 if k == 9 else 6)]
+    problems = save(tmp_path / "p.jsonl", *rows)
+    out = tmp_path / "out.jsonl"
+    arguments = ["data", "limr", str(history), "--threshold", "-9", "--balance", "4", "--out", str(out)]
+    assert main([*arguments, "--problems", str(problems)]) == 0
+    ids = [json.loads(line)["id"] for line in out.read_text().splitlines()]
+    assert len(ids) == 4 and sorted(ids)[2:] == ["90", "91"], "two of the six easy ones, both hard ones"
+    assert ids == [row["id"] for row in rows if row["id"] in ids], "in the order of the file"
+
+
+BAD = {
+    "wrong JSON": ('{"id": "b", "score": 1', "wrong JSON: Expecting ',' delimiter"),
+    "missing score": ('{"id": "b"}', "a score is a number, this is null"),
+    "words": ('{"id": "b", "score": "high"}', "a score is a number, this is 'high'"),
+    "empty id": ('{"id": " ", "score": 1}', "`id` is empty"),
+    "no id": ('{"score": 1}', "no `problem_id` and no `id`"),
+    "duplicate id": ('{"id": "a", "score": 1}', "the id a stands here a second time"),
+    "gigantic number": ('{"id": "b", "score": 1e999}', "1e999 is no finite number"),
+    "no object": ("[1]", "a row is an object, this is a list"),
+    "wrong encoding": ('{"id": "é", "score": 1}'.encode("latin-1"), "wrong encoding: not UTF-8 (byte 0xe9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_is_named_or_skipped_and_counted(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row, fault = BAD[case]
+    path, out = tmp_path / "scores.jsonl", tmp_path / "out.txt"
+    path.write_bytes(b'{"id": "a", "score": 0.7}\n' + (row if isinstance(row, bytes) else row.encode()) + b"\n")
+    arguments = ["data", "limr", "--scores", str(path), "--threshold", "0.6", "--out", str(out)]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"{path} line 2: {fault}" in said and said.count("\n") == 1
+    assert not out.exists()
+    assert main([*arguments, "--on-bad", "skip"]) == 0
+    said = capsys.readouterr().out
+    assert f"left out: {path} line 2: {fault}" in said and "1 rows left out" in said
+    assert out.read_text() == "a\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b'{\n"a": 0.7,\n"b": "x"\n}', "line 3: a score is a number"),
+        (b'{\n"a": 0.7,\n"a": 0.8\n}', "line 3: the id a stands here a second time"),
+        (b'{\n"a": 0.7,\n"b" 0.8\n}', "line 3: wrong JSON: Expecting ':' delimiter"),
+        (b'{\n"a": 0.7,\n"\xe9": 0.8\n}', "line 3: wrong encoding: not UTF-8"),
+        (b'{\n"a": [0.7, 2]\n}', "line 2: 2 is no accuracy"),
+        (b'{\n"a": [0.7],\n"b": 0.5\n}', " mixes finished scores with rewards of epochs"),
+        (b"{}", " holds no score and no reward"),
+    ],
+)
+def test_in_a_json_object_the_line_is_named_too(text: bytes, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_bytes(text)
+    with pytest.raises(DataError) as stopped:
+        read_history(path)
+    assert str(stopped.value).startswith(f"{path}{'' if fault.startswith(' ') else ' '}{fault}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ([], "name either the folder of a run"),
+        (["run", "--scores", "s.json"], "name either the folder of a run"),
+        (["."], "a run writes it from its first step on"),
+        (["--scores", "none.json"], "cannot read none.json: there is no such file"),
+        (["--scores", "s.json", "--balance", "1"], "--balance needs the difficulty"),
+        (["--scores", "s.json", "--balance", "1", "--difficulty", "none.json"], "cannot read none.json"),
+        (["--scores", "s.json", "--balance", "1", "--difficulty", "list.json"], "must be one JSON object"),
+    ],
+)
+def test_arguments_that_cannot_work_are_one_line(
+    arguments: list[str],
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "s.json", {"a": 1})
+    save(tmp_path / "list.json", [1])
+    assert main(["data", "limr", *arguments, "--threshold", "0.6", "--out", "out.txt"]) == 2
+    said = capsys.readouterr().err
+    assert fault in said and said.count("\n") == 1

@@ -1,0 +1,170 @@
+"""Every recipe loads, and every example of one's own parts does what its docstring says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grpo_tir import cli
+from grpo_tir.config import Config
+from grpo_tir.data.problems import load_problems
+from grpo_tir.data.prompts import make_renderer
+from grpo_tir.types import Problem, Rollout, Segment, ToolCall, ToolResult
+from grpo_tir.utils.recipe import load_config, save_config, to_dict
+from grpo_tir.utils.resources import load_object, recipes_dir
+from tiny_policy import change, save_byte_model
+
+RECIPES = sorted(path for path in recipes_dir().rglob("*.yaml") if path.parent.name != "accelerate")
+EXAMPLES = sorted(recipes_dir().glob("custom/*"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_loads_opens_with_its_command_and_survives_being_saved(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    head = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    assert "grpo" in head and "Hardware" in head and "Expected" in head
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_the_paper_s_recipe_has_the_paper_s_numbers() -> None:
+    config = load_config(recipes_dir() / "torl_1.5b.yaml")
+    assert (config.rollout.prompts_per_step, config.rollout.samples_per_prompt) == (128, 16)
+    assert (config.data.max_prompt_length, config.rollout.max_completion_length) == (400, 3072)
+    assert (config.optim.lr, config.optim.betas, config.optim.weight_decay) == (1e-6, (0.9, 0.999), 0.01)
+    assert (config.tool.max_tool_calls, config.reward.code_penalty, config.algorithm.kl_coef) == (1, 0.0, 0.0)
+    assert (config.rollout.temperature, config.train.save_every, config.executor.timeout) == (1.0, 20, 10.0)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_under_thirty_lines(path: Path) -> None:
+    if path.is_file():
+        assert len(path.read_text().splitlines()) < 30
+
+
+@pytest.mark.parametrize(
+    ("boxed", "status", "value"), [("4", "ok", 1.0), ("4", "error", 0.5), ("5", "ok", 0.0), ("4", None, 0.5)]
+)
+def test_the_example_reward_halves_what_was_not_checked(boxed: str, status: str | None, value: float) -> None:
+    reward = load_object("recipes/custom/reward.py:checked")
+    problem = Problem("1", "2+2?", "4")
+    rollout = Rollout(problem, [], segments=[Segment("model", [1], [0.0], f"\\boxed{{{boxed}}}")])
+    rollout.calls = [ToolCall("print(4)", ToolResult(status))] if status else []
+    assert reward(problem, rollout).value == value
+
+
+def test_the_example_tool_calculates_what_stands_above_the_marker() -> None:
+    tool = load_object("recipes/custom/tool.py:Calculator")(change(Config(), executor__kind="process"))
+    try:
+        code = tool.find_call("Let me see.\n6*7\n```output")
+        assert code == "6*7"
+        assert tool.observe(tool.submit(code).result(), "6*7\n```output") == "\n42\n```\n"
+    finally:
+        tool.close()
+
+
+def test_the_example_template_and_dataset_work() -> None:
+    render = make_renderer(str(recipes_dir() / "custom/template.txt"))
+    problems, skipped = load_problems("recipes/custom/dataset.py:primes")
+    assert not skipped and problems[9].answer == "25"  # 25 primes below 100
+    assert "Problem: How many primes are less than 100?\nSolution:\n" in render(problems[9])
+
+
+def test_the_scoring_run_meets_every_problem_five_times() -> None:
+    """370 steps of 1,024 are five epochs of the paper's 75,149; dynamic sampling would leave visits out."""
+    config = load_config(recipes_dir() / "limr_scores.yaml")
+    met = config.train.steps * config.rollout.prompts_per_step / 75_149
+    assert 5 <= met < 5.1 and config.data.shuffle and not config.algorithm.dynamic_sampling
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a chat template, and problems one of whose prompts is too long."""
+    folder = tmp_path_factory.mktemp("made")
+    save_byte_model(folder / "model", num_hidden_layers=1, max_position_embeddings=8192)
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>\n"
+    (folder / "model" / "chat_template.jinja").write_text(template)
+    rows = [{"problem": f"{i} + {i}?", "answer": str(2 * i)} for i in range(9)]
+    rows.append({"problem": "1 + 1?" + " " * 400 + "!", "answer": "2"})
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(recipes_dir()).with_suffix("")))
+def test_every_recipe_goes_through_a_dry_run(
+    path: Path, made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = ["--model.path", str(made / "model"), "--data.train", str(made / "problems.jsonl")]
+    command = ["train", str(path), "--dry-run", *overrides, "--data.max_prompt_length", "400"]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    config = load_config(path)
+    assert f"c = {config.tool.max_tool_calls}," in said and "1 of 10 are longer" in said
+    assert "  | 0 + 0?" in said or "<user>0 + 0?" in said, "the prompt as it is rendered"
+    assert "9 to train on" in said and "KV cache" in said and "nothing was trained" in said
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(recipes_dir()).with_suffix("")))
+def test_every_recipe_fits_the_hardware_that_it_names(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = {"torl_7b": ["--zero", "3"], "small_0.5b": ["--gpus", "1", "--gpu-memory", "24GB"]}
+    config = load_config(path)
+    if config.model.path == "quickstart":
+        pytest.skip("a model of half a million parameters, made on the spot")
+    assert cli.main(["plan", str(path), *machine.get(path.stem, [])]) == 0
+    assert "it fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--data.max_prompt_length", "9000"], "= 12072, but"),
+        (["--data.max_prompt_length", "3"], "no problem is short enough"),
+        (["--data.template", "torll"], "`torll` is neither a template"),
+        (["--data.train", "nowhere.jsonl"], "there is no such file"),
+        (["--model.path", "./nowhere"], "no model folder at ./nowhere"),
+        (["--gpus", "1", "--gpu-memory", "1GB"], "this does not fit"),
+        (["--gpu-memory", "lots"], "write it like 80GB"),
+        (["--model.path", "quickstart"], "grpo-tir quickstart"),
+    ],
+)
+def test_a_dry_run_ends_where_a_run_would(
+    arguments: list[str], says: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["--model.path", str(made / "model"), "--data.train", str(made / "problems.jsonl")]
+    assert cli.main(["train", "torl_1.5b", "--dry-run", *start, *arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("grpo-tir: ")]
+    assert says in line
+
+
+def test_an_ablation_differs_from_its_control_in_what_it_is_named_for() -> None:
+    """Every key that differs from c1, apart from the folder and the list of deviations."""
+    expected = {
+        "c0": {"max_tool_calls": 0},
+        "c1": {},
+        "c2": {"max_tool_calls": 2},
+        "c4": {"max_tool_calls": 4},
+        "penalty": {"code_penalty": -0.5},
+        "penalty_reference": {"code_penalty": -0.5, "no_code_penalty": -0.5},
+        "no_std": {"scale_rewards": False},
+        "clip_higher": {"clip_high": 0.28, "mini_batches": 4},
+        "dynamic_sampling": {"dynamic_sampling": 3},
+    }
+    ablations = {path.stem: flat(load_config(path)) for path in recipes_dir().glob("ablations/*.yaml")}
+    control = ablations["c1"]
+    found = {
+        name: {key.partition(".")[2]: value for key, value in settings.items() if control[key] != value}
+        for name, settings in ablations.items()
+    }
+    assert found == expected
+    paper = flat(load_config(recipes_dir() / "torl_1.5b.yaml"))
+    assert {key for key in paper if paper[key] != control[key]} == {"train.steps"}
+
+
+def flat(config: Config) -> dict[str, object]:
+    sections = {name: part for name, part in to_dict(config).items() if name != "deviations"}
+    settings = {f"{name}.{key}": value for name, part in sections.items() for key, value in part.items()}
+    return {key: value for key, value in settings.items() if key != "train.output_dir"}
