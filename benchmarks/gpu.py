@@ -4,7 +4,7 @@
 
     greedy_equal          share of rows that the engine decodes as `generate` does, fp32, 16 rows of 96 tokens; a
                           row may differ from where its two best logits are within 1e-4
-    logprob_gap_*         engine (bf16 shadow) against learner (fp32 weights, bf16 autocast), nats a token
+    logprob_gap_*         engine (bf16 decode_copy) against learner (fp32 weights, bf16 autocast), nats a token
     packed_gradient_gap   relative distance of the gradients of packed (varlen kernel) and padded rows, bf16
     decode_fraction       of the bandwidth limit, 512 rows of ToRL's lengths; goal 0.4
     engine_over_generate  tokens a second against eager `generate`; goal 10

@@ -38,16 +38,16 @@ from grpo_tir.bench import (
     run_update,
     trained_rows,
 )
-from grpo_tir.learning.batching import Row, collate
+from grpo_tir.learning.batching import TrainingSample, collate
 from grpo_tir.learning.logprobs import TokenLogprobs
 
 VOCABULARY = 151_936
 
 
-def update_full(model: PreTrainedModel, rows: list[Row]) -> None:
+def update_full(model: PreTrainedModel, rows: list[TrainingSample]) -> None:
     """One rectangle as wide as the longest row, in parts of 8 rows, logits everywhere."""
     width = max(len(row.token_ids) for row in rows)
-    padding = Row([0] * width, [0] * width, [0.0] * width, 0.0)
+    padding = TrainingSample([0] * width, [0] * width, [0.0] * width, 0.0)
     tokens = sum(sum(row.loss_mask) for row in rows)
     for start in range(0, len(rows), 8):
         batch = collate([*rows[start : start + 8], padding], torch.device("cpu"))

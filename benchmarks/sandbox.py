@@ -125,7 +125,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     engine = connect(None)
-    with open_executor(ExecutorConfig(timeout=30), say=lambda _: None) as executor:
+    with open_executor(ExecutorConfig(timeout=30), log=lambda _: None) as executor:
         floors, ours = [], []
         for _ in range(args.rounds):
             floors.append(in_container(engine, FLOOR, args.calls))

@@ -121,7 +121,7 @@ def resume(runtime: Runtime, checkpoint: Path) -> Learner:
 
 
 def weights_of(learner: Learner) -> torch.Tensor:
-    with learner.runtime.whole(learner.module):
+    with learner.runtime.full_weights(learner.module):
         return flat(learner.module.model.parameters())
 
 

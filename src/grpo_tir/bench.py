@@ -32,13 +32,12 @@ from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2Fo
 
 from grpo_tir.engine.decode_weights import BlockedWeights
 from grpo_tir.engine.engine import Engine
-from grpo_tir.engine.scheduler import Row as EngineRow
+from grpo_tir.engine.scheduler import SequenceState
 from grpo_tir.engine.support import kv_shape
 from grpo_tir.generation.generate import RowBudget
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
-from grpo_tir.learning.batching import Row as TrainedRow
-from grpo_tir.learning.batching import collate, plan_micro_batches
+from grpo_tir.learning.batching import TrainingSample, collate, plan_micro_batches
 from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.learning.packing import packed_attention
 from grpo_tir.monitor.utilization import copy_rate
@@ -119,7 +118,7 @@ class ForcedEngine(Engine):
             self.said.setdefault(stop.row, []).append(stop)
         return stopped
 
-    def _ends(self, row: EngineRow, token: int) -> Literal["eos", "call", "length"] | None:
+    def _ends(self, row: SequenceState, token: int) -> Literal["eos", "call", "length"] | None:
         if row.left == 0:
             return "length"
         return "call" if len(row.tokens) - len(row.prompt) in self.ends_at[row.request.row] else None
@@ -176,7 +175,7 @@ def run_rounds(model: PreTrainedModel, rows: Sequence[Row], latency: float, cach
             time.sleep(latency)
 
 
-def trained_rows(rows: Sequence[Row]) -> list[TrainedRow]:
+def trained_rows(rows: Sequence[Row]) -> list[TrainingSample]:
     """The same rows as the learner gets them; inserted tokens are masked."""
     rng = random.Random(1)
     made = []
@@ -187,12 +186,16 @@ def trained_rows(rows: Sequence[Row]) -> list[TrainedRow]:
                 INSERTED if n + 1 < len(row.parts) else []
             )
             mask += [1] * part + ([0] * len(INSERTED) if n + 1 < len(row.parts) else [])
-        made.append(TrainedRow(ids, mask, [0.0] * len(ids), rng.gauss(0, 1)))
+        made.append(TrainingSample(ids, mask, [0.0] * len(ids), rng.gauss(0, 1)))
     return made
 
 
 def run_update(
-    model: PreTrainedModel, rows: Sequence[TrainedRow], packed: bool = True, budget: int = 2048, bf16: bool = False
+    model: PreTrainedModel,
+    rows: Sequence[TrainingSample],
+    packed: bool = True,
+    budget: int = 2048,
+    bf16: bool = False,
 ) -> None:
     """Forward and backward of one batch, as `learner.py` cuts and computes it."""
     module = TokenLogprobs(model)
@@ -299,7 +302,9 @@ def _bare_products(model: PreTrainedModel, widths: Counter[int]) -> float:
     return sum(grid[rounded[width]] * width / rounded[width] * times for width, times in widths.items())
 
 
-def learner_fraction(model: PreTrainedModel, rows: Sequence[TrainedRow], took: float, bf16: bool = False) -> float:
+def learner_fraction(
+    model: PreTrainedModel, rows: Sequence[TrainingSample], took: float, bf16: bool = False
+) -> float:
     """The matrix products that one update cannot do without, forward and twice for backward, over what it took."""
     trained = sum(sum(row.loss_mask) for row in rows)
     prompts = {row.prompt for row in rows}  # needed once each

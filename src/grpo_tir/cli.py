@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import grpo_tir
-from grpo_tir.distributed import launcher as failures
+from grpo_tir.distributed import launcher
 from grpo_tir.errors import GrpoTirError, UserError
 
 COMMANDS = {
@@ -41,19 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        failures.confess(error)  # among several processes, the launcher must know whose fault it was
+        launcher.report_failure(error)  # among several processes, the launcher must know whose fault it was
         line = in_one_line(error)
         if line is None:
             raise
         print(f"grpo-tir: {line}", file=sys.stderr)
-        return getattr(error, "exit_code", 1 if failures.lost_contact(error) else 2)
+        return getattr(error, "exit_code", 1 if launcher.lost_contact(error) else 2)
 
 
 def in_one_line(error: Exception) -> str | None:
     """What the person at the console can act upon; None for a fault of ours, which is shown with its traceback."""
     if isinstance(error, GrpoTirError):
         return str(error)
-    if failures.lost_contact(error):
+    if launcher.lost_contact(error):
         return f"another process has gone, this one is not to blame ({str(error).splitlines()[0]})"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         where = f" ({error.filename})" if error.filename else ""

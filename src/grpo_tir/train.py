@@ -33,7 +33,7 @@ from grpo_tir.monitor.alarms import find_alarms, grad_norm_spiked
 from grpo_tir.monitor.console import Console
 from grpo_tir.monitor.metrics import step_metrics, summarize
 from grpo_tir.monitor.run_log import RunLog, describe_run, trajectory
-from grpo_tir.monitor.utilization import Machine
+from grpo_tir.monitor.utilization import MachineLimits
 from grpo_tir.rollouts.collect import Collector, keep_fitting
 from grpo_tir.rollouts.policy import Policy, load_policy, load_reference
 from grpo_tir.rollouts.rewards import make_reward
@@ -59,11 +59,11 @@ class Trainer:
         torch.manual_seed(config.train.seed)
         make_writable(self.folder)
         if self.runtime.world > 1:  # a launcher that starts one process instead of many does so silently
-            self.console.say(f"{self.runtime.world} processes")
-        source = find_start(self.folder, resume, self.console.say)
+            self.console.log(f"{self.runtime.world} processes")
+        source = find_start(self.folder, resume, self.console.log)
         if len(set(self.runtime.gather([source and source.name]))) > 1:
             raise CheckpointError(f"nodes see different checkpoints in {self.folder}: they must share this folder")
-        self.stop = StopRequest(self.runtime, self.console.say)
+        self.stop = StopRequest(self.runtime, self.console.log)
         self.writer = Writer("log")
         self.watchdog = Watchdog(
             self.folder / "alive",
@@ -72,7 +72,7 @@ class Trainer:
             self.runtime.progress,
             config.train.watchdog_minutes,
         )
-        self.tool = open_tool(config, self.console.say)
+        self.tool = open_tool(config, self.console.log)
         try:
             self._load(source, resume)
         except BaseException:
@@ -82,23 +82,25 @@ class Trainer:
     def _load(self, source: Path | None, resume: bool) -> None:
         """Policy, learner and problems, at the start or where a checkpoint stands."""
         config = self.config
-        train, self.held_out = read_all_problems(config, self.console.say)
+        train, self.held_out = read_all_problems(config, self.console.log)
         adapts = config.model.lora_rank > 0  # then the weights never change, and a checkpoint adds its adapters
         path = str(source) if source and not adapts else config.model.path
-        self.policy: Policy = load_policy(config, path, self.runtime.device, self.runtime.whole)
+        self.policy: Policy = load_policy(config, path, self.runtime.device, self.runtime.full_weights)
         if adapts:
             add_adapters(self.policy.model, config.model, source)
         if self.policy.engine_refused:
-            self.console.say(f"rollout.generator: `generate`, not `engine`: {self.policy.engine_refused}")
-        self.learner = Learner(self.runtime, self.policy.model, config, load_reference(config, self.runtime.whole))
+            self.console.log(f"rollout.generator: `generate`, not `engine`: {self.policy.engine_refused}")
+        self.learner = Learner(
+            self.runtime, self.policy.model, config, load_reference(config, self.runtime.full_weights)
+        )
         self.reward = make_reward(config.reward, config.rollout.max_completion_length)
         journal = Journal(self.folder / "journal", self.runtime.rank, digest(config), self.writer, resume)
-        fitting = keep_fitting(train, config, self.policy, self.console.say)
+        fitting = keep_fitting(train, config, self.policy, self.console.log)
         self.batches = Collector(
             config, self.runtime, self.policy, self.tool, self.reward, fitting, journal, self.stop, self.console
         )
-        self.machine = Machine(self.policy.model, self.runtime.bf16)
-        self.saver = Saver(self.folder / "checkpoints", config, journal, self.console.say, self.runtime)
+        self.machine = MachineLimits(self.policy.model, self.runtime.bf16)
+        self.saver = Saver(self.folder / "checkpoints", config, journal, self.console.log, self.runtime)
         self.step = 0
         self.saved: int | None = None
         self.line: dict[str, Any] | None = {} if self.evaluates else None  # metrics that are not written yet
@@ -108,7 +110,7 @@ class Trainer:
             if not resume:
                 journal.clear()
             self.saver.tidy(self.step)
-            self.log = RunLog(self.folder, config.train.report_to, self.step if source else -1, self.writer)
+            self.run_log = RunLog(self.folder, config.train.report_to, self.step if source else -1, self.writer)
             save_config(config, self.folder / "config.yaml")
             (self.folder / "metadata.json").write_text(json.dumps(describe_run(config, self.tool), indent=1))
         self.runtime.barrier()
@@ -151,7 +153,7 @@ class Trainer:
         """Whole trajectories of all ranks, in one file."""
         found = self.runtime.gather([trajectory(rollout, step) for group in groups for rollout in group.rollouts])
         if self.runtime.is_main:
-            self.log.rollouts(step, found)
+            self.run_log.rollouts(step, found)
 
     def measure(
         self, groups: list[RolloutGroup], learned: dict[str, Any], sampling: float, learning: float
@@ -163,7 +165,7 @@ class Trainer:
         every = config.train.rollouts_every or config.train.steps
         keep = (self.step - 1) % every == 0 or (config.train.rollouts_every and self.step == config.train.steps)
         wrong = self.runtime.is_main and (
-            learned["skipped_updates"] or grad_norm_spiked([*self.log.history, learned])
+            learned["skipped_updates"] or grad_norm_spiked([*self.run_log.history, learned])
         )
         if self.runtime.max([float(bool(keep or wrong))])[0]:
             self.write_rollouts(groups, self.step)  # what went wrong can be replayed
@@ -190,7 +192,7 @@ class Trainer:
                 self.runtime.world,
             ),
         }
-        self.log.rewards(self.step, summaries, len(self.batches.problems.problems))
+        self.run_log.rewards(self.step, summaries, len(self.batches.problems.problems))
         if config.train.sample_every and self.step % config.train.sample_every == 0:
             self.console.trajectory(rollouts[0])
 
@@ -236,7 +238,7 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of the step that has just been taken."""
         if self.runtime.is_main:
-            self.log.sync()
+            self.run_log.sync()
         model, tokenizer = self.policy.model, self.policy.tokenizer
         self.saver.save(self.step, model, tokenizer, self.learner.optimizer, self.state())
         self.saved = self.step
@@ -250,12 +252,12 @@ class Trainer:
         self.runtime.close()
 
     def _write_line(self, metrics: dict[str, Any]) -> None:
-        self.log.metrics(self.step, metrics)
+        self.run_log.metrics(self.step, metrics)
         if self.step:
             self.console.step(self.step, self.config.train.steps, metrics)
-            self.console.alarms(find_alarms(self.log.history, self.config))
+            self.console.alarms(find_alarms(self.run_log.history, self.config))
         else:
-            self.console.say(f"before training: held-out accuracy {metrics.get('eval/accuracy')} (greedy)")
+            self.console.log(f"before training: held-out accuracy {metrics.get('eval/accuracy')} (greedy)")
 
     def _restore(self, source: Path) -> None:
         state = load_trainer(source)
@@ -266,7 +268,7 @@ class Trainer:
         self.batches.load_state_dict(state)
         self.step = self.saved = state["step"]
         self.line = state["line"]
-        self.console.say(f"resuming after step {self.step}")
+        self.console.log(f"resuming after step {self.step}")
 
 
 def train(config: Config, resume: bool = False) -> int:

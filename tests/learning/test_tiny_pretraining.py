@@ -15,7 +15,7 @@ def test_short_pretraining_learns_more_than_how_frequent_each_token_is(tmp_path:
     world = tiny.WorldConfig(seed=5, documents=1200)
     documents = list(tiny.make_documents(world, tiny.make_problems(world)[2]))
     config = tiny_model.PretrainConfig(steps=100)
-    losses = tiny_model.build_model(documents, tmp_path, 5, config=config, say=lambda _: None, progress=False)
+    losses = tiny_model.build_model(documents, tmp_path, 5, config=config, log=lambda _: None, progress=False)
     assert abs(losses[0] - math.log(1520)) < 1.0
 
     tokenizer = tiny_model.train_tokenizer((document.text for document in documents), config.pieces)

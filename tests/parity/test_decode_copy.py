@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grpo_tir.config import Config
-from grpo_tir.engine.decode_weights import make_shadow, refresh_shadow
+from grpo_tir.engine.decode_weights import make_decode_copy, refresh_decode_copy
 from grpo_tir.engine.engine import Engine
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.generation.stopping import CodeBlockStopping
@@ -18,16 +18,16 @@ from parity.engine_models import FAMILIES, make_model, make_requests, make_token
 
 def test_a_shadow_follows_the_weights_at_fixed_addresses() -> None:
     model = make_model(FAMILIES["qwen2.5-tied"])
-    shadow = make_shadow(model)
-    addresses = [parameter.data_ptr() for parameter in shadow.parameters()]
+    decode_copy = make_decode_copy(model)
+    addresses = [parameter.data_ptr() for parameter in decode_copy.parameters()]
     model.load_state_dict(make_model(FAMILIES["qwen2.5-tied"], seed=1).state_dict())
-    refresh_shadow(shadow, model)
-    assert [parameter.data_ptr() for parameter in shadow.parameters()] == addresses
-    for ours, theirs in zip(shadow.parameters(), model.parameters()):
+    refresh_decode_copy(decode_copy, model)
+    assert [parameter.data_ptr() for parameter in decode_copy.parameters()] == addresses
+    for ours, theirs in zip(decode_copy.parameters(), model.parameters()):
         assert ours.dtype == torch.bfloat16 and not ours.requires_grad
         assert torch.equal(ours, theirs.bfloat16())
-    assert shadow.lm_head.weight is shadow.model.embed_tokens.weight
-    assert shadow.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert decode_copy.lm_head.weight is decode_copy.model.embed_tokens.weight
+    assert decode_copy.model.rotary_emb.inv_freq.dtype == torch.float32
     assert model.dtype == torch.float32
 
 
@@ -37,7 +37,7 @@ def test_the_engine_decodes_in_bf16_close_to_the_trained_weights(family: str) ->
     config = FAMILIES[family]
     model = make_model(config)
     requests = make_requests(groups=3, samples=2, budget=24)
-    done = run(Engine(make_shadow(model), None, Sampling(), []), requests)
+    done = run(Engine(make_decode_copy(model), None, Sampling(), []), requests)
     gaps = []
     for request in requests:
         stopped = done[request.row]
@@ -59,7 +59,7 @@ def test_the_engine_decodes_float32_weights_under_autocast() -> None:
 def test_on_a_gpu_a_policy_decodes_from_its_weights_of_now(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(policy_module, "halves", lambda model: True)
+    monkeypatch.setattr(policy_module, "decodes_in_bf16", lambda model: True)
     model = make_model(FAMILIES["qwen2"])
     policy = policy_module.Policy(model, None, CodeBlockStopping(make_tokenizer()), str, [0])
     config = Config()

@@ -19,7 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from grpo_tir.engine.engine import Engine, why_not
+from grpo_tir.engine.engine import Engine, unsupported_reason
 from grpo_tir.engine.hf_generate import engine_generate
 from grpo_tir.errors import ModelError
 from grpo_tir.generation.sampling import Sampling
@@ -97,7 +97,7 @@ GEMMA = {**GROUPED, "head_dim": 8}
 )
 def test_models_off_the_fast_path_are_named_with_their_reason(config: PretrainedConfig, reason: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
-    assert reason in (why_not(model) or "")
+    assert reason in (unsupported_reason(model) or "")
     with pytest.raises(ModelError, match=r"set rollout\.generator"):
         Engine(model, None, Sampling(), [])
 
@@ -106,7 +106,7 @@ def test_an_encoder_decoder_is_refused() -> None:
     model = T5ForConditionalGeneration(
         T5Config(vocab_size=97, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
     )
-    assert why_not(model) == "it is an encoder-decoder"
+    assert unsupported_reason(model) == "it is an encoder-decoder"
 
 
 def test_the_probe_finds_what_no_list_foresees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +119,12 @@ def test_the_probe_finds_what_no_list_foresees(monkeypatch: pytest.MonkeyPatch) 
         return forward(hidden_states * hidden_states.shape[1], **kwargs)[0] * hidden_states.shape[1], None
 
     monkeypatch.setattr(attention, "forward", odd)
-    assert "differs from a plain one" in (why_not(model) or "")
+    assert "differs from a plain one" in (unsupported_reason(model) or "")
 
 
 def test_learned_positions_are_no_obstacle() -> None:
     """GPT-2 is on no list: whatever passes the probe is decoded."""
     model = AutoModelForCausalLM.from_config(GPT2Config(**TINY_GPT2, bos_token_id=None, eos_token_id=None)).eval()
-    assert why_not(model) is None
+    assert unsupported_reason(model) is None
     ours = generate(model, do_sample=False, custom_generate=engine_generate)
     assert ours.tolist() == generate(model, do_sample=False).tolist()

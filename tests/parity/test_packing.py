@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.attention.varlen
 
-from grpo_tir.engine.support import why_not
+from grpo_tir.engine.support import unsupported_reason
 from grpo_tir.learning.batching import collate, idle_row, to_row
 from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.learning.packing import Packing, _select, attend_packed, packed_attention
@@ -173,7 +173,7 @@ def test_a_model_whose_attention_cannot_be_replaced_is_padded(tmp_path: Path) ->
     config = Qwen2Config(vocab_size=61, num_key_value_heads=2, use_sliding_window=True, sliding_window=4,
                          max_window_layers=0, **shape)  # fmt: skip
     model = Qwen2ForCausalLM(config)
-    assert why_not(model)
+    assert unsupported_reason(model)
     learner = make_learner(model)
     assert not learner.packs
     assert learner.update(make_groups(), 0, tmp_path)["grad_norm"] > 0

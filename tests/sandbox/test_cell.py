@@ -151,7 +151,7 @@ def test_docker_by_name_is_not_replaced_by_something_weaker(monkeypatch: pytest.
 def test_auto_falls_back_and_says_so() -> None:
     said: list[str] = []
     config = ExecutorConfig(kind="auto", hosts=["unix:///nowhere.sock"], slots=1)
-    with open_executor(config, say=said.append) as pool:
+    with open_executor(config, log=said.append) as pool:
         assert pool.run("print(2)").stdout == "2\n"
     assert "no docker here" in said[0] and "process" in said[1]
 

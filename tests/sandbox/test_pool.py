@@ -29,7 +29,7 @@ class ScriptedConnection:
         self.said = b""
         self.heard = queue.Queue[bytes]()
         self.dead = False
-        self.say({"op": "ready", "walls": "none", "cell": "group", "seccomp": False})
+        self.log({"op": "ready", "walls": "none", "cell": "group", "seccomp": False})
         threading.Thread(target=self.act, daemon=True).start()
 
     def act(self) -> None:
@@ -38,13 +38,13 @@ class ScriptedConnection:
                 self.place.ran.append(frame)
                 self.place.script(self, frame)
             elif not self.place.mute:
-                self.say({"op": "pong", "free": self.place.slots})
+                self.log({"op": "pong", "free": self.place.slots})
 
-    def say(self, frame: dict[str, Any]) -> None:
+    def log(self, frame: dict[str, Any]) -> None:
         self.outbox.put(pack(frame))
 
     def answer(self, request: dict[str, Any], status: str = "ok", **more: Any) -> None:
-        self.say({"op": "result", "id": request["id"], "status": status, "stdout": request["code"], "stderr": "",
+        self.log({"op": "result", "id": request["id"], "status": status, "stdout": request["code"], "stderr": "",
                   "exit_code": 0, "signal": None, "truncated": False, "seconds": 0.0, **more})  # fmt: skip
 
     def read(self) -> bytes:

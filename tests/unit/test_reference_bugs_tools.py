@@ -20,7 +20,7 @@ WALL = 3.0
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Pool]:
     config = ExecutorConfig(kind="process", slots=2, timeout=LIMIT, wall_factor=WALL)
-    with open_executor(config, say=lambda line: None) as pool:
+    with open_executor(config, log=lambda line: None) as pool:
         yield pool
 
 

@@ -22,7 +22,7 @@ TRAINER = "trainer.pt"
 OPTIMIZER = "optimizer-*-of-*.pt"
 
 
-def find_start(run: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
+def find_start(run: Path, resume: bool, log: Callable[[str], None]) -> Path | None:
     """The checkpoint to go on from; None for a beginning.
 
     Raises:
@@ -36,9 +36,9 @@ def find_start(run: Path, resume: bool, say: Callable[[str], None]) -> Path | No
         )
     if not found:
         if resume:
-            say(f"{run} has no checkpoint yet: starting from the beginning, with what its journal holds")
+            log(f"{run} has no checkpoint yet: starting from the beginning, with what its journal holds")
         return None
-    return last_good_checkpoint(folder, say)
+    return last_good_checkpoint(folder, log)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -47,7 +47,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def last_good_checkpoint(folder: Path, say: Callable[[str], None] = print) -> Path:
+def last_good_checkpoint(folder: Path, log: Callable[[str], None] = print) -> Path:
     """The newest checkpoint that is whole; each that is not is named on the way.
 
     Raises:
@@ -57,7 +57,7 @@ def last_good_checkpoint(folder: Path, say: Callable[[str], None] = print) -> Pa
         fault = find_fault(path)
         if fault is None:
             return path
-        say(f"{path} is damaged ({fault}); trying the one before it")
+        log(f"{path} is damaged ({fault}); trying the one before it")
     raise CheckpointError(f"nothing to resume from: {folder} holds no whole checkpoint; start without --resume")
 
 
@@ -91,7 +91,7 @@ def load_optimizer(path: Path, model: Any, optimizer: Any, runtime: Runtime) -> 
     files = [
         torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in sorted(path.glob(OPTIMIZER))
     ]
-    runtime.write_moments(model, optimizer, files)
+    runtime.write_state(model, optimizer, files)
 
 
 def _digest(path: Path) -> str:

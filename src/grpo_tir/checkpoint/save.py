@@ -48,9 +48,9 @@ class Saver:
     """
 
     def __init__(
-        self, folder: Path, config: Config, journal: Journal, say: Callable[[str], None], runtime: Runtime
+        self, folder: Path, config: Config, journal: Journal, log: Callable[[str], None], runtime: Runtime
     ) -> None:
-        self.folder, self.config, self.journal, self.say = folder, config, journal, say
+        self.folder, self.config, self.journal, self.log = folder, config, journal, log
         self.runtime = runtime
         self.writer = Writer("checkpoint")
 
@@ -90,7 +90,7 @@ class Saver:
         keep = self.config.train.save_total_limit
         path = save_checkpoint(self.folder, snapshot, model, tokenizer, self.config, keep)
         self.journal.drop_through(snapshot.step)
-        self.say(f"saved {path}")
+        self.log(f"saved {path}")
 
 
 def make_partial(folder: Path, step: int) -> Path:
@@ -248,7 +248,7 @@ def take_snapshot(
     step: int, model: Any, optimizer: Any, trainer: dict[str, Any], runtime: Runtime, copy: bool = True
 ) -> Snapshot:
     """Copy everything to the CPU, or hold on to it as it is. All ranks call it together."""
-    with runtime.whole(model):
+    with runtime.full_weights(model):
         weights = model.state_dict() if runtime.is_main else {}
         if copy or runtime.stage == 3:  # what was gathered is gone afterwards
             weights = copy_to_cpu(weights)
@@ -261,7 +261,7 @@ def take_snapshot(
         step,
         weights,
         generation,
-        runtime.read_moments(model, optimizer, copy),
+        runtime.read_state(model, optimizer, copy),
         f"optimizer-{runtime.rank}-of-{parts}.pt",
         parts,
         trainer,

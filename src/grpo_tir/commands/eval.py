@@ -11,7 +11,7 @@ from grpo_tir.config import Config
 from grpo_tir.data.benchmarks import PINS, Benchmark, load_benchmark, load_file
 from grpo_tir.data.prompts import STEP_BY_STEP
 from grpo_tir.errors import ConfigError
-from grpo_tir.evaluation.spec import Plan
+from grpo_tir.evaluation.spec import EvalSpec
 from grpo_tir.utils.recipe import load_config
 from grpo_tir.utils.resources import find_recipe
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return Session(args, plans, load_benchmarks(args, plans[0].config)).run()
 
 
-def plan_cells(args: argparse.Namespace) -> list[Plan]:
+def plan_cells(args: argparse.Namespace) -> list[EvalSpec]:
     """What is to be evaluated, checked before anything is loaded.
 
     Raises:
@@ -92,7 +92,7 @@ def plan_cells(args: argparse.Namespace) -> list[Plan]:
             if args.tool_benefit or tool in ("with", "both"):
                 raise ConfigError(f"{model}: its recipe allows no calls; set --tool.max_tool_calls 1")
             conditions = TOOLS["without"]
-        plans.append(Plan(model, template or config.data.template, config, conditions))
+        plans.append(EvalSpec(model, template or config.data.template, config, conditions))
     if len({(plan.model, plan.prompt, plan.conditions) for plan in plans}) < len(plans):
         raise ConfigError("the same model is named twice with the same --template and --tool")
     return plans

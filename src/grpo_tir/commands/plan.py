@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from grpo_tir.diagnostics.fit import check_plan
-from grpo_tir.diagnostics.memory import Machine, describe, parse_memory, plan, shape_of
+from grpo_tir.diagnostics.memory import Hardware, describe, parse_memory, plan, shape_of
 from grpo_tir.errors import ConfigError
 from grpo_tir.utils.recipe import load_config
 from grpo_tir.utils.resources import find_recipe
@@ -27,7 +27,7 @@ def add_machine(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--cpu", action="store_true", help="processes on a CPU, in float32, instead of GPUs")
 
 
-def machine_of(args: argparse.Namespace) -> Machine:
+def machine_of(args: argparse.Namespace) -> Hardware:
     """The machine that was described.
 
     Raises:
@@ -36,7 +36,7 @@ def machine_of(args: argparse.Namespace) -> Machine:
     gpus = 8 if args.gpus is None else args.gpus
     if gpus < 1 or (args.zero and gpus < 2):
         raise ConfigError(f"--gpus {gpus}: it must be 1 or more, and 2 or more to shard over (--zero {args.zero})")
-    return Machine(gpus, parse_memory(args.gpu_memory or "80GB"), args.zero, args.cpu)
+    return Hardware(gpus, parse_memory(args.gpu_memory or "80GB"), args.zero, args.cpu)
 
 
 def run(args: argparse.Namespace) -> int:

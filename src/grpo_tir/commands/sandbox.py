@@ -102,19 +102,19 @@ def run_programs(args: argparse.Namespace) -> int:
     """One program: its output and its exit code. Many: every line answered, exit 0."""
     from grpo_tir.executor.open import open_executor
 
-    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    log = lambda line: print(line, file=sys.stderr)  # noqa: E731
     if bool(args.file) == bool(args.jsonl):
         raise DataError("sandbox run needs a FILE.py, or --jsonl IN OUT")
     programs = list(read_programs(Path(args.jsonl[0]))) if args.jsonl else []
     code = "" if args.jsonl else read_code(args.file)
-    with open_executor(to_config(args), say=say) as executor:
+    with open_executor(to_config(args), log=log) as executor:
         if args.jsonl:
             return run_many(executor, programs, Path(args.jsonl[1]), args.concurrency)
         result = executor.run(code)
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)
     if result.status not in ("ok", "error"):
-        say(f"{result.status} after {result.seconds:.2f} s")
+        log(f"{result.status} after {result.seconds:.2f} s")
     return result.exit_code if result.exit_code is not None else 1
 
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     runtime = Runtime(config.model.precision)
     policy = load_policy(config, args.model, runtime.device)
-    tool = open_tool(config, Console().say)
+    tool = open_tool(config, Console().log)
     sampling = Sampling(config.rollout.temperature) if args.sample else GREEDY
     problem = Problem("solve", args.problem, "")
     (group,) = make_groups([problem], policy.render, policy.tokenizer, 1, 0)

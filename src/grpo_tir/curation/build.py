@@ -29,7 +29,7 @@ import grpo_tir
 from grpo_tir.curation.balance import water_fill
 from grpo_tir.curation.card import write_card
 from grpo_tir.curation.contamination import Benchmarks
-from grpo_tir.curation.dedup import Row, Store, stored
+from grpo_tir.curation.dedup import SourceRow, Store, stored
 from grpo_tir.curation.examine import BAD, Examiner, Settings
 from grpo_tir.curation.sources import Source
 from grpo_tir.data.rows import short
@@ -54,7 +54,7 @@ class Build:
         forbidden: their problems.
         out: the file to write.
         on_bad: `stop` or `skip`, at a row that cannot be used.
-        say: prints a line.
+        log: prints a line.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Build:
         settings: Settings,
         on_bad: str = "stop",
         workers: int = 2,
-        say: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
     ) -> None:
         self.sources, self.benchmarks, self.out = sources, benchmarks, out
-        self.settings, self.on_bad, self.say = settings, on_bad, say
+        self.settings, self.on_bad, self.log = settings, on_bad, log
         self.workers = max(1, workers)
         self.grader = Grader(self.workers, GOLD_SECONDS)
         self.examiner = Examiner([source.name for source in sources], forbidden, settings)
@@ -105,13 +105,13 @@ class Build:
         store = Store(path, self._same_answer)
         begun = store.recall("settings")
         if begun is not None and begun != mine:
-            self.say(f"starting anew: an unfinished build of {self.out} had other sources or settings")
+            self.log(f"starting anew: an unfinished build of {self.out} had other sources or settings")
             store.close()
             _delete(path)
             store = Store(path, self._same_answer)
         elif begun is not None:
             done = sum(int(store.recall(f"done {number}") or 0) for number in range(len(self.sources)))
-            self.say(f"going on after {done} rows of an unfinished build")
+            self.log(f"going on after {done} rows of an unfinished build")
         store.remember("settings", mine)
         store.commit()
         return store
@@ -141,7 +141,7 @@ class Build:
         store.remember(f"done {number}", str(done))
         store.commit()
 
-    def _admit(self, row: Row, store: Store) -> None:
+    def _admit(self, row: SourceRow, store: Store) -> None:
         """The part that depends on earlier rows."""
         if row.has_own_id and row.reason != BAD:
             taken = store.taken(row)
@@ -151,9 +151,9 @@ class Build:
             raise DataError(f"{row.place}: {row.detail} (`--on-bad skip` leaves such rows out)")
         store.add(row)
 
-    def _examined(self, number: int, source: Source, start: int) -> Iterator[Row]:
+    def _examined(self, number: int, source: Source, start: int) -> Iterator[SourceRow]:
         """Rows in their order, with what can be said of each alone; some golds are being judged meanwhile."""
-        under_way: deque[tuple[Row, Future[str] | None]] = deque()
+        under_way: deque[tuple[SourceRow, Future[str] | None]] = deque()
         with ThreadPoolExecutor(self.workers) as threads:
             for where, raw in source.read(start):
                 row = self.examiner.examine(number, f"{source.location} {where}", raw)
@@ -188,7 +188,7 @@ def _delete(work: Path) -> None:
         path.unlink()
 
 
-def _judged(row: Row, judging: Future[str] | None) -> Row:
+def _judged(row: SourceRow, judging: Future[str] | None) -> SourceRow:
     fault = judging.result() if judging else ""
     if any(outage in fault for outage in ("does not start", "no processor time")):
         raise GraderOutage(f"{row.place}: {fault}; this says nothing about the row: give the command again")
@@ -197,7 +197,7 @@ def _judged(row: Row, judging: Future[str] | None) -> Row:
     return row
 
 
-def _record(row: Row, sources: list[Source]) -> dict[str, Any]:
+def _record(row: SourceRow, sources: list[Source]) -> dict[str, Any]:
     """A line of the output, or of the rejects."""
     if not row.reason:
         return {

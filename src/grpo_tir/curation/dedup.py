@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS seen (key INTEGER, n INTEGER, PRIMARY KEY (key, n)) W
 
 
 @dataclass
-class Row:
+class SourceRow:
     """A row on its way, or with its fate: `reason` is empty while it is kept."""
 
     source: int
@@ -110,12 +110,12 @@ class Store:
         found = self.db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return found[0] if found else None
 
-    def taken(self, row: Row) -> str | None:
+    def taken(self, row: SourceRow) -> str | None:
         """Where another row of the same source has this id."""
         found = self._first(_id_key(row.source, row.id))
         return self.db.execute("SELECT place FROM rows WHERE n = ?", (found,)).fetchone()[0] if found else None
 
-    def add(self, row: Row) -> None:
+    def add(self, row: SourceRow) -> None:
         """Write a row down, after having looked for an earlier one that it repeats."""
         number = self.db.execute("SELECT coalesce(max(n), 0) + 1 FROM rows").fetchone()[0]
         keys = [_id_key(row.source, row.id)] if row.has_own_id else []
@@ -138,7 +138,7 @@ class Store:
         found = self.db.execute("SELECT min(n) FROM seen WHERE key = ?", (key,)).fetchone()[0]
         return int(found) if found is not None else None
 
-    def _compare(self, row: Row, earlier: int) -> None:
+    def _compare(self, row: SourceRow, earlier: int) -> None:
         """The words are those of an earlier row: are the answers?"""
         name, answer, reason = self.db.execute(
             "SELECT id, answer, reason FROM rows WHERE n = ?", (earlier,)
@@ -154,7 +154,7 @@ class Store:
         elif reason:
             row.reason = reason
 
-    def _look_for_near(self, row: Row, said: Fingerprint, keys: list[int]) -> None:
+    def _look_for_near(self, row: SourceRow, said: Fingerprint, keys: list[int]) -> None:
         marks = ", ".join("?" * len(keys))
         candidates = self.db.execute(
             f"SELECT id, problem FROM rows WHERE reason = '' AND n IN "
@@ -193,12 +193,12 @@ def _permutations(number: int) -> tuple[np.ndarray, np.ndarray]:
     return column(factors), column(summands)
 
 
-def row_of(values: tuple[object, ...]) -> Row:
+def row_of(values: tuple[object, ...]) -> SourceRow:
     """A row from the columns of the file."""
-    return Row(*values)  # type: ignore[arg-type]
+    return SourceRow(*values)  # type: ignore[arg-type]
 
 
-def stored(store: Store, condition: str) -> Iterator[Row]:
+def stored(store: Store, condition: str) -> Iterator[SourceRow]:
     """Rows in the order in which they were read."""
     for values in store.db.execute(f"SELECT {COLUMNS} FROM rows WHERE {condition} ORDER BY n"):
         yield row_of(values)

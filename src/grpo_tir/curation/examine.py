@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo_tir.curation.balance import difficulty_class, lot
 from grpo_tir.curation.contamination import Benchmarks
-from grpo_tir.curation.dedup import Row
+from grpo_tir.curation.dedup import SourceRow
 from grpo_tir.curation.filters import Unfit, read_problem
 from grpo_tir.curation.fingerprint import Fingerprint, fingerprint
 from grpo_tir.curation.sources import columns
@@ -58,10 +58,10 @@ class Examiner:
         self.tokenizer_sha256 = self.tokenizer and hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
         self.render = make_renderer(settings.template)
 
-    def examine(self, number: int, place: str, raw: Any) -> Row:
+    def examine(self, number: int, place: str, raw: Any) -> SourceRow:
         """All that can be said of a row without the others and without the grader."""
         settings, name = self.settings, self.names[number]
-        row = Row(number, place)
+        row = SourceRow(number, place)
         try:
             fields = columns(raw, settings.problem_field, settings.answer_field)
             row.origin = f"{name}/{fields['source']}" if isinstance(fields.get("source"), str) else name
@@ -85,7 +85,7 @@ class Examiner:
             self._compare_and_measure(row, row.print)
         return row
 
-    def _compare_and_measure(self, row: Row, said: Fingerprint) -> None:
+    def _compare_and_measure(self, row: SourceRow, said: Fingerprint) -> None:
         copied = self.forbidden.find(said)
         if copied:
             row.reason, row.other = "in a benchmark", copied.id
@@ -113,7 +113,7 @@ def load_tokenizer(place: str) -> Any:
         if file.is_file():
             tokenizer = Tokenizer.from_file(str(file))
         else:
-            hub.settle()
+            hub.go_offline_if_unreachable()
             name, _, revision = place.partition("@")
             tokenizer = Tokenizer.from_pretrained(name, revision=revision or "main")
     except Exception as error:  # the library's errors are bare Exceptions

@@ -153,7 +153,7 @@ def _pin(location: str, config: str | None, revision: str | None, split: str) ->
         files = sorted(path for path in Path(location).rglob("*") if path.is_file())
         listed = "".join(f"{path.relative_to(location)} {_digest(path)[0]}\n" for path in files)
         return hashlib.sha256(listed.encode()).hexdigest(), None
-    hub.settle()
+    hub.go_offline_if_unreachable()
     try:
         from huggingface_hub import HfApi
 

@@ -29,7 +29,7 @@ class Pin:
 
     rows: int
     sha256: str
-    """`fingerprint` of the text that the tables are made on."""
+    """`content_hash` of the text that the tables are made on."""
     hub: str
     split: str
     revision: str | None
@@ -98,7 +98,7 @@ PINS = {
 }
 
 
-def load_benchmark(name: str, folder: str | None = None, say: Callable[[str], None] = print) -> Benchmark:
+def load_benchmark(name: str, folder: str | None = None, log: Callable[[str], None] = print) -> Benchmark:
     """A benchmark by name: `folder/NAME.jsonl` (or .json, .parquet), without a folder from the Hub.
 
     Raises:
@@ -118,16 +118,16 @@ def load_benchmark(name: str, folder: str | None = None, say: Callable[[str], No
             f"pinned {PINS[name].sha256[:12]}…); to evaluate on it all the same, name it with --data"
         )
     if not made.pinned:
-        say(f"{made.source}: spelt otherwise than the pinned copy of {name}; its hash is in the result")
+        log(f"{made.source}: spelt otherwise than the pinned copy of {name}; its hash is in the result")
     return made
 
 
 def load_file(path: str, problems: list[Problem]) -> Benchmark:
     """A file of one's own as a benchmark, named by its stem."""
-    return Benchmark(Path(path).stem or path, problems, path, fingerprint(problems))
+    return Benchmark(Path(path).stem or path, problems, path, content_hash(problems))
 
 
-def fingerprint(problems: Sequence[Problem]) -> str:
+def content_hash(problems: Sequence[Problem]) -> str:
     """SHA-256 over all problems and answers, whatever their order, ids and white space."""
     lines = sorted("".join(f"{problem.problem}\0{problem.answer}".split()) for problem in problems)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -138,13 +138,13 @@ def _from_folder(name: str, folder: str) -> Benchmark:
         path = Path(folder).expanduser() / f"{name}{suffix}"
         if path.is_file():
             problems, _ = load_problems(path)
-            return Benchmark(name, problems, str(path), fingerprint(problems))
+            return Benchmark(name, problems, str(path), content_hash(problems))
     raise DataError(f"--bench-dir {folder} has no {name}.jsonl (nor .json, .parquet)")
 
 
 def _from_hub(name: str) -> Benchmark:
     pin = PINS[name]
-    hub.settle()
+    hub.go_offline_if_unreachable()
     try:
         from datasets import load_dataset
     except ModuleNotFoundError:
@@ -163,7 +163,7 @@ def _from_hub(name: str) -> Benchmark:
         Problem(f"{name}-{i:03d}", row[pin.problem_field], plain_answer(str(row["answer"])), name)
         for i, row in enumerate(rows)
     ]
-    return Benchmark(name, problems, where, fingerprint(problems))
+    return Benchmark(name, problems, where, content_hash(problems))
 
 
 def plain_answer(text: str) -> str:

@@ -9,18 +9,18 @@ from grpo_tir.data.problems import load_problems
 from grpo_tir.types import Problem
 
 
-def read_all_problems(config: Config, say: Callable[[str], None]) -> tuple[list[Problem], list[Problem]]:
+def read_all_problems(config: Config, log: Callable[[str], None]) -> tuple[list[Problem], list[Problem]]:
     """Training and held-out problems; they come before the model, because they fail faster.
 
     Raises:
         DataError: a bad row under `on_bad: stop`.
     """
-    train = read_problems(config, config.data.train, say)
-    held_out = read_problems(config, config.data.eval, say) if config.data.eval else []
+    train = read_problems(config, config.data.train, log)
+    held_out = read_problems(config, config.data.eval, log) if config.data.eval else []
     return train, held_out[: config.train.eval_size or None]
 
 
-def read_problems(config: Config, path: str, say: Callable[[str], None]) -> list[Problem]:
+def read_problems(config: Config, path: str, log: Callable[[str], None]) -> list[Problem]:
     """Problems of a file, with the rows that were skipped counted aloud."""
     data = config.data
     problems, skipped = load_problems(
@@ -31,5 +31,5 @@ def read_problems(config: Config, path: str, say: Callable[[str], None]) -> list
         on_bad=data.on_bad,
     )
     if skipped:
-        say(f"{path}: {len(skipped)} rows skipped, the first: {skipped[0]}")
+        log(f"{path}: {len(skipped)} rows skipped, the first: {skipped[0]}")
     return problems

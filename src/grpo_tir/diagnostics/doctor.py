@@ -20,7 +20,7 @@ from grpo_tir.data.load import read_all_problems
 from grpo_tir.data.prompts import encode, make_renderer
 from grpo_tir.diagnostics.finding import Finding, fault, fine, guarded, warning
 from grpo_tir.diagnostics.fit import check_plan
-from grpo_tir.diagnostics.memory import Machine, Shape, describe, plan, shape_of
+from grpo_tir.diagnostics.memory import Hardware, Shape, describe, plan, shape_of
 from grpo_tir.errors import ConfigError, DataError, ModelError
 from grpo_tir.rollouts.rewards import make_reward
 from grpo_tir.types import Problem
@@ -74,7 +74,7 @@ def check_settings(config: Config) -> Iterator[Finding]:
     yield fine("settings", "the recipe is whole")
 
 
-def dry_run(config: Config, machine: Machine, certain: bool, say: Callable[[str], None] = print) -> int:
+def dry_run(config: Config, machine: Hardware, certain: bool, log: Callable[[str], None] = print) -> int:
     """Say what a run would do. Returns the exit code.
 
     Args:
@@ -93,32 +93,32 @@ def dry_run(config: Config, machine: Machine, certain: bool, say: Callable[[str]
         )
     make_reward(config.reward, config.rollout.max_completion_length)
     rollout = config.rollout
-    say(
+    log(
         f"settings   {rollout.prompts_per_step} x {rollout.samples_per_prompt} rollouts a step, "
         f"{config.train.steps} steps, c = {config.tool.max_tool_calls}, lr {config.optim.lr:g}"
     )
-    train, held_out = read_all_problems(config, say)
+    train, held_out = read_all_problems(config, log)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     render = make_renderer(config.data.template, tokenizer, config.data.system)
     shape = shape_of(config.model.path, config.model.revision)
     check_positions(config, shape)
     lengths = [len(encode(tokenizer, render(problem))) for problem in train]
-    say(prompt_line(lengths, config))
+    log(prompt_line(lengths, config))
     fitting = sum(length <= config.data.max_prompt_length for length in lengths)
-    say(
+    log(
         f"problems   {fitting} to train on ({fitting / rollout.prompts_per_step:.1f} steps an epoch), "
         f"{len(held_out)} held out"
     )
-    say(f"the first prompt, {lengths[0]} tokens:\n{indent(render(train[0]))}\n")
+    log(f"the first prompt, {lengths[0]} tokens:\n{indent(render(train[0]))}\n")
     found = plan(config, shape, machine)
-    say(describe(found, shape, machine))
+    log(describe(found, shape, machine))
     try:
         check_plan(found, config, shape, machine)
     except ConfigError as error:
         if certain:
             raise
-        say(f"warning: {error} (name the machine of the run: --gpus N --gpu-memory 80GB --zero STAGE)")
-    say("\ndry run: nothing was trained, nothing was written")
+        log(f"warning: {error} (name the machine of the run: --gpus N --gpu-memory 80GB --zero STAGE)")
+    log("\ndry run: nothing was trained, nothing was written")
     return 0
 
 
@@ -134,7 +134,7 @@ def load_tokenizer(path: str, revision: str | None) -> Any:
     if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise ModelError(f"no model folder at {path}; model.path is a folder or a Hub id")
     if not folder.is_dir():
-        hub.settle()
+        hub.go_offline_if_unreachable()
     try:
         return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
     except Exception as error:  # transformers raises a different type for every way to be wrong

@@ -11,11 +11,11 @@ import itertools
 from collections.abc import Iterator
 
 from grpo_tir.config import Config
-from grpo_tir.diagnostics.memory import GIB, Machine, Plan, Shape, plan
+from grpo_tir.diagnostics.memory import GIB, Hardware, MemoryPlan, Shape, plan
 from grpo_tir.errors import ConfigError
 
 
-def nearest(config: Config, shape: Shape, machine: Machine) -> str | None:
+def nearest(config: Config, shape: Shape, machine: Hardware) -> str | None:
     """The fewest changes under which it fits, as options; None if none of those that are tried does."""
     fitting = [
         (len(options), machine.gpus, options)
@@ -25,7 +25,7 @@ def nearest(config: Config, shape: Shape, machine: Machine) -> str | None:
     return " ".join(min(fitting, key=lambda found: found[:2])[2]) if fitting else None
 
 
-def _candidates(config: Config, shape: Shape, machine: Machine) -> Iterator[tuple[list[str], Config, Machine]]:
+def _candidates(config: Config, shape: Shape, machine: Hardware) -> Iterator[tuple[list[str], Config, Hardware]]:
     """Changes of memory's settings, none of which changes the gradient."""
     longest = config.data.max_prompt_length + config.rollout.max_completion_length
     start = config.optim.micro_batch_tokens
@@ -56,7 +56,7 @@ def _candidates(config: Config, shape: Shape, machine: Machine) -> Iterator[tupl
         yield options, changed, there
 
 
-def check_plan(found: Plan, config: Config, shape: Shape, machine: Machine) -> None:
+def check_plan(found: MemoryPlan, config: Config, shape: Shape, machine: Hardware) -> None:
     """Refuse what cannot fit.
 
     Raises:

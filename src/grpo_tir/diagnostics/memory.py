@@ -66,7 +66,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """What it is to run on."""
 
     gpus: int
@@ -82,7 +82,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes on one rank by part, in the two phases of a step, and what follows from them."""
 
     sampling: dict[str, float]
@@ -111,7 +111,7 @@ class Plan:
         return self.kv_tokens // self.row_tokens
 
 
-def plan(config: Config, shape: Shape, machine: Machine) -> Plan:
+def plan(config: Config, shape: Shape, machine: Hardware) -> MemoryPlan:
     """Expected memory of a recipe on a machine."""
     kept = _kept(config, shape, machine)
     rollout = config.rollout
@@ -135,7 +135,7 @@ def plan(config: Config, shape: Shape, machine: Machine) -> Plan:
     room = machine.memory - sum(sampling.values()) + sampling["KV cache"]
     everything = rollout.prompts_per_step * rollout.samples_per_prompt
     calls = everything * config.tool.max_tool_calls
-    return Plan(
+    return MemoryPlan(
         sampling,
         _learning(config, shape, machine, kept, longest),
         rows,
@@ -153,7 +153,7 @@ def executor_slots(rows: int, timeout: float) -> int:
     return max(1, math.ceil(rows * seconds / WINDOW))
 
 
-def _kept(config: Config, shape: Shape, machine: Machine) -> dict[str, float]:
+def _kept(config: Config, shape: Shape, machine: Hardware) -> dict[str, float]:
     """What is there in both phases."""
     size, ranks = whole(config, shape), machine.gpus
     trained = adapters(config, shape) or size
@@ -168,7 +168,7 @@ def _kept(config: Config, shape: Shape, machine: Machine) -> dict[str, float]:
 
 
 def _learning(
-    config: Config, shape: Shape, machine: Machine, kept: dict[str, float], longest: int
+    config: Config, shape: Shape, machine: Hardware, kept: dict[str, float], longest: int
 ) -> dict[str, float]:
     """The update: gradients, what the layers keep for the backward pass, and the logits of one chunk."""
     size, tokens = whole(config, shape), max(config.optim.micro_batch_tokens, longest)
@@ -211,7 +211,7 @@ def whole(config: Config, shape: Shape) -> int:
     return shape.parameters + adapters(config, shape)
 
 
-def _gradients(size: int, machine: Machine) -> float:
+def _gradients(size: int, machine: Hardware) -> float:
     bucket = 4 * min(size, BUCKET)
     if machine.zero >= 2:
         return 4 * size / machine.gpus + bucket
@@ -220,19 +220,19 @@ def _gradients(size: int, machine: Machine) -> float:
     return 4 * size * (2 if machine.gpus > 1 else 1)
 
 
-def _shadow(config: Config, shape: Shape, machine: Machine) -> float:
+def _shadow(config: Config, shape: Shape, machine: Hardware) -> float:
     """The bf16 copy that a GPU decodes from."""
     used = not machine.cpu and machine.zero < 3 and not _fp32(config, machine)
     return 2 * shape.parameters if used and config.rollout.generator == "engine" else 0
 
 
-def _blocked(config: Config, shape: Shape, machine: Machine) -> float:
+def _blocked(config: Config, shape: Shape, machine: Hardware) -> float:
     """The copy in another layout that a CPU decodes from."""
     used = machine.cpu and _fp32(config, machine) and config.rollout.generator == "engine"
     return 4 * shape.parameters if used else 0
 
 
-def _fp32(config: Config, machine: Machine) -> bool:
+def _fp32(config: Config, machine: Hardware) -> bool:
     return config.model.precision == "fp32" or (config.model.precision == "auto" and machine.cpu)
 
 
@@ -258,7 +258,7 @@ def shape_of(path: str, revision: str | None = None) -> Shape:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not Path(path).expanduser().is_dir():
-        hub.settle()
+        hub.go_offline_if_unreachable()
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
         with torch.device("meta"):
@@ -283,7 +283,7 @@ def shape_of(path: str, revision: str | None = None) -> Shape:
     )
 
 
-def describe(found: Plan, shape: Shape, machine: Machine) -> str:
+def describe(found: MemoryPlan, shape: Shape, machine: Hardware) -> str:
     """The plan as a person reads it."""
     parts = dict.fromkeys([*found.sampling, *found.learning])
     lines = [f"{machine}; {shape.parameters:,} parameters in float32", ""]

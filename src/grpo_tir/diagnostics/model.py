@@ -15,7 +15,7 @@ from grpo_tir.config import Config
 from grpo_tir.data.prompts import encode
 from grpo_tir.diagnostics.finding import Finding, fault, fine, guarded, warning
 from grpo_tir.diagnostics.fit import check_plan
-from grpo_tir.diagnostics.memory import GIB, Machine, plan, shape_of
+from grpo_tir.diagnostics.memory import GIB, Hardware, plan, shape_of
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.generation.stopping import decode
 from grpo_tir.learning.batching import collate, to_row
@@ -174,14 +174,14 @@ def check_sampling(
         )
 
 
-def this_machine(device: torch.device) -> Machine:
+def this_machine(device: torch.device) -> Hardware:
     """All GPUs of this machine with the memory of the first, a process each; else one process and its RAM."""
     if device.type == "cuda":
-        return Machine(torch.cuda.device_count(), torch.cuda.get_device_properties(device).total_memory)
-    return Machine(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cpu=True)
+        return Hardware(torch.cuda.device_count(), torch.cuda.get_device_properties(device).total_memory)
+    return Hardware(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cpu=True)
 
 
-def check_memory(config: Config, machine: Machine) -> Iterator[Finding]:
+def check_memory(config: Config, machine: Hardware) -> Iterator[Finding]:
     """`grpo-tir plan` for what stands here. Several machines, or ZeRO, are asked about there."""
     shape = shape_of(config.model.path, config.model.revision)
     found = plan(config, shape, machine)

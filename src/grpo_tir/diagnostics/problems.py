@@ -42,7 +42,7 @@ def check_overlap(train: list[Problem], bench_dir: str | None) -> Finding:
     from grpo_tir.data.benchmarks import PINS, load_benchmark
 
     try:
-        loaded = [load_benchmark(name, bench_dir, say=lambda line: None) for name in PINS]
+        loaded = [load_benchmark(name, bench_dir, log=lambda line: None) for name in PINS]
     except DataError as error:
         return warning("problems", f"not compared with the benchmarks: {error}")
     known = Benchmarks((one.name, problem.id, problem.problem) for one in loaded for problem in one.problems)

@@ -21,7 +21,7 @@ from grpo_tir.learning.certificate import SINGLE, TOLERANCE, check_tokens
 from grpo_tir.types import Problem, Rollout, Segment, Stamp, ToolResult
 from grpo_tir.utils.files import read_jsonl
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def find_record(run_dir: Path, step: int, sample: str) -> dict[str, Any]:
@@ -56,35 +56,35 @@ def to_rollout(record: dict[str, Any]) -> Rollout:
     return rollout
 
 
-def check_stamps(rollout: Rollout, say: Say) -> bool:
+def check_stamps(rollout: Rollout, log: Log) -> bool:
     """The first two parts of the certificate, on the record."""
     if not rollout.stamps:
-        say("ids and mask   not recorded: the run is older than its certificate")
+        log("ids and mask   not recorded: the run is older than its certificate")
         return True
     prompt, mask = len(rollout.prompt_ids), rollout.loss_mask
     try:
         ids = rollout.prompt_ids + rollout.token_ids
         check_tokens(rollout.stamps, prompt, ids, [0] * prompt + mask, "this record")
     except CertificateError as error:
-        say(f"ids and mask   VIOLATED: {error}")
+        log(f"ids and mask   VIOLATED: {error}")
         return False
-    say(f"ids and mask   as sampled: {sum(mask)} tokens trained, {len(mask) - sum(mask)} of the tool masked")
+    log(f"ids and mask   as sampled: {sum(mask)} tokens trained, {len(mask) - sum(mask)} of the tool masked")
     return True
 
 
-def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, say: Say) -> bool:
+def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, log: Log) -> bool:
     """The third part: log-probs of the weights that sampled it."""
     checkpoint = run_dir / "checkpoints" / f"step_{step - 1:06d}"
     if step > 1 and not checkpoint.is_dir():
-        say(f"log-probs      not recomputed: there is no {checkpoint} (train.save_every, train.save_total_limit)")
+        log(f"log-probs      not recomputed: there is no {checkpoint} (train.save_every, train.save_total_limit)")
         return True
     gaps, tolerance = logprob_gaps(str(checkpoint) if step > 1 else config.model.path, rollout, config)
     if not gaps:
-        say("log-probs      none: the model wrote nothing")
+        log("log-probs      none: the model wrote nothing")
         return True
     mean, worst = sum(gaps) / len(gaps), max(range(len(gaps)), key=gaps.__getitem__)
     fine = mean <= SINGLE * tolerance
-    say(
+    log(
         f"log-probs      {'agree' if fine else 'VIOLATED'}: {mean:.2g} nats a token on average, at most "
         f"{gaps[worst]:.2g} (model token {worst}); {SINGLE * tolerance:g} is allowed on average in one response"
     )
@@ -111,15 +111,15 @@ def logprob_gaps(path: str, rollout: Rollout, config: Config) -> tuple[list[floa
     return gaps, config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
 
 
-def check_code(record: dict[str, Any], config: Config, say: Say) -> bool:
+def check_code(record: dict[str, Any], config: Config, log: Log) -> bool:
     """Run every program of the response again and compare what the model was shown."""
     calls = [call for call in record["calls"] if call.get("code") is not None]
     if not calls:
-        say("code           none was run")
+        log("code           none was run")
         return True
     from grpo_tir.tools.open import open_tool
 
-    tool = open_tool(config, say)
+    tool = open_tool(config, log)
     assert tool is not None, "a run without calls has recorded one"
     try:
         results = [tool.submit(call["code"]).result() for call in calls]
@@ -129,9 +129,9 @@ def check_code(record: dict[str, Any], config: Config, say: Say) -> bool:
     for number, (call, result) in enumerate(zip(calls, results, strict=True), start=1):
         difference = compare(call, result)
         fine = fine and not difference
-        say(f"code {number} of {len(calls)}    " + (f"DIFFERS: now {result.status}" if difference else "the same"))
+        log(f"code {number} of {len(calls)}    " + (f"DIFFERS: now {result.status}" if difference else "the same"))
         for line in difference:
-            say(f"    {line}")
+            log(f"    {line}")
     return fine
 
 

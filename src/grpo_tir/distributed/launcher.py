@@ -33,12 +33,12 @@ def rank_and_world() -> tuple[int, int]:
 
 def lost_contact(error: BaseException) -> bool:
     """Whether a collective failed because of another process. Errors of torch.distributed are RuntimeErrors; the
-    same words in one of the network's (a download, say) mean something else."""
+    same words in one of the network's (a download, log) mean something else."""
     several = rank_and_world()[1] > 1
     return several and isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in CONTACT)
 
 
-def confess(error: Exception) -> None:
+def report_failure(error: Exception) -> None:
     """Tell the launcher what this process ends of; does nothing where there is none. May wait for its turn."""
     rank, world = rank_and_world()
     if world == 1:

@@ -23,7 +23,7 @@ KEYS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ParamShard:
     """A part of one flattened parameter, and where this rank's optimizer keeps its state."""
 
     name: str
@@ -39,13 +39,13 @@ class Stretch:
         return state.view(-1)[self.offset : self.offset + self.size]
 
 
-def whole_parameters(model: torch.nn.Module) -> Iterable[Stretch]:
+def full_parameters(model: torch.nn.Module) -> Iterable[ParamShard]:
     """All of every trained parameter."""
-    return [Stretch(n, 0, p.numel(), p, 0) for n, p in model.named_parameters() if p.requires_grad]
+    return [ParamShard(n, 0, p.numel(), p, 0) for n, p in model.named_parameters() if p.requires_grad]
 
 
-def read_moments(
-    optimizer: torch.optim.Optimizer, stretches: Iterable[Stretch], copy: bool = True
+def read_state(
+    optimizer: torch.optim.Optimizer, stretches: Iterable[ParamShard], copy: bool = True
 ) -> dict[str, Any]:
     """`{"step", "moments": {name: {"start", "exp_avg", …}}}` on the CPU; step 0 without moments at first."""
     step, moments = 0, {}
@@ -58,10 +58,10 @@ def read_moments(
 
 
 @torch.no_grad()
-def write_moments(
-    optimizer: torch.optim.Optimizer, stretches: Iterable[Stretch], files: Sequence[dict[str, Any]]
+def write_state(
+    optimizer: torch.optim.Optimizer, stretches: Iterable[ParamShard], files: Sequence[dict[str, Any]]
 ) -> None:
-    """Fill an optimizer from what `read_moments` gave on all ranks of some launch.
+    """Fill an optimizer from what `read_state` gave on all ranks of some launch.
 
     Raises:
         CheckpointError: it is of other parameters.

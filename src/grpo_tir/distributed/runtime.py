@@ -18,8 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from grpo_tir.distributed import optimizer_state as moments
-from grpo_tir.distributed import zero
+from grpo_tir.distributed import optimizer_state, zero
 from grpo_tir.distributed.watchdog import Progress
 from grpo_tir.errors import ConfigError
 
@@ -81,11 +80,11 @@ class Runtime:
         """The precision of forward passes outside of the prepared module."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def whole(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+    def full_weights(self, model: torch.nn.Module) -> AbstractContextManager[None]:
         """All weights of a model at hand on this rank: for sampling, scoring and saving. Enter it together."""
         if self.stage == 3:
             self.progress.enter("gathering the weights")
-        return zero.whole(model, self._engine)
+        return zero.full_weights(model, self._engine)
 
     def hold_sync(self, module: Any, hold: bool) -> AbstractContextManager[Any]:
         """No gradient exchange inside, except at the last micro-batch of an optimizer step."""
@@ -117,26 +116,26 @@ class Runtime:
         optimizer.zero_grad()
         return norm
 
-    def read_moments(self, model: torch.nn.Module, optimizer: Any, copy: bool = True) -> dict[str, Any] | None:
+    def read_state(self, model: torch.nn.Module, optimizer: Any, copy: bool = True) -> dict[str, Any] | None:
         """What this rank has to write down of the optimizer, a copy or (on a CPU) the thing itself; None where the
         main process has it all."""
         if not self.stage and not self.is_main:
             return None
-        return moments.read_moments(*self._optimizer_state(model, optimizer), copy)
+        return optimizer_state.read_state(*self._optimizer_state(model, optimizer), copy)
 
-    def write_moments(self, model: torch.nn.Module, optimizer: Any, files: Sequence[dict[str, Any]]) -> None:
+    def write_state(self, model: torch.nn.Module, optimizer: Any, files: Sequence[dict[str, Any]]) -> None:
         """Take the optimizer up again, from what all ranks of this or another launch wrote down.
 
         Raises:
             CheckpointError: it is of other parameters.
         """
-        moments.write_moments(*self._optimizer_state(model, optimizer), files)
+        optimizer_state.write_state(*self._optimizer_state(model, optimizer), files)
 
     def _optimizer_state(self, model: torch.nn.Module, optimizer: Any) -> tuple[Any, Any]:
         """Torch's own optimizer below its wrappers, and what it holds on this rank."""
         if self.stage:
             return self._engine.optimizer.optimizer, zero.stretches(model, self._engine, self.rank)
-        return optimizer.optimizer, moments.whole_parameters(model)
+        return optimizer.optimizer, optimizer_state.full_parameters(model)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
         """Element-wise over all ranks, in float64."""

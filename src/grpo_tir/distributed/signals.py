@@ -23,8 +23,8 @@ class Interrupted(Exception):
 class StopRequest:
     """While entered, a first signal is remembered and a second ends the process at once."""
 
-    def __init__(self, runtime: Runtime, say: Callable[[str], None], doing: str = "saving and stopping") -> None:
-        self.runtime, self.say, self.doing = runtime, say, doing
+    def __init__(self, runtime: Runtime, log: Callable[[str], None], doing: str = "saving and stopping") -> None:
+        self.runtime, self.log, self.doing = runtime, log, doing
         self.signal: int | None = None
         self.since = 0.0
         self._before: dict[int, Any] = {}
@@ -75,4 +75,4 @@ class StopRequest:
                 return
             os._exit(128 + number)
         self.signal, self.since = number, time.monotonic()
-        self.say(f"{signal.Signals(number).name}: {self.doing}; once more to stop at once")
+        self.log(f"{signal.Signals(number).name}: {self.doing}; once more to stop at once")

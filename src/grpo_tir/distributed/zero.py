@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers.integrations import unset_hf_deepspeed_config
 
-from grpo_tir.distributed.optimizer_state import Stretch
+from grpo_tir.distributed.optimizer_state import ParamShard
 from grpo_tir.errors import ConfigError
 
 
@@ -73,7 +73,7 @@ def configure(config: dict[str, Any], bf16: bool, shard_on_loading: bool) -> int
     return stage
 
 
-def stretches(model: torch.nn.Module, engine: Any, rank: int) -> Iterator[Stretch]:
+def stretches(model: torch.nn.Module, engine: Any, rank: int) -> Iterator[ParamShard]:
     """What this rank's optimizer holds of each trained parameter. ZeRO-3 cuts every parameter into a part
     for each rank; ZeRO-1 and 2 cut the row of all parameters."""
     optimizer = engine.optimizer
@@ -86,15 +86,15 @@ def stretches(model: torch.nn.Module, engine: Any, rank: int) -> Iterator[Stretc
             start = rank * size
             size = min(size, parameter.ds_numel - start)  # the last part is padded
             if size > 0:
-                yield Stretch(name, start, size, optimizer.fp32_partitioned_groups_flat[group], offset)
+                yield ParamShard(name, start, size, optimizer.fp32_partitioned_groups_flat[group], offset)
         elif (place := parameter._hp_mapping) is not None:
             owner = optimizer.single_partition_of_fp32_groups[place.param_group_index]
             start, size = place.lp_fragment_address.start, place.lp_fragment_address.numel
-            yield Stretch(name, start, size, owner, place.hp_fragment_address.start)
+            yield ParamShard(name, start, size, owner, place.hp_fragment_address.start)
 
 
 @contextmanager
-def whole(model: torch.nn.Module, engine: Any = None) -> Iterator[None]:
+def full_weights(model: torch.nn.Module, engine: Any = None) -> Iterator[None]:
     """Every weight of a sharded model on this rank, hooks off, so that ranks may run it as often as they like.
 
     All ranks enter together; they leave alone. Hooks left on would gather and release layer by layer: slower,

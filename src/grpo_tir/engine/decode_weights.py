@@ -17,20 +17,20 @@ import torch
 from transformers import PreTrainedModel
 
 
-def make_shadow(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+def make_decode_copy(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     """A copy for decoding only. Parameters are cast; buffers are not: RoPE's frequencies need their float32."""
-    shadow = copy.deepcopy(model).requires_grad_(False).eval()
-    for parameter in shadow.parameters():
+    decode_copy = copy.deepcopy(model).requires_grad_(False).eval()
+    for parameter in decode_copy.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
         parameter.grad = None
-    return shadow
+    return decode_copy
 
 
 @torch.no_grad()
-def refresh_shadow(shadow: PreTrainedModel, model: PreTrainedModel) -> None:
+def refresh_decode_copy(decode_copy: PreTrainedModel, model: PreTrainedModel) -> None:
     """Overwrite the copy with the weights as they are now. Call after every optimizer step."""
-    torch._foreach_copy_(list(shadow.parameters()), list(model.parameters()))
+    torch._foreach_copy_(list(decode_copy.parameters()), list(model.parameters()))
 
 
 ROWS = 64  # for which the layout is chosen; any number may then be multiplied

@@ -7,8 +7,8 @@ and the return from a tool are one and the same step:
     row 1   prompt response call output▸     the output in one chunk, among the others
     row 2   prompt▸                          the prompt, once for all samples of its group
 
-`slots.Slots` decides who runs. Weights are the model's own at every forward, on a CPU in a copy that is made anew
-when they change; nothing is kept once all rows have ended, so nothing can be stale after an update.
+`scheduler.Scheduler` decides which rows run. Every forward uses the model's own weights, on a CPU in a copy
+that is made anew when they change. Nothing is kept after the last row has ended, so nothing can be stale.
 
 Shapes: B running rows, N tokens fed, V vocabulary.
 """
@@ -25,14 +25,14 @@ from transformers import PreTrainedModel
 from grpo_tir.engine.decode_weights import BlockedWeights
 from grpo_tir.engine.fast_draw import fast_draw
 from grpo_tir.engine.kv_cache import RaggedBatch
-from grpo_tir.engine.scheduler import Row, Slots
-from grpo_tir.engine.support import decoding, make_cache, why_not
+from grpo_tir.engine.scheduler import Scheduler, SequenceState
+from grpo_tir.engine.support import decoding, make_cache, unsupported_reason
 from grpo_tir.errors import ConfigError, ModelError
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, uniforms
 from grpo_tir.generation.stopping import CodeBlockStopping
 
-__all__ = ["Engine", "why_not"]
+__all__ = ["Engine", "unsupported_reason"]
 
 SORT_EVERY = 32  # forwards: sorting copies the cache once, attention reads it at every one
 CHUNK_TOKENS = 2048  # prefilled in one forward, over all rows: bounds its activations and the others' delay
@@ -42,8 +42,8 @@ class Engine:
     """`Generator` with continuous batching.
 
     Args:
-        model: any causal language model for which `why_not` knows no reason. On CUDA a bf16 copy that is
-            refreshed after each update; on CPU the trained weights themselves.
+        model: any causal language model for which `unsupported_reason` knows no reason. On CUDA a bf16 copy that
+            is refreshed after each update; on CPU the trained weights themselves.
         stopping: what pauses a row; None: nothing does.
         sampling: how tokens are drawn.
         eos_ids: tokens that end a row.
@@ -62,7 +62,7 @@ class Engine:
         max_rows: int = 0,
         kv_tokens: int = 0,
     ) -> None:
-        if reason := why_not(model):
+        if reason := unsupported_reason(model):
             raise ModelError(f"the engine cannot decode this model: {reason}; set rollout.generator to `generate`")
         self.model, self.stopping, self.sampling = model, stopping, sampling
         self.eos_ids = frozenset(eos_ids)
@@ -76,7 +76,7 @@ class Engine:
         self._clear()
 
     def _clear(self) -> None:
-        self.slots = Slots(make_cache(self.model), self.max_rows, self.kv_tokens, self.counts)
+        self.slots = Scheduler(make_cache(self.model), self.max_rows, self.kv_tokens, self.counts)
         self.weights.drop()
         self.prompts: dict[tuple[int, ...], tuple[int, ...]] = {}  # one object a prompt: compared by identity
 
@@ -95,7 +95,7 @@ class Engine:
                 f"(prompt {len(request.prompt_ids)} + budget {request.budget}): raise it, or lower the budget"
             )
         prompt = tuple(request.prompt_ids)
-        row = Row(request, self.ages, self.prompts.setdefault(prompt, prompt))
+        row = SequenceState(request, self.ages, self.prompts.setdefault(prompt, prompt))
         self.ages += 1
         self.slots.rows[request.row] = row
         self.slots.enqueue(row)
@@ -168,7 +168,7 @@ class Engine:
                 return feeds
             self.slots.widen(width)
 
-    def _sample(self, rows: list[Row], logits: torch.Tensor) -> list[Stopped]:
+    def _sample(self, rows: list[SequenceState], logits: torch.Tensor) -> list[Stopped]:
         """Draw a token for each row from `logits` (B, V); returns the rows that it stops."""
         keys = torch.tensor([row.request.key for row in rows])
         positions = torch.tensor([len(row.tokens) - len(row.prompt) for row in rows])
@@ -185,7 +185,7 @@ class Engine:
                 stopped.append(Stopped(row.request.row, row.tokens[row.start :], row.logprobs, reason))
         return stopped
 
-    def _ends(self, row: Row, token: int) -> Literal["eos", "call", "length"] | None:
+    def _ends(self, row: SequenceState, token: int) -> Literal["eos", "call", "length"] | None:
         """Whether the newest token stops the row. An end or a call that just fits the budget is no cut."""
         if token in self.eos_ids:
             return "eos"

@@ -20,7 +20,7 @@ from grpo_tir.engine.kv_cache import KVCache, bands
 from grpo_tir.generation.protocol import Request
 
 
-class Row:
+class SequenceState:
     """One request and how far it is."""
 
     def __init__(self, request: Request, age: int, prompt: tuple[int, ...]) -> None:
@@ -52,7 +52,7 @@ class Prefix:
         return len(self.prompt)
 
 
-class Slots:
+class Scheduler:
     """Rows, the queue of those that wait to run, and the cache that they share.
 
     Args:
@@ -64,26 +64,26 @@ class Slots:
 
     def __init__(self, cache: KVCache, max_rows: int, kv_tokens: int, counts: Counter[str]) -> None:
         self.cache, self.max_rows, self.kv_tokens, self.counts = cache, max_rows, kv_tokens, counts
-        self.rows: dict[int, Row] = {}
-        self.queue: list[Row] = []  # wait to run, oldest first
-        self.owners: list[Row | Prefix | None] = []  # by slot; the first `running` are running rows
+        self.rows: dict[int, SequenceState] = {}
+        self.queue: list[SequenceState] = []  # wait to run, oldest first
+        self.owners: list[SequenceState | Prefix | None] = []  # by slot; the first `running` are running rows
         self.running = 0
 
-    def running_rows(self) -> list[Row]:
+    def running_rows(self) -> list[SequenceState]:
         """By slot."""
-        rows = [owner for owner in self.owners[: self.running] if isinstance(owner, Row)]
+        rows = [owner for owner in self.owners[: self.running] if isinstance(owner, SequenceState)]
         assert len(rows) == self.running
         return rows
 
-    def enqueue(self, row: Row) -> None:
+    def enqueue(self, row: SequenceState) -> None:
         """Let a row run as soon as there is room, older ones first."""
         bisect.insort(self.queue, row, key=lambda waiting: waiting.age)
 
-    def park(self, row: Row) -> None:
+    def park(self, row: SequenceState) -> None:
         """Stop running a row, which keeps its KV."""
         self._close_gap(row.slot)
 
-    def remove(self, row: Row) -> None:
+    def remove(self, row: SequenceState) -> None:
         """Forget a running or parked row."""
         slot = row.slot
         del self.rows[row.request.row]
@@ -110,7 +110,7 @@ class Slots:
                 self.running += 1
         return self.running > 0
 
-    def _place(self, row: Row, source: Row | Prefix | None) -> bool:
+    def _place(self, row: SequenceState, source: SequenceState | Prefix | None) -> bool:
         """Give a row a slot, with its prompt's KV where another sample has it; False if there is no room."""
         slot = self._free_slot(len(row.prompt), source)
         if slot is None:
@@ -124,7 +124,7 @@ class Slots:
             self._vacate(source)
         return True
 
-    def _free_slot(self, width: int, source: Row | Prefix | None) -> int | None:
+    def _free_slot(self, width: int, source: SequenceState | Prefix | None) -> int | None:
         """An empty slot; failing that a new one, the prefix's own, or one that is taken from who needs it less."""
         if None in self.owners[self.running :]:
             return self.owners.index(None, self.running)
@@ -173,7 +173,7 @@ class Slots:
     def _evict(self, parked: bool = False, running: bool = False) -> bool:
         """Empty the slot of a prefix, else (if allowed) of a parked row, else of the youngest running one."""
         victim = self._victim(parked, running)
-        if isinstance(victim, Row):
+        if isinstance(victim, SequenceState):
             self.counts["evictions"] += 1
             if victim not in self._idle():
                 self._close_gap(victim.slot)
@@ -183,19 +183,19 @@ class Slots:
             self._vacate(victim)
         return victim is not None
 
-    def _victim(self, parked: bool, running: bool) -> Row | Prefix | None:
+    def _victim(self, parked: bool, running: bool) -> SequenceState | Prefix | None:
         idle = self._idle()
         for owner in idle:
             if isinstance(owner, Prefix):
                 return owner
-        rows = [owner for owner in idle if isinstance(owner, Row)]
+        rows = [owner for owner in idle if isinstance(owner, SequenceState)]
         if rows and parked:
             return max(rows, key=lambda row: (row not in self.queue, row.age))  # rather one that cannot run yet
         if running:
             return max(self.running_rows(), key=lambda row: row.age)
         return None
 
-    def _idle(self) -> list[Row | Prefix]:
+    def _idle(self) -> list[SequenceState | Prefix]:
         return [owner for owner in self.owners[self.running :] if owner]
 
     def _close_gap(self, slot: int | None) -> None:
@@ -204,13 +204,15 @@ class Slots:
         self.running -= 1
         self._swap(slot, self.running)
 
-    def _vacate(self, owner: Row | Prefix) -> None:
+    def _vacate(self, owner: SequenceState | Prefix) -> None:
         """Empty a slot, unless its prompt is still awaited and nobody else has it."""
         slot, owner.slot = owner.slot, None
         if slot is None:
             return
         self.owners[slot] = None
-        awaited = isinstance(owner, Row) and owner.cached >= len(owner.prompt) and self._awaited(owner.prompt)
+        awaited = (
+            isinstance(owner, SequenceState) and owner.cached >= len(owner.prompt) and self._awaited(owner.prompt)
+        )
         if awaited and self._find(owner.prompt) is None:
             self.owners[slot] = Prefix(owner.prompt, slot)
 
@@ -230,7 +232,7 @@ class Slots:
             if owner:
                 owner.slot = slot
 
-    def _find(self, prompt: tuple[int, ...]) -> Row | Prefix | None:
+    def _find(self, prompt: tuple[int, ...]) -> SequenceState | Prefix | None:
         """Who has most of this prompt's KV."""
         found = [owner for owner in self.owners if owner and owner.prompt is prompt]
         return max(found, key=lambda owner: owner.cached, default=None)
@@ -239,6 +241,6 @@ class Slots:
         return any(row.prompt is prompt and row.slot is None for row in self.queue)
 
 
-def _padded(rows: list[Row]) -> int:
+def _padded(rows: list[SequenceState]) -> int:
     """Cached tokens that attention reads, padding of the bands included."""
     return sum((slots.stop - slots.start) * longest for slots, longest in bands([row.cached for row in rows]))

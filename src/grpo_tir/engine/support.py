@@ -14,7 +14,7 @@ from grpo_tir.engine.kv_cache import ATTENTION, KVCache, RaggedBatch
 _REASONS: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
 
 
-def why_not(model: PreTrainedModel) -> str | None:
+def unsupported_reason(model: PreTrainedModel) -> str | None:
     """One line that says why the engine cannot decode a model; None if it can. Looked into once a model."""
     if model not in _REASONS:
         _REASONS[model] = _find_reason(model)

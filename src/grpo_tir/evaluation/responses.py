@@ -31,7 +31,7 @@ def digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Journal:
+class ResponseLog:
     """The responses of one folder; this rank appends to a file of its own.
 
     Raises:

@@ -21,7 +21,7 @@ from grpo_tir.data.prompts import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.errors import ExecutorOutage
 from grpo_tir.evaluation.held_out import EVALUATION, complete
-from grpo_tir.evaluation.responses import Journal, digest
+from grpo_tir.evaluation.responses import ResponseLog, digest
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.grading.extract import model_answer
 from grpo_tir.monitor.metrics import summarize
@@ -58,19 +58,19 @@ class Cell:
 
 
 @dataclass
-class Bench:
+class EvalContext:
     """The loaded model with all that one evaluation needs around it."""
 
     policy: Policy
     tool: Tool | None
     reward: RewardFunction
     runtime: Runtime
-    journal: Journal
+    journal: ResponseLog
     check: Callable[[int, int], None]
     progress: Callable[[str], None]
 
 
-def run_cell(cell: Cell, benchmark: Benchmark, bench: Bench) -> list[dict[str, Any]]:
+def run_cell(cell: Cell, benchmark: Benchmark, bench: EvalContext) -> list[dict[str, Any]]:
     """All responses of this cell to one benchmark, from the journal or made now, in the benchmark's order.
 
     Raises:
@@ -101,7 +101,7 @@ def run_cell(cell: Cell, benchmark: Benchmark, bench: Bench) -> list[dict[str, A
     return sorted(rows, key=lambda row: place[row["problem_id"], row["sample"]])
 
 
-def _make(cell: Cell, name: str, wave: Sequence[tuple[Problem, int]], bench: Bench) -> list[dict[str, Any]]:
+def _make(cell: Cell, name: str, wave: Sequence[tuple[Problem, int]], bench: EvalContext) -> list[dict[str, Any]]:
     """The rows of one wave. A prompt that leaves no room for a whole response is not sampled, and is wrong."""
     rollouts = [_empty(problem, sample, name, bench.policy) for problem, sample in wave]
     room = room_for_prompt(bench.policy, cell.config)

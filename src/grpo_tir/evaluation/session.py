@@ -18,9 +18,9 @@ from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
 from grpo_tir.evaluation import paper, summary, tables
 from grpo_tir.evaluation.held_out import GREEDY
-from grpo_tir.evaluation.responses import Journal, digest
-from grpo_tir.evaluation.run import Bench, Cell, run_cell
-from grpo_tir.evaluation.spec import Plan
+from grpo_tir.evaluation.responses import ResponseLog, digest
+from grpo_tir.evaluation.run import Cell, EvalContext, run_cell
+from grpo_tir.evaluation.spec import EvalSpec
 from grpo_tir.evaluation.tool_ablation import AlteredTool, blank, shuffle
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.grading.grader import default_grader
@@ -40,21 +40,23 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
 class Session:
     """One call of `grpo-tir eval`."""
 
-    def __init__(self, args: argparse.Namespace, plans: Sequence[Plan], benchmarks: Sequence[Benchmark]) -> None:
+    def __init__(
+        self, args: argparse.Namespace, plans: Sequence[EvalSpec], benchmarks: Sequence[Benchmark]
+    ) -> None:
         self.args, self.plans, self.benchmarks = args, plans, benchmarks
         precision = "fp32" if args.float64 else plans[0].config.model.precision
         self.runtime = Runtime(precision)
         self.console = Console(self.runtime.is_main)
         self.folder = Path(args.out or f"runs/eval/{self._name()}")
-        self.journal = Journal(self.folder, self.runtime.rank)
-        self.stop = StopRequest(self.runtime, self.console.say, "what is finished is kept")
+        self.journal = ResponseLog(self.folder, self.runtime.rank)
+        self.stop = StopRequest(self.runtime, self.console.log, "what is finished is kept")
         self.finished: list[summary.Result] = []
 
     def run(self) -> int:
         """All cells, then the result. Returns the exit code: 0, or 130/143 after a signal."""
         started = time.time()
         if self.journal.rows:
-            self.console.say(
+            self.console.log(
                 f"{self.folder} holds {len(self.journal.rows)} finished responses; those asked for are reused"
             )
         with self.stop:
@@ -64,14 +66,14 @@ class Session:
             except KeyboardInterrupt:
                 if self.stop.signal is None:
                     raise
-                self.console.say(f"stopped; the same command goes on in {self.folder}")
+                self.console.log(f"stopped; the same command goes on in {self.folder}")
                 return 128 + self.stop.signal
         if self.runtime.is_main:
             self.write(started)
         self.runtime.close()
         return 0
 
-    def run_plan(self, plan: Plan) -> None:
+    def run_plan(self, plan: EvalSpec) -> None:
         """One model, loaded once, under each of its conditions."""
         # prompts are not filtered by length here: what does not fit the model is counted and named
         config = dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, max_prompt_length=1))
@@ -79,7 +81,7 @@ class Session:
         if self.args.float64:
             policy.model.double()
         reward = make_reward(config.reward, config.rollout.max_completion_length)
-        tool = open_tool(config, self.console.say) if set(plan.conditions) - {"no tool"} else None
+        tool = open_tool(config, self.console.log) if set(plan.conditions) - {"no tool"} else None
         true_results: dict[str, list[ToolResult]] = {}
         try:
             for condition in plan.conditions:
@@ -87,12 +89,14 @@ class Session:
                 results = {}
                 for benchmark in self.benchmarks:
                     altered = alter(condition, tool, true_results.get(benchmark.name, []))
-                    bench = Bench(policy, altered, reward, self.runtime, self.journal, self.check, self.progress)
+                    bench = EvalContext(
+                        policy, altered, reward, self.runtime, self.journal, self.check, self.progress
+                    )
                     rows = run_cell(cell, benchmark, bench)
                     if condition == "tool":
                         true_results[benchmark.name] = results_of(rows)
                     results[benchmark.name] = summary.score(rows, cell.samples, same_answer)
-                    self.console.say(
+                    self.console.log(
                         f"{cell.label} on {benchmark.name}: {100 * results[benchmark.name]['score']:.1f}"
                     )
                 self.finished.append(
@@ -102,7 +106,7 @@ class Session:
             if tool is not None:
                 tool.close()
 
-    def make_cell(self, plan: Plan, config: Config, condition: str, policy: Policy, tool: Tool | None) -> Cell:
+    def make_cell(self, plan: EvalSpec, config: Config, condition: str, policy: Policy, tool: Tool | None) -> Cell:
         """A row of the table with all that it depends on."""
         args, rollout = self.args, config.rollout
         c = 0 if condition == "no tool" else config.tool.max_tool_calls
@@ -153,14 +157,14 @@ class Session:
         times = {"started": round(started), "seconds": round(time.time() - started, 1)}
         write_atomically(self.folder / "results.json", json.dumps({**result, "times": times}, indent=1) + "\n")
         write_atomically(self.folder / "results.md", tables.page(result))
-        say = self.console.say
-        say("\n" + tables.table(self.finished, [b.name for b in self.benchmarks], bool(self.args.compare)))
+        log = self.console.log
+        log("\n" + tables.table(self.finished, [b.name for b in self.benchmarks], bool(self.args.compare)))
         if pairs:
-            say("\n" + tables.difference_table(pairs))
+            log("\n" + tables.difference_table(pairs))
         for line in result["tool_benefit"]:
-            say(line)
+            log(line)
         scores = {cell["label"]: {n: r["score"] for n, r in cell["results"].items()} for cell in self.finished}
-        say(json.dumps({"out": str(self.folder), "scores": scores}))
+        log(json.dumps({"out": str(self.folder), "scores": scores}))
 
     def check(self, finished: int, waiting: int) -> None:
         """Between tokens: a signal abandons the wave, what was finished before it is in the journal."""

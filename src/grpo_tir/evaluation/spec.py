@@ -12,7 +12,7 @@ from grpo_tir.config import Config
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvalSpec:
     """One model with one prompt, under one or several conditions of its tool."""
 
     model: str

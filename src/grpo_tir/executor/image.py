@@ -32,7 +32,7 @@ print(f"{sys.version_info[0]}.{sys.version_info[1]}", os.uname().machine, have)
 """Runs in the base; a minimal Python has no json."""
 
 
-def build_image(base: str, tag: str, host: str | None = None, say: Callable[[str], Any] = print) -> str:
+def build_image(base: str, tag: str, host: str | None = None, log: Callable[[str], Any] = print) -> str:
     """Returns the image's id.
 
     Raises:
@@ -49,9 +49,9 @@ def build_image(base: str, tag: str, host: str | None = None, say: Callable[[str
         (context / "wheels").mkdir()
         (context / "wheels" / "README").write_text("wheels for the base's Python\n")
         if not facts["have"]:
-            say(f"fetching {', '.join(PINS)} for Python {'.'.join(map(str, facts['version']))} {facts['machine']}")
+            log(f"fetching {', '.join(PINS)} for Python {'.'.join(map(str, facts['version']))} {facts['machine']}")
             fetch_wheels(context / "wheels", facts)
-        say(f"building {tag} on {base}")
+        log(f"building {tag} on {base}")
         try:
             image, _ = client.images.build(
                 path=folder, tag=tag, rm=True, forcerm=True, network_mode="host",
@@ -63,7 +63,7 @@ def build_image(base: str, tag: str, host: str | None = None, say: Callable[[str
         except docker.errors.APIError as error:
             raise ExecutorUnavailable(f"the build on {base} failed: {first_line(error)}") from None
     size = image.attrs["Size"] >> 20
-    say(f"built {tag} ({image.short_id}, {size} MB, runner {runner_version()})")
+    log(f"built {tag} ({image.short_id}, {size} MB, runner {runner_version()})")
     return str(image.id)
 
 

@@ -12,7 +12,7 @@ from grpo_tir.executor.pool import Pool
 from grpo_tir.executor.wire import Place
 
 
-def open_executor(config: ExecutorConfig, *, say: Callable[[str], Any] = print) -> Pool:
+def open_executor(config: ExecutorConfig, *, log: Callable[[str], Any] = print) -> Pool:
     """A pool that serves. `auto` is docker if an engine answers with our image, else this machine.
 
     Raises:
@@ -26,7 +26,7 @@ def open_executor(config: ExecutorConfig, *, say: Callable[[str], Any] = print) 
         except ExecutorUnavailable as error:
             if config.kind == "docker":
                 raise
-            say(f"executor: no docker here ({error}); running programs as processes of this machine")
+            log(f"executor: no docker here ({error}); running programs as processes of this machine")
     if not places:
         from grpo_tir.executor.process_client import LocalPlace
 
@@ -38,7 +38,7 @@ def open_executor(config: ExecutorConfig, *, say: Callable[[str], Any] = print) 
     except BaseException:
         pool.close()
         raise
-    say(isolation_line(pool))
+    log(isolation_line(pool))
     return pool
 
 

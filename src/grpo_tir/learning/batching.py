@@ -22,7 +22,7 @@ from grpo_tir.types import Rollout
 
 
 @dataclass
-class Row:
+class TrainingSample:
     """One rollout as training sees it."""
 
     token_ids: list[int]
@@ -54,7 +54,7 @@ class MicroBatch:
     loss_mask: torch.Tensor  # (B, T)
     sampled_logprobs: torch.Tensor  # (B, T)
     advantages: torch.Tensor  # (B,)
-    rows: Sequence[Row]
+    rows: Sequence[TrainingSample]
 
     def agreement(self, old_logprobs: torch.Tensor) -> Agreement:
         """The learner's log-probs (B, T) against the generator's, at the model tokens of certified rows."""
@@ -77,14 +77,14 @@ class MicroBatch:
         return _pad([vector.tolist() for vector in vectors], 0.0).to(self.input_ids.device)
 
 
-def to_row(rollout: Rollout) -> Row:
+def to_row(rollout: Rollout) -> TrainingSample:
     """Prompt and response in one sequence; the prompt is never in the loss.
 
     Raises:
         CertificateError: the row is not what was sampled.
     """
     prompt = len(rollout.prompt_ids)
-    row = Row(
+    row = TrainingSample(
         rollout.prompt_ids + rollout.token_ids,
         [0] * prompt + rollout.loss_mask,
         [0.0] * prompt + rollout.logprobs,
@@ -103,7 +103,9 @@ REPEATED = 8
 """A prompt that is attended to again costs its keys and values: an eighth of the memory of its tokens."""
 
 
-def plan_micro_batches(rows: Sequence[Row], max_tokens: int, packed: bool = False) -> list[list[Row]]:
+def plan_micro_batches(
+    rows: Sequence[TrainingSample], max_tokens: int, packed: bool = False
+) -> list[list[TrainingSample]]:
     """Longest first, so that running out of memory happens at once; a row that is longer than `max_tokens`
     goes alone. Rows are as long as the longest of their batch, but for `packed` ones: those have no padding, stay
     with the rows of their prompt and pay for it once, and an eighth of it for each further row."""
@@ -114,7 +116,7 @@ def plan_micro_batches(rows: Sequence[Row], max_tokens: int, packed: bool = Fals
     pairs = sorted(
         zip(rows, prompts, strict=True), key=lambda pair: (-longest[pair[1]], pair[1], -len(pair[0].token_ids))
     )
-    batches: list[list[Row]] = []
+    batches: list[list[TrainingSample]] = []
     size = 0  # tokens of the batch that is being filled
     last: tuple[int, ...] | None = None  # prompt of its last row
     for row, prompt in pairs:
@@ -129,7 +131,7 @@ def plan_micro_batches(rows: Sequence[Row], max_tokens: int, packed: bool = Fals
     return batches
 
 
-def collate(rows: Sequence[Row], device: torch.device) -> MicroBatch:
+def collate(rows: Sequence[TrainingSample], device: torch.device) -> MicroBatch:
     """Pad to the longest row. Padding is masked by length, whatever id it has (bug 6)."""
     return MicroBatch(
         _pad([row.token_ids for row in rows], 0).to(device),
@@ -141,9 +143,9 @@ def collate(rows: Sequence[Row], device: torch.device) -> MicroBatch:
     )
 
 
-def idle_row() -> Row:
+def idle_row() -> TrainingSample:
     """A row without weight, for a rank that has fewer micro-batches than the others."""
-    return Row([0, 0], [0, 0], [0.0, 0.0], 0.0)
+    return TrainingSample([0, 0], [0, 0], [0.0, 0.0], 0.0)
 
 
 def _pad(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:

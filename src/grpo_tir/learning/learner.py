@@ -26,9 +26,9 @@ import torch
 
 from grpo_tir.config import Config, OptimConfig
 from grpo_tir.distributed.runtime import Runtime
-from grpo_tir.engine.support import why_not
+from grpo_tir.engine.support import unsupported_reason
 from grpo_tir.errors import ConfigError, TrainingDiverged
-from grpo_tir.learning.batching import MicroBatch, Row, collate, idle_row, plan_micro_batches, to_row
+from grpo_tir.learning.batching import MicroBatch, TrainingSample, collate, idle_row, plan_micro_batches, to_row
 from grpo_tir.learning.certificate import TOLERANCE, Agreement, check_logprobs
 from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.learning.lora import without_adapters
@@ -53,8 +53,8 @@ class Learner:
             else None
         )
         # a compiled graph would be made anew for every set of lengths
-        with runtime.whole(model):
-            self.packs = optim.packing and not config.model.compile and why_not(model) is None
+        with runtime.full_weights(model):
+            self.packs = optim.packing and not config.model.compile and unsupported_reason(model) is None
         self.optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=optim.lr,
@@ -110,18 +110,18 @@ class Learner:
                     stack.enter_context(packed_attention(module.model))
             yield
 
-    def _deal(self, groups: Sequence[RolloutGroup]) -> list[list[Row]]:
+    def _deal(self, groups: Sequence[RolloutGroup]) -> list[list[TrainingSample]]:
         """Rows of each mini-batch. Groups are dealt by their rank in the whole batch, not in this process's
         share of it: the mini-batches are the same for any number of processes."""
         parts = self.config.algorithm.mini_batches
         ordinals = [group.rollouts[0].group for group in groups]
         place = {ordinal: i for i, ordinal in enumerate(sorted(self.runtime.gather(ordinals)))}
-        batches: list[list[Row]] = [[] for _ in range(parts)]
+        batches: list[list[TrainingSample]] = [[] for _ in range(parts)]
         for group, ordinal in zip(groups, ordinals, strict=True):
             batches[place[ordinal] % parts] += [to_row(r) for r in group.rollouts if r.trained]
         return batches
 
-    def _annotate_reference(self, rows: list[Row]) -> None:
+    def _annotate_reference(self, rows: list[TrainingSample]) -> None:
         """Log-probs of the initial policy: a model of its own, or the policy without its adapters."""
         if self.reference is not None:
             self._annotate(self.reference, rows, "ref_logprobs")
@@ -130,16 +130,16 @@ class Learner:
                 self._annotate(self.module, rows, "ref_logprobs")
 
     @torch.no_grad()
-    def _annotate(self, module: TokenLogprobs, rows: list[Row], name: str) -> None:
+    def _annotate(self, module: TokenLogprobs, rows: list[TrainingSample], name: str) -> None:
         """Give each row the log-probs of a policy that stands still."""
-        with self.runtime.whole(module), self.runtime.autocast():
+        with self.runtime.full_weights(module), self.runtime.autocast():
             for part in plan_micro_batches(rows, self.config.optim.micro_batch_tokens, self.packs):
                 batch = collate(part, self.runtime.device)
                 logprobs, _ = module(batch.input_ids, batch.attention_mask, batch.loss_mask)
                 for row, values in zip(part, logprobs, strict=True):
                     setattr(row, name, values[: len(row.token_ids)].cpu())
 
-    def _step(self, rows: list[Row], sums: dict[str, float], dump: Path) -> None:
+    def _step(self, rows: list[TrainingSample], sums: dict[str, float], dump: Path) -> None:
         """One optimizer step on one mini-batch."""
         options, optim = self.config.algorithm, self.config.optim
         longest = self.config.rollout.max_completion_length
@@ -203,7 +203,7 @@ class Learner:
         self.tolerance_used = max(self.tolerance_used, found.used(self.tolerance))
         check_logprobs(found, self.tolerance)
 
-    def _skip(self, rows: list[Row], dump: Path, norm: float) -> None:
+    def _skip(self, rows: list[TrainingSample], dump: Path, norm: float) -> None:
         """Keep the weights, keep the batch for replay, and give up when it goes on."""
         self.skipped += 1
         dump.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ class Console:
         self.ringing: set[str] = set()
         self.terminal = sys.stderr.isatty()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line that does not tear the bars."""
         if self.active:
             tqdm.write(text, file=sys.stdout)
@@ -63,7 +63,7 @@ class Console:
             return
         self.said = now
         if self.bar is None:
-            self.say(f"           {finished} of {total} rollouts done, {waiting} calls in flight")
+            self.log(f"           {finished} of {total} rollouts done, {waiting} calls in flight")
             return
         if self.step_bar is None:
             place = {"position": 1, "leave": False, "bar_format": STEP_BAR, "file": sys.stderr}
@@ -85,29 +85,29 @@ class Console:
             value = metrics.get(name)
             parts.append(f"{label} {form.format(value) if value is not None else '-'}")
         left = self.took / self.done * (steps - step)
-        self.say("  ".join([*parts, *([f"left {span(left)}"] if steps > step else [])]))
+        self.log("  ".join([*parts, *([f"left {span(left)}"] if steps > step else [])]))
         reason = why_no_loss(metrics)
         if reason:
             if step - self.reasons.get(reason, -QUIET) >= QUIET:  # steps with and without it take turns
-                self.say(f"           {reason}")
+                self.log(f"           {reason}")
             self.reasons[reason] = step
         if metrics.get("eval/accuracy") is not None:
-            self.say(f"           held-out accuracy {metrics['eval/accuracy']:.3f} (greedy)")
+            self.log(f"           held-out accuracy {metrics['eval/accuracy']:.3f} (greedy)")
 
     def alarms(self, alarms: Iterable[Alarm]) -> None:
         """What is wrong, once for each stretch of steps in which it is."""
         now = {alarm.name: alarm.text for alarm in alarms}
         for name, text in now.items():
             if name not in self.ringing:
-                self.say(f"  ALARM    {text}")
+                self.log(f"  ALARM    {text}")
         for name in self.ringing - set(now):
-            self.say(f"  over     the alarm about: {name}")
+            self.log(f"  over     the alarm about: {name}")
         self.ringing = set(now)
 
     def trajectory(self, rollout: Rollout) -> None:
         """One response as it was sampled, tool output marked."""
         reward = f"{rollout.reward.value:+.1f}" if rollout.reward else "set aside"
-        self.say(format_trajectory(rollout, f"a sample (reward {reward}, {rollout.finish_reason})"))
+        self.log(format_trajectory(rollout, f"a sample (reward {reward}, {rollout.finish_reason})"))
 
     def finish(self) -> None:
         """Take the bars down."""

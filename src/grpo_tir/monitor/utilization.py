@@ -28,7 +28,7 @@ COPIED = 1 << 30
 REPEATS = 5
 
 
-class Machine:
+class MachineLimits:
     """This process's device, and what the model weighs on it."""
 
     def __init__(self, model: Any, bf16: bool) -> None:

@@ -75,7 +75,7 @@ def build_model(
     seed: int,
     *,
     config: PretrainConfig | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     progress: bool = True,
 ) -> list[float]:
     """Train tokenizer and base model on `documents` and save both in HF format. Returns the losses."""
@@ -89,7 +89,7 @@ def build_model(
     model.config.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)  # the one that RL will read, which AutoTokenizer may change
     encoded = encode(tokenizer, documents)
-    say(
+    log(
         f"tokenizer: {len(tokenizer)} tokens; base model: Qwen2 with {model.num_parameters():,} parameters, "
         f"{config.steps} pre-training steps"
     )

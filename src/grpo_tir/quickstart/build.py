@@ -31,7 +31,7 @@ class QuickstartFiles:
 
 
 def build_quickstart(
-    cache_dir: Path, seed: int, *, say: Callable[[str], None] = print, progress: bool = True
+    cache_dir: Path, seed: int, *, log: Callable[[str], None] = print, progress: bool = True
 ) -> QuickstartFiles:
     """Problems, tokenizer and base model for `seed`, from the cache if they were made before.
 
@@ -42,12 +42,12 @@ def build_quickstart(
     home = cache_dir / f"quickstart-{seed}-{_fingerprint(world)}"
     files = QuickstartFiles(home / "train.jsonl", home / "eval.jsonl", home / "model")
     if home.is_dir():
-        say(f"base model and problems: reused from {home}")
+        log(f"base model and problems: reused from {home}")
         return files
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".building-") as scratch:
-            _build(Path(scratch) / "world", world, say, progress)
+            _build(Path(scratch) / "world", world, log, progress)
             _publish(Path(scratch) / "world", home)
     except OSError as error:
         reason = error.strerror or error
@@ -55,14 +55,14 @@ def build_quickstart(
     return files
 
 
-def _build(folder: Path, world: WorldConfig, say: Callable[[str], None], progress: bool) -> None:
+def _build(folder: Path, world: WorldConfig, log: Callable[[str], None], progress: bool) -> None:
     folder.mkdir()
     train, held_out, eval_keys = make_problems(world)
     write_problems(folder / "train.jsonl", train)
     write_problems(folder / "eval.jsonl", held_out)
     documents = list(make_documents(world, eval_keys))
-    say(f"problems: {len(train)} to train on, {len(held_out)} held out; base corpus: {len(documents)} documents")
-    build_model(documents, folder / "model", world.seed, say=say, progress=progress)
+    log(f"problems: {len(train)} to train on, {len(held_out)} held out; base corpus: {len(documents)} documents")
+    build_model(documents, folder / "model", world.seed, log=log, progress=progress)
 
 
 def _publish(made: Path, home: Path) -> None:

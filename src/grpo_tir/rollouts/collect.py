@@ -83,17 +83,17 @@ class Collector:
 
     def _fill(self, wanted: int, attempts: int) -> list[RolloutGroup]:
         kept: list[RolloutGroup] = []
-        spare: list[RolloutGroup] = []
+        flat_groups: list[RolloutGroup] = []
         for _ in range(attempts):
             for group in self.sample(wanted - int(self.runtime.sum([len(kept)])[0])):
-                dull = self.config.algorithm.dynamic_sampling and is_flat(group.rewards)
-                (spare if dull else kept).append(group)
+                flat = self.config.algorithm.dynamic_sampling and is_flat(group.rewards)
+                (flat_groups if flat else kept).append(group)
             if int(self.runtime.sum([len(kept)])[0]) >= wanted:
                 break
         else:  # a batch is never smaller than the recipe says: fill it up with flat groups
             missing = wanted - int(self.runtime.sum([len(kept)])[0])
-            chosen = self.runtime.gather([group.rollouts[0].group for group in spare])[:missing]
-            kept += [group for group in spare if group.rollouts[0].group in chosen]
+            chosen = self.runtime.gather([group.rollouts[0].group for group in flat_groups])[:missing]
+            kept += [group for group in flat_groups if group.rollouts[0].group in chosen]
         return kept
 
     def sample(self, number: int) -> list[RolloutGroup]:
@@ -111,7 +111,7 @@ class Collector:
         rollouts = [rollout for group in mine for rollout in group.rollouts]
         self.grading, self.expected, self.finished, sampled = {}, len(rollouts), 0, 0
         with self.stop.abandonable():
-            with self.runtime.whole(self.policy.model):
+            with self.runtime.full_weights(self.policy.model):
                 for wave in self._waves(rollouts):
                     missing = self.journal.recall(wave, whole=self.config.train.deterministic)
                     for rollout in wave:
@@ -177,7 +177,7 @@ class Collector:
         self.journal.flush()
         sampled, number = map(int, self.runtime.sum([sampled, number]))
         if self.journal.reading and sampled < number:
-            self.console.say(f"step {self.step}: {number - sampled} of {number} rollouts taken from the journal")
+            self.console.log(f"step {self.step}: {number - sampled} of {number} rollouts taken from the journal")
         if not sampled or not self.journal.reading:
             return
         if self.runtime.is_main:
@@ -203,7 +203,7 @@ class Collector:
 
 
 def keep_fitting(
-    train: list[Problem], config: Config, policy: Policy, say: Callable[[str], None]
+    train: list[Problem], config: Config, policy: Policy, log: Callable[[str], None]
 ) -> list[Problem]:
     """The problems whose prompts fit; the others are counted aloud.
 
@@ -214,7 +214,7 @@ def keep_fitting(
     limit = config.data.max_prompt_length
     fitting = [p for p, length in zip(train, lengths, strict=True) if length <= limit]
     if len(fitting) < len(train):
-        say(f"{len(train) - len(fitting)} of {len(train)} problems left out: longer than data.max_prompt_length")
+        log(f"{len(train) - len(fitting)} of {len(train)} problems left out: longer than data.max_prompt_length")
     if not fitting:
         raise DataError(
             f"{config.data.train}: no problem is short enough: the shortest prompt has "

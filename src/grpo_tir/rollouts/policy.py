@@ -14,8 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from grpo_tir.config import Config
 from grpo_tir.data.prompts import Renderer, make_renderer
-from grpo_tir.engine.decode_weights import make_shadow, refresh_shadow
-from grpo_tir.engine.engine import Engine, why_not
+from grpo_tir.engine.decode_weights import make_decode_copy, refresh_decode_copy
+from grpo_tir.engine.engine import Engine, unsupported_reason
 from grpo_tir.errors import ConfigError, ModelError
 from grpo_tir.generation.generate import GenerateRounds, find_eos_ids
 from grpo_tir.generation.protocol import Generator
@@ -23,8 +23,8 @@ from grpo_tir.generation.sampling import Sampling
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.utils import hub
 
-Whole = Callable[[Any], AbstractContextManager[None]]
-"""`distributed.Runtime.whole`; this module lies below it."""
+FullWeights = Callable[[Any], AbstractContextManager[None]]
+"""The type of `distributed.Runtime.full_weights`. This module must not import it, for it lies below."""
 
 
 def unsharded(model: Any) -> AbstractContextManager[None]:
@@ -43,20 +43,20 @@ class Policy:
     eos_ids: list[int]
     engine_refused: str | None = None
     """Why the engine cannot decode this model; None if it can."""
-    shadow: Any = None
+    decode_copy: Any = None
     """The bf16 copy that a GPU decodes from."""
 
     def decoder(self, precision: str) -> Any:
-        """What is decoded from: the trained weights or, on a GPU, their shadow, brought up to date here and so
-        never stale."""
+        """What is decoded from: the trained weights or, on a GPU, their bf16 copy. Each call refreshes
+        it."""
         sharded = any(hasattr(parameter, "ds_id") for parameter in self.model.parameters())
-        if precision == "fp32" or not halves(self.model) or sharded:
+        if precision == "fp32" or not decodes_in_bf16(self.model) or sharded:
             return self.model
-        if self.shadow is None:
-            self.shadow = make_shadow(self.model)
+        if self.decode_copy is None:
+            self.decode_copy = make_decode_copy(self.model)
         else:
-            refresh_shadow(self.shadow, self.model)
-        return self.shadow
+            refresh_decode_copy(self.decode_copy, self.model)
+        return self.decode_copy
 
     def generator(self, config: Config, sampling: Sampling | None = None) -> Generator:
         """A generator for one batch of rollouts, with the weights as they are now."""
@@ -70,23 +70,23 @@ class Policy:
         return Engine(decoder, self.stopping, sampling, self.eos_ids, settings.max_rows, settings.kv_tokens)
 
 
-def halves(model: Any) -> bool:
+def decodes_in_bf16(model: Any) -> bool:
     """Whether decoding from half precision pays: on a GPU that has bf16, for a model that is not an adapter."""
     on_gpu: bool = isinstance(model, PreTrainedModel) and model.device.type == "cuda"
     return on_gpu and torch.cuda.is_bf16_supported()
 
 
-def load_policy(config: Config, path: str, device: torch.device, whole: Whole = unsharded) -> Policy:
+def load_policy(config: Config, path: str, device: torch.device, full_weights: FullWeights = unsharded) -> Policy:
     """Load from the Hub or a folder, in float32 (at lr 1e-6 an update is lost in the rounding of a bf16 weight).
 
     Args:
-        whole: how a model that ZeRO-3 sharded while it was loaded comes together, so that it can be tried out.
+        full_weights: gathers the parameters of a model that ZeRO-3 sharded while it was loaded.
 
     Raises:
         ModelError: no such model, not a causal language model, or a tokenizer that does not fit it.
         ConfigError: prompt and completion together exceed the model's positions.
     """
-    model, tokenizer = load_model(path, config.model.revision if path == config.model.path else None, whole)
+    model, tokenizer = load_model(path, config.model.revision if path == config.model.path else None, full_weights)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     wanted = config.data.max_prompt_length + config.rollout.max_completion_length
     if room and wanted > room:
@@ -97,8 +97,8 @@ def load_policy(config: Config, path: str, device: torch.device, whole: Whole = 
         # its name from transformers 5.20 on; the old one is deprecated
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model = model.to(device)
-    with whole(model):
-        refused = why_not(model) if config.rollout.generator == "engine" else None
+    with full_weights(model):
+        refused = unsupported_reason(model) if config.rollout.generator == "engine" else None
     return Policy(
         model,
         tokenizer,
@@ -109,15 +109,15 @@ def load_policy(config: Config, path: str, device: torch.device, whole: Whole = 
     )
 
 
-def load_reference(config: Config, whole: Whole = unsharded) -> Any:
+def load_reference(config: Config, full_weights: FullWeights = unsharded) -> Any:
     """The initial policy, frozen; None where nobody asks for it, or it is the policy without its adapters."""
     if not config.algorithm.kl_coef or config.model.lora_rank:
         return None
-    model, _ = load_model(config.model.path, config.model.revision, whole)
+    model, _ = load_model(config.model.path, config.model.revision, full_weights)
     return model.requires_grad_(False).eval()
 
 
-def load_model(path: str, revision: str | None = None, whole: Whole = unsharded) -> tuple[Any, Any]:
+def load_model(path: str, revision: str | None = None, full_weights: FullWeights = unsharded) -> tuple[Any, Any]:
     """Model in float32 and tokenizer.
 
     Raises:
@@ -137,7 +137,7 @@ def load_model(path: str, revision: str | None = None, whole: Whole = unsharded)
             f"no model folder at {path}; model.path is a folder or a Hub id such as Qwen/Qwen2.5-0.5B"
         )
     else:
-        hub.settle()
+        hub.go_offline_if_unreachable()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -148,7 +148,7 @@ def load_model(path: str, revision: str | None = None, whole: Whole = unsharded)
         raise ModelError(f"cannot load the model {path}: {lines[0] if lines else type(error).__name__}") from error
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(f"{path} lacks {len(missing)} weights of a language model, among them {missing[0]}")
-    with whole(model):
+    with full_weights(model):
         vocabulary = model.get_input_embeddings().weight.shape[0]
         fault = _try_out(model)
     if len(tokenizer) > vocabulary:

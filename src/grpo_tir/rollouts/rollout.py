@@ -67,7 +67,7 @@ class RolloutLoop:
         seed: of the run; with group and sample it keys every draw.
         run_tool: runs a call of a rollout, `(rollout, code) -> future`; the tool's own `submit` unless given.
         on_finish: told of each finished rollout at once, so that it can be graded while others decode.
-        check: called between steps; may raise to abandon the batch (a signal, say).
+        check: called between steps; may raise to abandon the batch (a signal, log).
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from grpo_tir.tools.python import PythonTool
 from grpo_tir.utils.resources import load_object
 
 
-def open_tool(config: Config, say: Callable[[str], None]) -> Tool | None:
+def open_tool(config: Config, log: Callable[[str], None]) -> Tool | None:
     """The recipe's tool with its executor started; None where no call is ever made.
 
     Raises:
@@ -22,7 +22,7 @@ def open_tool(config: Config, say: Callable[[str], None]) -> Tool | None:
     if config.tool.max_tool_calls == 0:
         return None
     if config.tool.name == "python":
-        return PythonTool(open_executor(config.executor, say=say), config.tool.stop)
+        return PythonTool(open_executor(config.executor, log=log), config.tool.stop)
     tool = load_object(config.tool.name)(config)
     missing = [name for name in ("find_call", "submit", "observe", "close") if not hasattr(tool, name)]
     if missing:

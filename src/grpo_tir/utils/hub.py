@@ -17,7 +17,7 @@ TRIES, SECONDS = 2, 5.0
 
 
 @functools.cache
-def settle() -> None:
+def go_offline_if_unreachable() -> None:
     """Call before anything is asked of the Hub."""
     proxies = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
     if os.environ.get("HF_HUB_OFFLINE") or any(os.environ.get(n) or os.environ.get(n.lower()) for n in proxies):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo_tir.data import benchmarks
-from grpo_tir.data.benchmarks import PINS, fingerprint, load_benchmark, plain_answer
+from grpo_tir.data.benchmarks import PINS, content_hash, load_benchmark, plain_answer
 from grpo_tir.errors import DataError
 from grpo_tir.types import Problem
 
@@ -20,7 +20,7 @@ ROWS = [{"id": f"p{i}", "problem": f"What is {i} + {i}?", "answer": str(2 * i)} 
 def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a benchmark `toy` of four rows, pinned to their text."""
     write(tmp_path, ROWS)
-    text = fingerprint([Problem("", row["problem"], row["answer"]) for row in ROWS])
+    text = content_hash([Problem("", row["problem"], row["answer"]) for row in ROWS])
     pin = dataclasses.replace(PINS["aime24"], rows=4, sha256=text)
     monkeypatch.setattr(benchmarks, "PINS", {"toy": pin})
     return tmp_path
@@ -89,7 +89,7 @@ def test_the_hub_is_read_by_datasets(
 
     said: list[str] = []
     (repository / "test.jsonl").write_text("".join(json.dumps({**row, "answer": "x"}) + "\n" for row in rows))
-    other = load_benchmark("toy", say=said.append)
+    other = load_benchmark("toy", log=said.append)
     assert not other.pinned and "spelt otherwise" in said[0] and not other.card()["pinned"]
 
 

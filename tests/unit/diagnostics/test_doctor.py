@@ -26,7 +26,7 @@ from grpo_tir.diagnostics import executor as executor_checks
 from grpo_tir.diagnostics import model as policy_checks
 from grpo_tir.diagnostics.finding import Finding, guarded
 from grpo_tir.diagnostics.grader import check_grader
-from grpo_tir.diagnostics.memory import Machine
+from grpo_tir.diagnostics.memory import Hardware
 from grpo_tir.diagnostics.problems import check_problems
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.grading import worker
@@ -365,7 +365,7 @@ def leaking(draw: Callable[..., Any], leak: dict[str, float]) -> Callable[..., A
 
 
 def test_a_model_that_does_not_fit_is_named_with_what_would(config: Config) -> None:
-    small = Machine(1, 1e6, cpu=True)
+    small = Hardware(1, 1e6, cpu=True)
     (found,) = faults(guarded("memory", lambda: policy_checks.check_memory(config, small)))
     assert found.startswith("memory: ")
     (fits,) = policy_checks.check_memory(config, policy_checks.this_machine(CPU))

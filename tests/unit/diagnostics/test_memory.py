@@ -9,12 +9,12 @@ import pytest
 
 from grpo_tir import cli
 from grpo_tir.config import Config
-from grpo_tir.diagnostics.memory import GIB, KNOWN, Machine, Shape, executor_slots, parse_memory, plan, shape_of
+from grpo_tir.diagnostics.memory import GIB, KNOWN, Hardware, Shape, executor_slots, parse_memory, plan, shape_of
 from grpo_tir.errors import ConfigError
 from tiny_policy import change, save_byte_model
 
 QWEN = Shape(*KNOWN["Qwen2.5-1.5B"])
-GPU = Machine(8, 80e9)
+GPU = Hardware(8, 80e9)
 
 
 def config(**values: object) -> Config:
@@ -45,12 +45,12 @@ def test_the_shape_of_a_model_folder_is_read_without_its_weights(tmp_path: Path)
 
 def test_weights_gradients_and_moments_by_hand() -> None:
     size = QWEN.parameters
-    alone = plan(config(), QWEN, Machine(1, 80e9))
+    alone = plan(config(), QWEN, Hardware(1, 80e9))
     assert alone.learning["optimizer"] == 8 * size and alone.learning["gradients"] == 4 * size
     assert alone.learning["weights"] == (4 + 2) * size, "float32, and the bf16 copy that is decoded from"
     assert plan(config(), QWEN, GPU).learning["gradients"] == 8 * size, "DDP sends them from buckets"
     for stage in (1, 2, 3):
-        sharded = plan(config(), QWEN, Machine(8, 80e9, zero=stage))
+        sharded = plan(config(), QWEN, Hardware(8, 80e9, zero=stage))
         assert sharded.learning["optimizer"] == 12 * size / 8
         bucket = 4 * 5e8
         assert sharded.learning["gradients"] == 4 * size / (1 if stage == 1 else 8) + bucket
@@ -142,7 +142,7 @@ def test_adapters_alone_have_gradients_and_moments() -> None:
     """Rank 8 on q and v of 28 layers: A and B have 8 x (in + out) numbers each."""
     own = config(model__lora_rank=8, model__lora_targets=["q_proj", "v_proj"], algorithm__kl_coef=0.1)
     trained = 28 * 8 * ((1536 + 1536) + (1536 + 256))
-    found = plan(own, QWEN, Machine(1, 80e9)).learning
+    found = plan(own, QWEN, Hardware(1, 80e9)).learning
     assert found["gradients"] == 4 * trained and found["optimizer"] == 8 * trained
     assert found["weights"] == 4 * (QWEN.parameters + trained) + 2 * QWEN.parameters
     assert found["reference"] == 0, "without its adapters the policy is its own reference"

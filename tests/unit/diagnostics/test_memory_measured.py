@@ -20,7 +20,7 @@ from grpo_tir.generation.protocol import Request
 from grpo_tir.engine.engine import Engine
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.learning.learner import Learner
-from grpo_tir.diagnostics.memory import Machine, Shape, plan
+from grpo_tir.diagnostics.memory import Hardware, Shape, plan
 from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup, Segment
 from tiny_policy import change
 from grpo_tir.config import Config
@@ -88,7 +88,7 @@ learn(learner)  # the moments are made in the first step
 phases = {"learning": lambda: learn(learner), "sampling": lambda: sample(model)}
 measured = {name: peak_of(act) - before for name, act in phases.items()}
 size = sum(parameter.numel() for parameter in model.parameters())
-found = plan(config, Shape(size, 8, 256, 768, 256, V), Machine(1, 8e9, cpu=True))
+found = plan(config, Shape(size, 8, 256, 768, 256, V), Hardware(1, 8e9, cpu=True))
 print(json.dumps({
     phase: [measured[phase], sum(size for part, size in getattr(found, phase).items() if part != "runtime")]
     for phase in measured

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from grpo_tir.distributed import zero
-from grpo_tir.distributed.optimizer_state import Stretch, read_moments, whole_parameters, write_moments
+from grpo_tir.distributed.optimizer_state import ParamShard, read_state, full_parameters, write_state
 from grpo_tir.distributed.runtime import deal
 from grpo_tir.errors import CheckpointError, ConfigError
 
@@ -41,7 +41,7 @@ def stepped(sizes: list[int]) -> tuple[torch.nn.ParameterList, torch.optim.AdamW
     return model, optimizer
 
 
-def cut(sizes: list[int], ranks: int) -> list[tuple[torch.optim.AdamW, list[Stretch]]]:
+def cut(sizes: list[int], ranks: int) -> list[tuple[torch.optim.AdamW, list[ParamShard]]]:
     """As ZeRO-1 does: one flat buffer of all parameters, a contiguous part of it for each rank."""
     total, shards = sum(sizes), []
     bounds = [total * rank // ranks for rank in range(ranks + 1)]
@@ -51,7 +51,7 @@ def cut(sizes: list[int], ranks: int) -> list[tuple[torch.optim.AdamW, list[Stre
         for name, size in enumerate(sizes):
             start, end = max(at, low), min(at + size, high)
             if start < end:
-                stretches.append(Stretch(str(name), start - at, end - start, owner, start - low))
+                stretches.append(ParamShard(str(name), start - at, end - start, owner, start - low))
             at += size
         shards.append((torch.optim.AdamW([owner]), stretches))
     return shards
@@ -60,15 +60,15 @@ def cut(sizes: list[int], ranks: int) -> list[tuple[torch.optim.AdamW, list[Stre
 def test_moments_survive_being_cut_by_two_ranks_then_three_then_put_together() -> None:
     sizes = [7, 1, 12, 5]
     model, optimizer = stepped(sizes)
-    files = [read_moments(optimizer, whole_parameters(model))]
+    files = [read_state(optimizer, full_parameters(model))]
     for ranks in (2, 3):
         shards = cut(sizes, ranks)
         for shard in shards:
-            write_moments(*shard, files)
-        files = [read_moments(*shard) for shard in shards]
+            write_state(*shard, files)
+        files = [read_state(*shard) for shard in shards]
     fresh = stepped(sizes)[0]
     again = torch.optim.AdamW(fresh.parameters())
-    write_moments(again, whole_parameters(fresh), files)
+    write_state(again, full_parameters(fresh), files)
     for ours, theirs in zip(fresh.parameters(), model.parameters(), strict=True):
         for key, value in optimizer.state[theirs].items():
             assert torch.equal(again.state[ours][key], value), key
@@ -78,9 +78,9 @@ def test_a_missing_file_of_one_rank_is_noticed() -> None:
     model, optimizer = stepped([7, 4])
     shards = cut([7, 4], 2)
     for shard in shards:
-        write_moments(*shard, [read_moments(optimizer, whole_parameters(model))])
+        write_state(*shard, [read_state(optimizer, full_parameters(model))])
     with pytest.raises(CheckpointError, match="has another size"):
-        write_moments(optimizer, whole_parameters(model), [read_moments(*shards[0])])
+        write_state(optimizer, full_parameters(model), [read_state(*shards[0])])
 
 
 def deepspeed_config(**more: Any) -> dict[str, Any]:

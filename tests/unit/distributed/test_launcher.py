@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from grpo_tir.distributed import launcher as failures
-from grpo_tir.distributed.launcher import confess, lost_contact
+from grpo_tir.distributed import launcher
+from grpo_tir.distributed.launcher import lost_contact, report_failure
 from grpo_tir.errors import ConfigError
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711"
@@ -39,22 +39,22 @@ def confessed(
 ) -> tuple[str, list[float]]:
     """What torchrun would read, and the seconds that were waited."""
     path, waited = folder / "error.json", list[float]()
-    monkeypatch.setattr(failures.time, "sleep", waited.append)
+    monkeypatch.setattr(launcher.time, "sleep", waited.append)
     for name, value in {"RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_ERROR_FILE": str(path)}.items():
         monkeypatch.setenv(name, value)
-    confess(error)
+    report_failure(error)
     return json.loads(path.read_text())["message"]["extraInfo"]["py_callstack"] if path.exists() else "", waited
 
 
 def test_the_culprit_leaves_its_reason_and_an_innocent_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert confessed(RuntimeError(GLOO), 1, tmp_path, monkeypatch) == ("", [failures.VERDICT])
+    assert confessed(RuntimeError(GLOO), 1, tmp_path, monkeypatch) == ("", [launcher.VERDICT])
     text, waited = confessed(ZeroDivisionError("by zero"), 1, tmp_path, monkeypatch)
     assert "ZeroDivisionError: by zero" in text and waited == []
 
 
-@pytest.mark.parametrize("rank, wait", [(0, 0), (1, failures.TURN)])
+@pytest.mark.parametrize("rank, wait", [(0, 0), (1, launcher.TURN)])
 def test_what_is_wrong_everywhere_is_said_by_rank_0_first(
     rank: int, wait: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,13 +13,13 @@ import pytest
 
 from grpo_tir.commands.eval import add_arguments, plan_cells
 from grpo_tir.config import Config
-from grpo_tir.data.benchmarks import Benchmark, fingerprint
+from grpo_tir.data.benchmarks import Benchmark, content_hash
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.errors import ExecutorOutage, OutputError
 from grpo_tir.evaluation import summary
 from grpo_tir.evaluation.held_out import GREEDY
-from grpo_tir.evaluation.responses import Journal
-from grpo_tir.evaluation.run import Bench, Cell, run_cell
+from grpo_tir.evaluation.responses import ResponseLog
+from grpo_tir.evaluation.run import Cell, EvalContext, run_cell
 from grpo_tir.evaluation.session import alter, results_of
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.rollouts.policy import Policy
@@ -77,14 +77,14 @@ def evaluate(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
         config = change(config, tool__max_tool_calls=int(condition != "no tool"), rollout__generator="generate")
         tool = PythonTool(settings.get("executor") or ScriptedExecutor(answer))
         problems = settings.get("problems", PROBLEMS)
-        benchmark = Benchmark("squares", problems, "here", fingerprint(problems))
+        benchmark = Benchmark("squares", problems, "here", content_hash(problems))
         policy = Policy(
             model.eval(), BYTES, CodeBlockStopping(BYTES), lambda p: p.problem, [BYTES.eos_token_id], "scripted"
         )
         cell = Cell(condition, {"condition": condition}, config, condition, GREEDY, 1, settings.get("batch", 4))
-        journal = Journal(tmp_path / settings.get("out", "journal"))
+        journal = ResponseLog(tmp_path / settings.get("out", "journal"))
         quiet = [lambda *_: None, lambda *_: None]
-        bench = Bench(policy, alter(condition, tool, true), math_reward, Runtime("fp32"), journal, *quiet)
+        bench = EvalContext(policy, alter(condition, tool, true), math_reward, Runtime("fp32"), journal, *quiet)
         return run_cell(cell, benchmark, bench)
 
     return run
@@ -192,7 +192,7 @@ def test_a_lost_call_is_no_wrong_answer(evaluate: Callable[..., list[Any]]) -> N
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write to --out"):
-        Journal(tmp_path / "file" / "out")
+        ResponseLog(tmp_path / "file" / "out")
 
 
 def plans(*arguments: str) -> list[tuple[str, str, str | None, int, tuple[str, ...]]]:

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from grpo_tir.learning.batching import Row, collate, idle_row, plan_micro_batches, to_row
+from grpo_tir.learning.batching import TrainingSample, collate, idle_row, plan_micro_batches, to_row
 from grpo_tir.types import Problem, Rollout, Segment
 from tiny_policy import make_groups
 
@@ -19,8 +19,8 @@ ROLLOUT = Rollout(
 )
 
 
-def row(length: int) -> Row:
-    return Row([1] * length, [1] * length, [0.0] * length, 0.0)
+def row(length: int) -> TrainingSample:
+    return TrainingSample([1] * length, [1] * length, [0.0] * length, 0.0)
 
 
 def test_row_is_prompt_and_response_with_only_sampled_tokens_in_the_loss() -> None:
@@ -58,7 +58,7 @@ def test_packed_micro_batches_pay_for_a_prompt_once(budget: int) -> None:
     rng = random.Random(budget)
     prompts = [[group] * rng.randint(1, 9) for group in range(6)]
     rows = [
-        Row(p + [9] * n, [0] * len(p) + [1] * n, [0.0] * (len(p) + n), 0.0)
+        TrainingSample(p + [9] * n, [0] * len(p) + [1] * n, [0.0] * (len(p) + n), 0.0)
         for p, n in ((rng.choice(prompts), rng.randint(1, 12)) for _ in range(40))
     ]
     batches = plan_micro_batches(rows, budget, packed=True)
@@ -73,7 +73,7 @@ def test_rows_of_a_prompt_stay_together() -> None:
     """Prompts 5 5 5 and 7 7; of each all but its last token is shared: 5 + 3 + 2 tokens, then 4 + 2."""
     a, b = [5, 5, 5], [7, 7]
     rows = [
-        Row(p + [1] * n, [0] * len(p) + [1] * n, [0.0] * (len(p) + n), 0.0)
+        TrainingSample(p + [1] * n, [0] * len(p) + [1] * n, [0.0] * (len(p) + n), 0.0)
         for p, n in ((a, 1), (b, 2), (a, 2), (b, 1), (a, 1))
     ]
     assert rows[0].prompt == (5, 5) and rows[1].prompt == (7,)
@@ -89,7 +89,10 @@ def test_no_rows_make_no_micro_batches() -> None:
 
 
 def test_padding_is_masked_by_length_even_where_a_row_holds_the_padding_id() -> None:
-    rows = [Row([0, 0, 0], [0, 1, 1], [0.0, -1.0, -2.0], 2.0), Row([0, 0], [0, 1], [0.0, -3.0], -1.0)]
+    rows = [
+        TrainingSample([0, 0, 0], [0, 1, 1], [0.0, -1.0, -2.0], 2.0),
+        TrainingSample([0, 0], [0, 1], [0.0, -3.0], -1.0),
+    ]
     batch = collate(rows, torch.device("cpu"))
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.loss_mask.tolist() == [[0, 1, 1], [0, 1, 0]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo_tir.monitor.utilization import Machine, count_weights, product_rate
+from grpo_tir.monitor.utilization import MachineLimits, count_weights, product_rate
 from tiny_policy import tiny_qwen2
 
 ROWS = [
@@ -15,9 +15,9 @@ ROWS = [
 ]
 
 
-def machine(on_gpu: bool) -> Machine:
+def machine(on_gpu: bool) -> MachineLimits:
     """1,000 weights, 10 elements of keys and values a token, 2 bytes an element; 1e6 FLOP/s and 1e5 bytes/s."""
-    made = Machine.__new__(Machine)
+    made = MachineLimits.__new__(MachineLimits)
     made.on_gpu, made.weights, made.kv_elements, made.element = on_gpu, 1000, 10, 2
     made.product_rate, made.copy_rate = 1e6, 1e5
     return made

@@ -26,7 +26,7 @@ def documents() -> list[tiny.Document]:
 @pytest.fixture(scope="module")
 def folder(documents: list[tiny.Document], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("base") / "model"
-    tiny_model.build_model(documents, path, 3, config=SMALL, say=lambda _: None, progress=False)
+    tiny_model.build_model(documents, path, 3, config=SMALL, log=lambda _: None, progress=False)
     return path
 
 

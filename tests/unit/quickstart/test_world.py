@@ -147,14 +147,14 @@ def test_cache_is_reused_and_an_interrupted_build_leaves_nothing(
     monkeypatch.setattr(tiny_build, "make_documents", lambda *_: iter(()))
     monkeypatch.setattr(tiny_build, "build_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tiny_build.build_quickstart(tmp_path, 1, say=lambda _: None)
+        tiny_build.build_quickstart(tmp_path, 1, log=lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
     monkeypatch.setattr(tiny_build, "build_model", quick)
     said: list[str] = []
-    first = tiny_build.build_quickstart(tmp_path, 1, say=said.append)
-    again = tiny_build.build_quickstart(tmp_path, 1, say=said.append)
-    other = tiny_build.build_quickstart(tmp_path, 2, say=said.append)
+    first = tiny_build.build_quickstart(tmp_path, 1, log=said.append)
+    again = tiny_build.build_quickstart(tmp_path, 1, log=said.append)
+    other = tiny_build.build_quickstart(tmp_path, 2, log=said.append)
     assert first == again != other and calls == [1, 2]
     assert sum("reused" in line for line in said) == 1
     rows = [json.loads(line) for line in first.eval.read_text(encoding="utf-8").splitlines()]
@@ -170,7 +170,7 @@ def test_unwritable_cache_is_one_clear_line(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(DataError, match=r"cannot build the quickstart in .*file"):
-        tiny_build.build_quickstart(blocked / "cache", 1, say=lambda _: None)
+        tiny_build.build_quickstart(blocked / "cache", 1, log=lambda _: None)
 
 
 def test_making_the_data_loads_neither_torch_nor_transformers() -> None:

@@ -87,7 +87,7 @@ def test_who_is_offline_already_or_behind_a_proxy_is_not_tested(
         monkeypatch.delenv(known, raising=False)
     monkeypatch.setenv(name, "1")
     monkeypatch.setattr(hub, "_fault", lambda _: pytest.fail("asked"))
-    hub.settle.__wrapped__()
+    hub.go_offline_if_unreachable.__wrapped__()
 
 
 def test_an_endpoint_that_is_none_says_so() -> None:
