@@ -86,7 +86,11 @@ def our_step(model: PreTrainedModel, rows: list[Row], samples: int, call: Callab
     )
     assign_advantages(groups, config.algorithm)
     learner = Learner(Runtime("fp32"), model, config)
-    metrics = learner.update(groups, 0, Path(tempfile.gettempdir()) / "dump")
+    with learner.updating(0, Path(tempfile.gettempdir()) / "dump"):
+        for batch in learner.mini_batches(groups):
+            learner.backward(batch)
+            learner.step(batch)
+    metrics = learner.report()
     assert metrics["grad_norm"] > 0 and metrics["skipped_updates"] == 0
 
 

@@ -27,7 +27,7 @@ from grpo_tir.learning.lora import add_adapters
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.types import RolloutGroup
 from grpo_tir.utils.files import Writer
-from tiny_policy import VOCABULARY, change, make_groups, tiny_qwen2
+from tiny_policy import VOCABULARY, change, make_groups, tiny_qwen2, update
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "token": {},
@@ -66,7 +66,7 @@ def main(out: Path, others: list[Path]) -> None:
             groups = recorded(step)
             if name == "a step without a finite gradient" and step == 1:
                 groups[3].rollouts[1].advantage = math.nan
-            metrics.append(learner.update(runtime.share(groups), step, out.parent / "dump"))
+            metrics.append(update(learner, runtime.share(groups), step, out.parent / "dump"))
             if name == "token" and step == 1:
                 checkpoint = save(learner, out.with_suffix(""))
         del runtime.step  # record_gradients' own
@@ -116,7 +116,7 @@ def resume(runtime: Runtime, checkpoint: Path) -> Learner:
     learner = Learner(runtime, model, change(Config(), optim__lr=1e-4, optim__micro_batch_tokens=64))
     load_optimizer(checkpoint, model, learner.optimizer, runtime)
     for step in (2, 3):
-        learner.update(runtime.share(recorded(step)), step, checkpoint)
+        update(learner, runtime.share(recorded(step)), step, checkpoint)
     return learner
 
 

@@ -103,6 +103,15 @@ def make_learner(model: Any, reference: Any = None, **values: Any) -> Learner:
     return Learner(Runtime("fp32"), model, change(Config(), **values), reference)
 
 
+def update(learner: Learner, groups: Sequence[RolloutGroup], step: int, dump: Path) -> dict[str, float]:
+    """All optimizer steps on one rollout batch, as `Trainer.step` takes them."""
+    with learner.updating(step, dump):
+        for batch in learner.mini_batches(groups):
+            learner.backward(batch)
+            learner.step(batch)
+    return learner.report()
+
+
 def gradient_of(
     model: Any, groups: Sequence[RolloutGroup], tmp_path: Path, **values: Any
 ) -> dict[str, torch.Tensor]:
@@ -115,5 +124,5 @@ def gradient_of(
         return float("inf")  # not finite: the step is skipped
 
     learner.runtime.step = keep  # type: ignore[method-assign]
-    learner.update(groups, 0, tmp_path / "dump")
+    update(learner, groups, 0, tmp_path / "dump")
     return seen

@@ -1,8 +1,9 @@
-"""The training loop of ToRL, in order.
+"""The training loop of ToRL: `Trainer.train`, and one step of it in `Trainer.step`.
 
-    problems → rollouts (with the tool) → rewards → advantages → loss → step → checkpoint, metrics
+    problems → rollouts (with the tool) → rewards → advantages → loss → step → metrics, evaluation, checkpoint
 
-Where this departs from the paper's own code, and why, is listed in docs/algorithm.md.
+`build` makes the parts of a run; `Trainer` runs them. Departures from the paper's own code, and the reasons for
+them, are in docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,256 +33,287 @@ from grpo_tir.evaluation.held_out import evaluate
 from grpo_tir.learning.advantages import assign_advantages
 from grpo_tir.learning.learner import Learner
 from grpo_tir.learning.lora import add_adapters
-from grpo_tir.monitor.alarms import find_alarms, grad_norm_spiked
 from grpo_tir.monitor.console import Console
-from grpo_tir.monitor.metrics import step_metrics, summarize
-from grpo_tir.monitor.run_log import RunLog, describe_run, trajectory
+from grpo_tir.monitor.run_log import Recorder, RunLog, describe_run
 from grpo_tir.monitor.utilization import MachineLimits
 from grpo_tir.rollouts.collect import Collector, keep_fitting
 from grpo_tir.rollouts.policy import Policy, load_policy, load_reference
-from grpo_tir.rollouts.rewards import make_reward
+from grpo_tir.rollouts.rewards import RewardFunction, make_reward
+from grpo_tir.rollouts.rollout import SamplingCost
 from grpo_tir.tools.open import open_tool
-from grpo_tir.types import RolloutGroup
+from grpo_tir.tools.protocol import Tool
+from grpo_tir.types import Problem, RolloutGroup
 from grpo_tir.utils.files import Writer
 from grpo_tir.utils.recipe import save_config
 
 
+@dataclass
+class Parts:
+    """All that lives as long as a run. `opened` closes what must be closed, in the reverse order of opening."""
+
+    runtime: Runtime
+    console: Console
+    stop: StopRequest
+    watchdog: Watchdog
+    policy: Policy
+    tool: Tool | None
+    reward: RewardFunction
+    collector: Collector
+    learner: Learner
+    held_out: list[Problem]
+    saver: Saver
+    recorder: Recorder
+    writer: Writer
+    state: dict[str, Any] | None
+    """Of the run at the checkpoint to resume from (`Trainer.save`); None at a new beginning."""
+    opened: ExitStack
+
+
 class Trainer:
-    """Everything that lives as long as the run. `run` is the algorithm; the rest serves it."""
+    """Run the algorithm: `train` to the last step, `step` for one."""
 
     def __init__(self, config: Config, resume: bool = False) -> None:
-        check_for_training(config)
         self.config = config
-        if config.train.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-            torch.use_deterministic_algorithms(True)
-        patience = max(30.0, 2 * config.train.watchdog_minutes)
-        self.runtime = Runtime(config.model.precision, patience, trains=True)
         self.folder = Path(config.train.output_dir)
-        self.console = Console(self.runtime.is_main)
-        torch.manual_seed(config.train.seed)
-        make_writable(self.folder)
-        if self.runtime.world > 1:  # a launcher that starts one process instead of many does so silently
-            self.console.log(f"{self.runtime.world} processes")
-        source = find_start(self.folder, resume, self.console.log)
-        if len(set(self.runtime.gather([source and source.name]))) > 1:
-            raise CheckpointError(f"nodes see different checkpoints in {self.folder}: they must share this folder")
-        self.stop = StopRequest(self.runtime, self.console.log)
-        self.writer = Writer("log")
-        self.watchdog = Watchdog(
-            self.folder / "alive",
-            self.runtime.rank,
-            self.runtime.world,
-            self.runtime.progress,
-            config.train.watchdog_minutes,
-        )
-        self.tool = open_tool(config, self.console.log)
-        try:
-            self._load(source, resume)
-        except BaseException:
-            self.close()  # no container outlives a model that cannot be loaded
-            raise
+        self.parts = build(config, resume)
+        state = self.parts.state
+        self.steps_done: int = state["step"] if state else 0
+        self.saved: int | None = state["step"] if state else None
+        """Step of the last checkpoint."""
+        self.line: dict[str, Any] | None = state["line"] if state else {} if self.evaluation_is_due else None
+        """Metrics that are not written yet, because an evaluation belongs to them."""
 
-    def _load(self, source: Path | None, resume: bool) -> None:
-        """Policy, learner and problems, at the start or where a checkpoint stands."""
-        config = self.config
-        train, self.held_out = read_all_problems(config, self.console.log)
-        adapts = config.model.lora_rank > 0  # then the weights never change, and a checkpoint adds its adapters
-        path = str(source) if source and not adapts else config.model.path
-        self.policy: Policy = load_policy(config, path, self.runtime.device, self.runtime.full_weights)
-        if adapts:
-            add_adapters(self.policy.model, config.model, source)
-        if self.policy.engine_refused:
-            self.console.log(f"rollout.generator: `generate`, not `engine`: {self.policy.engine_refused}")
-        self.learner = Learner(
-            self.runtime, self.policy.model, config, load_reference(config, self.runtime.full_weights)
-        )
-        self.reward = make_reward(config.reward, config.rollout.max_completion_length)
-        journal = Journal(self.folder / "journal", self.runtime.rank, digest(config), self.writer, resume)
-        fitting = keep_fitting(train, config, self.policy, self.console.log)
-        self.batches = Collector(
-            config, self.runtime, self.policy, self.tool, self.reward, fitting, journal, self.stop, self.console
-        )
-        self.machine = MachineLimits(self.policy.model, self.runtime.bf16)
-        self.saver = Saver(self.folder / "checkpoints", config, journal, self.console.log, self.runtime)
-        self.step = 0
-        self.saved: int | None = None
-        self.line: dict[str, Any] | None = {} if self.evaluates else None  # metrics that are not written yet
-        if source:
-            self._restore(source)
-        if self.runtime.is_main:
-            if not resume:
-                journal.clear()
-            self.saver.tidy(self.step)
-            self.run_log = RunLog(self.folder, config.train.report_to, self.step if source else -1, self.writer)
-            save_config(config, self.folder / "config.yaml")
-            (self.folder / "metadata.json").write_text(json.dumps(describe_run(config, self.tool), indent=1))
-        self.runtime.barrier()
-
-    def run(self) -> int:
-        """Train to the last step, or to a signal. Returns the exit code."""
-        config = self.config
-        with self.stop, self.watchdog:
-            self.console.start(config.train.steps, self.step)
+    def train(self) -> int:
+        """Train to the last step, or until a signal. Returns the exit code: 0, or 130/143 after a signal."""
+        parts, steps = self.parts, self.config.train.steps
+        with parts.stop, parts.watchdog:
+            parts.console.start(steps, self.steps_done)
             try:
-                self.finish_step()  # the evaluation before training, or one that a signal has cut short
-                while self.step < config.train.steps:
-                    started = time.perf_counter()
-                    groups = self.batches.collect(self.step + 1)
-                    assign_advantages(groups, config.algorithm)
-                    sampled = time.perf_counter()
-                    learned = self.learn(groups)
-                    self.step += 1
-                    self.measure(groups, learned, sampled - started, time.perf_counter() - sampled)
-                    self.finish_step()
-            except Interrupted:  # a signal; the batch or the evaluation at hand never happened
+                self.finish_step()  # the evaluation before training, or one that a signal cut short
+                while self.steps_done < steps:
+                    self.step()
+            except Interrupted:  # the batch or the evaluation under way is abandoned
                 pass
-            self.console.finish()
-            if self.saved != self.step:
+            parts.console.finish()
+            if self.saved != self.steps_done:
                 self.save()
-            self.saver.flush()
-            self.writer.flush()
-            return self.stop.exit_code
+            parts.saver.flush()
+            parts.writer.flush()
+            return parts.stop.exit_code
 
-    def learn(self, groups: list[RolloutGroup]) -> dict[str, float]:
-        """One update; the batch that ends the run is written down for `grpo-tir replay`, too."""
-        step = self.step + 1
-        try:
-            return self.learner.update(groups, self.step, self.folder / "dumps" / f"step_{step:06d}")
-        except TrainingDiverged:  # on all ranks together
-            self.write_rollouts(groups, step)
-            raise
+    def step(self) -> None:
+        """Take one training step (paper, section 3).
 
-    def write_rollouts(self, groups: list[RolloutGroup], step: int) -> None:
-        """Whole trajectories of all ranks, in one file."""
-        found = self.runtime.gather([trajectory(rollout, step) for group in groups for rollout in group.rollouts])
-        if self.runtime.is_main:
-            self.run_log.rollouts(step, found)
-
-    def measure(
-        self, groups: list[RolloutGroup], learned: dict[str, Any], sampling: float, learning: float
-    ) -> None:
-        """Rewards, trajectories and metrics of the step that has just been taken; seconds of its two halves."""
-        config = self.config
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        summaries = self.runtime.gather([summarize(rollout, config.tool.max_tool_calls) for rollout in rollouts])
-        every = config.train.rollouts_every or config.train.steps
-        keep = (self.step - 1) % every == 0 or (config.train.rollouts_every and self.step == config.train.steps)
-        wrong = self.runtime.is_main and (
-            learned["skipped_updates"] or grad_norm_spiked([*self.run_log.history, learned])
-        )
-        if self.runtime.max([float(bool(keep or wrong))])[0]:
-            self.write_rollouts(groups, self.step)  # what went wrong can be replayed
-        idle, forwards = self.runtime.sum([self.batches.idle, self.batches.forwards])
-        self.line = {}  # on every rank: not yet written
-        if not self.runtime.is_main:
-            return
-        tokens = sum(row["length"] for row in summaries)
-        self.line = {
-            **step_metrics(summaries),
-            **learned,
-            "time/step": sampling + learning,
-            "time/rollout": sampling,
-            "time/learn": learning,
-            "time/tool_idle": idle / self.runtime.world,
-            "time/rollout_tokens_per_second": tokens / sampling,
-            "time/learn_tokens_per_second": tokens / learning,
-            **self.machine.shares(
-                summaries,
-                sampling,
-                learning,
-                forwards / self.runtime.world,
-                config.algorithm.epochs,
-                self.runtime.world,
-            ),
-        }
-        self.run_log.rewards(self.step, summaries, len(self.batches.problems.problems))
-        if config.train.sample_every and self.step % config.train.sample_every == 0:
-            self.console.trajectory(rollouts[0])
+        Raises:
+            Interrupted: a signal. The batch is taken again on `--resume`.
+            ExecutorOutage, GraderOutage: too much of the batch was lost.
+            TrainingDiverged: too many gradients in a row were not finite.
+        """
+        config, collector, learner = self.config, self.parts.collector, self.parts.learner
+        started = time.perf_counter()
+        with collector.batch(self.steps_done + 1):
+            groups = collector.sample_rollouts()  # G responses a problem, with tool calls
+            collector.assign_rewards(groups)  # most were graded while others were sampled
+            groups = collector.replace_flat_groups(groups)  # only with algorithm.dynamic_sampling
+        assign_advantages(groups, config.algorithm)
+        sampled = time.perf_counter()
+        dump = self.folder / "dumps" / f"step_{self.steps_done + 1:06d}"
+        with self._recorded_if_it_diverges(groups), learner.updating(self.steps_done, dump):
+            for batch in learner.mini_batches(groups):
+                learner.backward(batch)  # GRPO loss and its gradient
+                learner.step(batch)  # clip, AdamW
+        learned = learner.report()
+        self.steps_done += 1
+        seconds = sampled - started, time.perf_counter() - sampled
+        cost = SamplingCost(collector.idle, collector.forwards)
+        problems = len(collector.problems.problems)
+        self.line = self.parts.recorder.measure(groups, self.steps_done, learned, seconds, cost, problems)
+        self.finish_step()
 
     def finish_step(self) -> None:
-        """Evaluation, metrics and checkpoint of the step that has just been taken, where they are due.
+        """Evaluate, write metrics and save a checkpoint, where they are due after the step just taken.
 
         Raises:
             Interrupted: a signal. An evaluation that it cut short is made up for on `--resume`.
         """
         if self.line is not None:
-            found = self.evaluate() if self.evaluates else {}
-            if self.runtime.is_main:
-                self._write_line({**self.line, **found})
+            found = self.evaluate() if self.evaluation_is_due else {}
+            self.parts.recorder.write(self.steps_done, {**self.line, **found})
             self.line = None
-        self.saver.check()
-        self.stop.agree()
+        self.parts.saver.check()
+        self.parts.stop.agree()
         every = self.config.train.save_every
-        if every and self.step and self.step % every == 0 and self.saved != self.step:
+        if every and self.steps_done and self.steps_done % every == 0 and self.saved != self.steps_done:
             self.save()
 
     @property
-    def evaluates(self) -> bool:
-        """Whether the held-out problems are due: before the first step, every so often, and after the last."""
-        every = self.config.train.eval_every
-        return bool(every and self.held_out) and (self.step % every == 0 or self.step == self.config.train.steps)
+    def evaluation_is_due(self) -> bool:
+        """True before the first step, every `train.eval_every` steps, and after the last one."""
+        every, done = self.config.train.eval_every, self.steps_done
+        return bool(every and self.parts.held_out) and (done % every == 0 or done == self.config.train.steps)
 
     def evaluate(self) -> dict[str, Any]:
-        """Greedy accuracy on the held-out problems, with the weights as they are."""
+        """Measure greedy accuracy on the held-out problems with the current weights."""
+        parts = self.parts
         return evaluate(
-            self.policy, self.tool, self.reward, self.held_out, self.config, self.runtime, self.stop
+            parts.policy, parts.tool, parts.reward, parts.held_out, self.config, parts.runtime, parts.stop
         ).metrics()
 
-    def state(self) -> dict[str, Any]:
-        """Where the run stands, apart from weights and optimizer. Draws are keyed: no generator is saved."""
-        return {
-            "step": self.step,
-            **self.batches.state_dict(),
+    def save(self) -> None:
+        """Write a checkpoint of the step just taken."""
+        parts = self.parts
+        if parts.recorder.log is not None:
+            parts.recorder.log.sync()
+        # Every draw is keyed by seed, group and sample, so there is no state of a random generator to save.
+        state = {
+            "step": self.steps_done,
             "seed": self.config.train.seed,
-            "skipped": self.learner.skipped,
+            "skipped": parts.learner.skipped,
+            **parts.collector.state_dict(),
             "line": self.line,
         }
-
-    def save(self) -> None:
-        """A checkpoint of the step that has just been taken."""
-        if self.runtime.is_main:
-            self.run_log.sync()
-        model, tokenizer = self.policy.model, self.policy.tokenizer
-        self.saver.save(self.step, model, tokenizer, self.learner.optimizer, self.state())
-        self.saved = self.step
-        self.runtime.barrier()
+        parts.saver.save(
+            self.steps_done, parts.policy.model, parts.policy.tokenizer, parts.learner.optimizer, state
+        )
+        self.saved = self.steps_done
+        parts.runtime.barrier()
 
     def close(self) -> None:
-        """Release the executor and the threads; a checkpoint that is being written is written to its end."""
-        for part in ("batches", "saver", "writer", "tool"):
-            if (held := getattr(self, part, None)) is not None:
-                held.close()
-        self.runtime.close()
+        """Close executor, threads and process group. A checkpoint being written is finished first."""
+        self.parts.opened.close()
 
-    def _write_line(self, metrics: dict[str, Any]) -> None:
-        self.run_log.metrics(self.step, metrics)
-        if self.step:
-            self.console.step(self.step, self.config.train.steps, metrics)
-            self.console.alarms(find_alarms(self.run_log.history, self.config))
-        else:
-            self.console.log(f"before training: held-out accuracy {metrics.get('eval/accuracy')} (greedy)")
+    @contextmanager
+    def _recorded_if_it_diverges(self, groups: list[RolloutGroup]) -> Iterator[None]:
+        """Write the trajectories of a batch that ends the run, for `grpo-tir replay`."""
+        try:
+            yield
+        except TrainingDiverged:  # on all ranks together
+            self.parts.recorder.rollouts(groups, self.steps_done + 1)
+            raise
 
-    def _restore(self, source: Path) -> None:
-        state = load_trainer(source)
-        if state["seed"] != self.config.train.seed:
-            raise CheckpointError(f"the checkpoint is of a run with seed {state['seed']}: set train.seed to it")
-        load_optimizer(source, self.policy.model, self.learner.optimizer, self.runtime)
-        self.learner.skipped = state["skipped"]
-        self.batches.load_state_dict(state)
-        self.step = self.saved = state["step"]
-        self.line = state["line"]
-        self.console.log(f"resuming after step {self.step}")
+
+def build(config: Config, resume: bool = False) -> Parts:
+    """Make the parts of a run from its recipe. On failure, all that was opened is closed again.
+
+    Raises:
+        UserError: the recipe, a file or the model that it names cannot be used, or the executor cannot run here.
+    """
+    check_for_training(config)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(config.train.seed)
+    with ExitStack() as opened:
+        # 1. Processes, run folder, signals.
+        runtime = Runtime(config.model.precision, max(30.0, 2 * config.train.watchdog_minutes), trains=True)
+        opened.callback(runtime.close)
+        console, folder = Console(runtime.is_main), Path(config.train.output_dir)
+        make_writable(folder)
+        if runtime.world > 1:  # a wrong launcher starts one process instead of many, and says nothing
+            console.log(f"{runtime.world} processes")
+        checkpoint = find_start(folder, resume, console.log)
+        if len(set(runtime.gather([checkpoint and checkpoint.name]))) > 1:
+            raise CheckpointError(f"nodes see different checkpoints in {folder}: they must share this folder")
+        stop = StopRequest(runtime, console.log)
+        watchdog = Watchdog(
+            folder / "alive", runtime.rank, runtime.world, runtime.progress, config.train.watchdog_minutes
+        )
+        writer = Writer("log")
+        # 2. Tool and problems: they fail faster than the model.
+        tool = open_tool(config, console.log)
+        if tool is not None:
+            opened.callback(tool.close)
+        opened.callback(writer.close)
+        train, held_out = read_all_problems(config, console.log)
+        # 3. Policy and learner.
+        policy = _open_policy(config, checkpoint, runtime, console)
+        learner = Learner(runtime, policy.model, config, load_reference(config, runtime.full_weights))
+        reward = make_reward(config.reward, config.rollout.max_completion_length)
+        # 4. Rollouts, journal, checkpoints, log.
+        journal = Journal(folder / "journal", runtime.rank, digest(config), writer, resume)
+        saver = Saver(folder / "checkpoints", config, journal, console.log, runtime)
+        opened.callback(saver.close)
+        fitting = keep_fitting(train, config, policy, console.log)
+        collector = Collector(config, runtime, policy, tool, reward, fitting, journal, stop, console)
+        opened.callback(collector.close)
+        # 5. Go on where the checkpoint stands. Files of the run are changed only after that has worked.
+        state = _restore(checkpoint, config, policy, learner, collector, runtime) if checkpoint else None
+        if state:
+            console.log(f"resuming after step {state['step']}")
+        if runtime.is_main:
+            if not resume:
+                journal.clear()
+            saver.tidy(state["step"] if state else 0)
+        log = _open_log(config, folder, state, writer, tool) if runtime.is_main else None
+        runtime.barrier()
+        recorder = Recorder(config, runtime, log, console, MachineLimits(policy.model, runtime.bf16))
+        return Parts(
+            runtime,
+            console,
+            stop,
+            watchdog,
+            policy,
+            tool,
+            reward,
+            collector,
+            learner,
+            held_out,
+            saver,
+            recorder,
+            writer,
+            state,
+            opened.pop_all(),
+        )
+
+
+def _open_policy(config: Config, checkpoint: Path | None, runtime: Runtime, console: Console) -> Policy:
+    """Load the policy, from the checkpoint if there is one. With LoRA a checkpoint holds only the adapters."""
+    adapts = config.model.lora_rank > 0
+    path = str(checkpoint) if checkpoint and not adapts else config.model.path
+    policy = load_policy(config, path, runtime.device, runtime.full_weights)
+    if adapts:
+        add_adapters(policy.model, config.model, checkpoint)
+    if policy.engine_refused:
+        console.log(f"rollout.generator: `generate`, not `engine`: {policy.engine_refused}")
+    return policy
+
+
+def _restore(
+    checkpoint: Path, config: Config, policy: Policy, learner: Learner, collector: Collector, runtime: Runtime
+) -> dict[str, Any]:
+    """Load optimizer, sampler and counters from a checkpoint. Returns the state that `Trainer.save` wrote.
+
+    Raises:
+        CheckpointError: it belongs to a run with another seed or other parameters.
+    """
+    state = load_trainer(checkpoint)
+    if state["seed"] != config.train.seed:
+        raise CheckpointError(f"the checkpoint is of a run with seed {state['seed']}: set train.seed to it")
+    load_optimizer(checkpoint, policy.model, learner.optimizer, runtime)
+    learner.skipped = state["skipped"]
+    collector.load_state_dict(state)
+    return state
+
+
+def _open_log(
+    config: Config, folder: Path, state: dict[str, Any] | None, writer: Writer, tool: Tool | None
+) -> RunLog:
+    """Open the files of the run and write its recipe and metadata. Lines after the checkpoint are cut off."""
+    log = RunLog(folder, config.train.report_to, state["step"] if state else -1, writer)
+    save_config(config, folder / "config.yaml")
+    (folder / "metadata.json").write_text(json.dumps(describe_run(config, tool), indent=1))
+    return log
 
 
 def train(config: Config, resume: bool = False) -> int:
     """Run a recipe. Returns the exit code: 0, or 130/143 after a signal."""
     trainer = Trainer(config, resume)
     try:
-        return trainer.run()
+        return trainer.train()
     except Exception as error:
-        if trainer.stop.signal and lost_contact(error):  # the launcher ends all, because of another rank
-            return 128 + trainer.stop.signal
+        number = trainer.parts.stop.signal
+        if number and lost_contact(error):  # the launcher ends all ranks, because another one ended
+            return 128 + number
         raise
     finally:
         trainer.close()

@@ -12,7 +12,7 @@ import torch
 from grpo_tir.learning.batching import collate, to_row
 from grpo_tir.learning.loss import grpo_loss
 from grpo_tir.types import RolloutGroup
-from tiny_policy import VOCABULARY, gradient_of, make_groups, make_learner, make_rollout, tiny_qwen2
+from tiny_policy import VOCABULARY, gradient_of, make_groups, make_learner, make_rollout, tiny_qwen2, update
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "token": {},
@@ -181,7 +181,7 @@ def test_several_updates_take_the_ratio_against_the_policy_that_sampled(tmp_path
     optimum: dict[str, float] = {"lr": 0.05, "weight_decay": 0.0, "eps": 1e-2}
     values: dict[str, Any] = {"algorithm__mini_batches": 2, **{f"optim__{k}": v for k, v in optimum.items()}}
     learner = make_learner(tiny_qwen2(), **values)
-    learner.update(groups, 0, tmp_path)
+    update(learner, groups, 0, tmp_path)
 
     model = tiny_qwen2()
     optimizer = torch.optim.AdamW(model.parameters(), **optimum)

@@ -17,7 +17,7 @@ from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.learning.packing import Packing, _select, attend_packed, packed_attention
 from parity.engine_models import FAMILIES, VOCABULARY, make_model
 from parity.test_gradients import OPTIONS, distance
-from tiny_policy import gradient_of, make_groups, make_learner, tiny_qwen2
+from tiny_policy import gradient_of, make_groups, make_learner, tiny_qwen2, update
 
 
 def batch_of(seed: int = 0) -> Any:
@@ -176,4 +176,4 @@ def test_a_model_whose_attention_cannot_be_replaced_is_padded(tmp_path: Path) ->
     assert unsupported_reason(model)
     learner = make_learner(model)
     assert not learner.packs
-    assert learner.update(make_groups(), 0, tmp_path)["grad_norm"] > 0
+    assert update(learner, make_groups(), 0, tmp_path)["grad_norm"] > 0

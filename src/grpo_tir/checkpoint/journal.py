@@ -20,12 +20,13 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from grpo_tir.config import Config
+from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Rollout, Segment, Stamp, ToolCall, ToolResult
 from grpo_tir.utils.files import Writer, _cut_torn_line, append_line, whole_lines
@@ -96,6 +97,31 @@ class Journal:
         """A rollout that has just ended."""
         if rollout.valid:
             self.writer.do(_append_rollout, self.file, rollout)
+
+    def end_batch(
+        self, step: int, sampled: int, number: int, runtime: Runtime, log: Callable[[str], None]
+    ) -> None:
+        """Wait until this batch is on the disk, on all ranks. All ranks must call it together.
+
+        Once any rank had to sample, the journals of later steps belong to an abandoned future and are deleted.
+
+        Args:
+            step: of training, from 1.
+            sampled: rollouts that this rank had to sample; the others came from the journal.
+            number: rollouts of this rank.
+            runtime: sums over the ranks.
+            log: prints a line.
+        """
+        self.flush()
+        sampled, number = map(int, runtime.sum([sampled, number]))
+        if self.reading and sampled < number:
+            log(f"step {step}: {number - sampled} of {number} rollouts taken from the journal")
+        if not sampled or not self.reading:
+            return
+        if runtime.is_main:
+            self.drop_after(step)
+        runtime.barrier()
+        self.reading = False
 
     def drop_after(self, step: int) -> None:
         """Forget the rollouts of later steps: they were sampled from another future."""

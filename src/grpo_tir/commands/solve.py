@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from grpo_tir.grading.extract import model_answer
     from grpo_tir.monitor.console import Console
     from grpo_tir.rollouts.policy import load_policy
-    from grpo_tir.rollouts.rollout import Limits, RolloutLoop, make_groups
+    from grpo_tir.rollouts.rollout import make_groups, sample_responses
     from grpo_tir.tools.open import open_tool
     from grpo_tir.types import Problem, Rollout
 
@@ -50,20 +50,17 @@ def run(args: argparse.Namespace) -> int:
             print(f"{colour[0]}{segment.text}{colour[1]}", end="", flush=True)
         printed = len(response.segments)
 
-    limits = Limits(config.rollout.max_completion_length, config.tool.max_tool_calls)
-    generator = policy.generator(config, sampling)
     try:
-        loop = RolloutLoop(
-            generator,
+        sample_responses(
+            [rollout],
+            policy,
             tool,
-            policy.tokenizer,
-            limits,
-            config.train.seed,
+            config,
+            runtime,
+            sampling=sampling,
             check=lambda finished, waiting: show(rollout),
         )
-        loop.run([rollout])
     finally:
-        generator.close()
         if tool is not None:
             tool.close()
         runtime.close()

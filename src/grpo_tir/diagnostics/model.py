@@ -22,7 +22,7 @@ from grpo_tir.learning.batching import collate, to_row
 from grpo_tir.learning.certificate import SINGLE, TOLERANCE
 from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.rollouts.policy import Policy, load_policy
-from grpo_tir.rollouts.rollout import Limits, RolloutLoop, make_groups
+from grpo_tir.rollouts.rollout import Limits, make_groups, sample_responses
 from grpo_tir.tools.python import OUTPUT_MARKER
 from grpo_tir.types import Problem
 
@@ -144,15 +144,8 @@ def check_sampling(
         k: v for k, v in theirs.items() if k in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     }
     (group,) = make_groups([next(iter(problems), SAMPLE)], policy.render, policy.tokenizer, ROWS, 0)
-    generator = policy.generator(config)
-    budget = min(TOKENS, config.rollout.max_completion_length)
-    try:
-        with runtime.autocast():
-            RolloutLoop(generator, None, policy.tokenizer, Limits(budget, 0), config.train.seed).run(
-                group.rollouts
-            )
-    finally:
-        generator.close()
+    limits = Limits(min(TOKENS, config.rollout.max_completion_length), max_tool_calls=0)
+    sample_responses(group.rollouts, policy, None, config, runtime, limits=limits)
     batch = collate([to_row(rollout) for rollout in group.rollouts], runtime.device)
     with torch.no_grad(), runtime.autocast():
         module = TokenLogprobs(policy.model, config.rollout.temperature)

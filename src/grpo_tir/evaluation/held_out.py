@@ -15,10 +15,10 @@ from grpo_tir.config import Config
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
 from grpo_tir.generation.sampling import Sampling
-from grpo_tir.monitor.metrics import summarize, tool_metrics
+from grpo_tir.monitor.metrics import eval_metrics, summarize
 from grpo_tir.rollouts.policy import Policy
 from grpo_tir.rollouts.rewards import RewardFunction
-from grpo_tir.rollouts.rollout import Limits, RolloutLoop, make_groups, prompt_length
+from grpo_tir.rollouts.rollout import make_groups, prompt_length, sample_responses
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, Rollout
 
@@ -36,14 +36,7 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float | None]:
         """`eval/accuracy` and how the tool was used; None where nothing could be judged."""
-        rows = [row for row in self.summaries if row["valid"] and row["correct"] is not None]
-        tools = tool_metrics(rows)
-        return {
-            "eval/accuracy": sum(row["correct"] for row in rows) / len(rows) if rows else None,
-            "eval/code_ratio": tools["tools/code_ratio"],
-            "eval/pass_ratio": tools["tools/pass_ratio"],
-            "eval/unjudged": float(len(self.summaries) - len(rows)),
-        }
+        return eval_metrics(self.summaries)
 
 
 def evaluate(
@@ -91,13 +84,9 @@ def complete(
     check: Callable[[int, int], None] = lambda finished, waiting: None,
 ) -> None:
     """Sample empty rollouts to their end and grade them, in place. `check` may raise to abandon them."""
-    limits = Limits(config.rollout.max_completion_length, config.tool.max_tool_calls, fixed_waves)
-    generator = policy.generator(config, sampling)
-    try:
-        with runtime.autocast():
-            RolloutLoop(generator, tool, policy.tokenizer, limits, config.train.seed, check=check).run(rollouts)
-    finally:
-        generator.close()
+    sample_responses(
+        rollouts, policy, tool, config, runtime, sampling=sampling, fixed_waves=fixed_waves, check=check
+    )
     for number, rollout in enumerate(rollouts):
         check(number, 0)
         rollout.reward = reward(rollout.problem, rollout) if rollout.valid else None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,17 @@ from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.learning.lora import without_adapters
 from grpo_tir.learning.loss import count, grpo_loss
 from grpo_tir.learning.packing import packed_attention
+from grpo_tir.monitor.metrics import update_metrics
 from grpo_tir.types import RolloutGroup
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """The samples of one optimizer step: this rank's share of them."""
+
+    samples: list[TrainingSample]
+    normalizer: float
+    """Denominator of the loss: valid tokens, or rows, of all ranks (`loss.count`)."""
 
 
 class Learner:
@@ -70,45 +80,93 @@ class Learner:
         self.skipped = 0
         self.tolerance = config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
         self.tolerance_used = 0.0
+        self.sums: dict[str, float] = {}
+        """Of the current rollout batch on this rank."""
+        self.dump = Path("dumps")
         self.agreements: list[Agreement] = []
         """Of the micro-batches of one optimizer step."""
 
-    def update(self, groups: Sequence[RolloutGroup], step: int, dump: Path) -> dict[str, float]:
-        """All optimizer steps on one rollout batch (this rank's groups).
+    @contextmanager
+    def updating(self, step: int, dump: Path) -> Iterator[None]:
+        """Prepare the optimizer steps on one rollout batch: learning rate, train mode, packed rows.
 
         Args:
             step: of the run, from 0; sets the learning rate.
-            dump: where a batch without a finite gradient is written for replay.
-
-        Raises:
-            TrainingDiverged: `train.max_skipped` optimizer steps in a row were skipped.
-            CertificateError: what is about to be trained is not what was sampled.
+            dump: folder for mini-batches without a finite gradient.
         """
-        options = self.config.algorithm
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config.optim, self.config.train.steps)
-        self.tolerance_used = 0.0
-        batches = self._deal(groups)
+        self.sums, self.tolerance_used, self.dump = {}, 0.0, dump
         self.policy.train()
-        sums: dict[str, float] = {}
-        with self._attention():
-            if options.mini_batches * options.epochs > 1 or options.importance_cap:
-                self._annotate(self.module, [row for rows in batches for row in rows], "old_logprobs")
-            if options.kl_coef:
-                self._annotate_reference([row for rows in batches for row in rows])
-            for _ in range(options.epochs):
-                for rows in batches:
-                    self._step(rows, sums, dump)
-        return self._report(sums)
-
-    @contextmanager
-    def _attention(self) -> Iterator[None]:
-        """Packed rows, for the policy and its reference, where that can be."""
         with ExitStack() as stack:
             for module in (self.module, self.reference):
                 if self.packs and module is not None:
                     stack.enter_context(packed_attention(module.model))
             yield
+
+    def mini_batches(self, groups: Sequence[RolloutGroup]) -> Iterator[MiniBatch]:
+        """Yield one mini-batch for each optimizer step: `algorithm.epochs` times `algorithm.mini_batches`.
+
+        The log-probs of the old policy (eq. 2) are computed before the first of them, and those of the reference
+        policy where `kl_coef` asks for it. A mini-batch that is empty on all ranks is left out.
+        """
+        options = self.config.algorithm
+        batches = self._deal(groups)
+        samples = [sample for batch in batches for sample in batch]
+        if options.mini_batches * options.epochs > 1 or options.importance_cap:
+            self._annotate(self.module, samples, "old_logprobs")
+        if options.kl_coef:
+            self._annotate_reference(samples)
+        longest = self.config.rollout.max_completion_length
+        for _ in range(options.epochs):
+            for batch in batches:
+                masks = [torch.tensor([sample.loss_mask]) for sample in batch]
+                local = sum(count(mask, options.aggregation, longest) for mask in masks)
+                normalizer = self.runtime.sum([local])[0]
+                if normalizer:
+                    yield MiniBatch(batch, normalizer)
+
+    def backward(self, batch: MiniBatch) -> None:
+        """Add the gradient of the GRPO loss of one mini-batch, micro-batch by micro-batch.
+
+        Raises:
+            CertificateError: the rows are not what was sampled, or not from this policy.
+        """
+        micro_batches = plan_micro_batches(batch.samples, self.config.optim.micro_batch_tokens, self.packs)
+        rounds = int(self.runtime.max([len(micro_batches)])[0])  # a rank with fewer takes part with empty ones
+        micro_batches += [[idle_row()]] * (rounds - len(micro_batches))
+        for i, part in enumerate(micro_batches):
+            with self.runtime.hold_sync(self.policy, hold=i + 1 < rounds):
+                loss = self._loss(collate(part, self.runtime.device), batch.normalizer)
+                self.runtime.backward(self.policy, loss)
+        self._certify()
+
+    def step(self, batch: MiniBatch) -> None:
+        """Clip the gradient and take the optimizer step. A gradient that is not finite is skipped and dumped.
+
+        Raises:
+            TrainingDiverged: `train.max_skipped` optimizer steps in a row were skipped.
+        """
+        norm = self.runtime.step(self.policy, self.optimizer)
+        if math.isfinite(norm):
+            self.skipped = 0
+            self._add(grad_norm=norm, steps=1)
+        else:
+            self._add(skipped=1)
+            self._skip(batch, norm)
+
+    def report(self) -> dict[str, float]:
+        """Metrics of the optimizer steps since `updating` was entered. All ranks must call it together."""
+        names = ["entropy", "gap", "clipped_low", "clipped_high", "kl", "tokens", "loss"]
+        totals = dict(zip(names, self.runtime.sum([self.sums.get(name, 0.0) for name in names]), strict=True))
+        if not self.config.algorithm.kl_coef:
+            del totals["kl"]
+        for name in ("grad_norm", "steps", "skipped"):  # equal on all ranks
+            totals[name] = self.sums.get(name, 0.0)
+        totals["gap_max"] = self.runtime.max([self.sums.get("gap_max", 0.0)])[0]
+        totals["tolerance_used"] = self.tolerance_used
+        updates = self.config.algorithm.mini_batches * self.config.algorithm.epochs
+        return update_metrics(totals, updates, self.optimizer.param_groups[0]["lr"])
 
     def _deal(self, groups: Sequence[RolloutGroup]) -> list[list[TrainingSample]]:
         """Rows of each mini-batch. Groups are dealt by their rank in the whole batch, not in this process's
@@ -139,32 +197,7 @@ class Learner:
                 for row, values in zip(part, logprobs, strict=True):
                     setattr(row, name, values[: len(row.token_ids)].cpu())
 
-    def _step(self, rows: list[TrainingSample], sums: dict[str, float], dump: Path) -> None:
-        """One optimizer step on one mini-batch."""
-        options, optim = self.config.algorithm, self.config.optim
-        longest = self.config.rollout.max_completion_length
-        masks = [torch.tensor([row.loss_mask]) for row in rows]
-        local = sum(count(mask, options.aggregation, longest) for mask in masks)
-        normalizer = self.runtime.sum([local])[0]
-        if normalizer == 0:
-            return  # every group was dropped: nothing to learn from, on any rank
-        micro_batches = plan_micro_batches(rows, optim.micro_batch_tokens, self.packs)
-        rounds = int(self.runtime.max([len(micro_batches)])[0])
-        micro_batches += [[idle_row()]] * (rounds - len(micro_batches))
-        for i, part in enumerate(micro_batches):
-            with self.runtime.hold_sync(self.policy, hold=i + 1 < rounds):
-                loss = self._loss(collate(part, self.runtime.device), normalizer, sums)
-                self.runtime.backward(self.policy, loss)
-        self._certify()
-        norm = self.runtime.step(self.policy, self.optimizer)
-        if math.isfinite(norm):
-            self.skipped = 0
-            _add(sums, grad_norm=norm, steps=1)
-        else:
-            self._skip(rows, dump, norm)
-            _add(sums, skipped=1)
-
-    def _loss(self, batch: MicroBatch, normalizer: float, sums: dict[str, float]) -> torch.Tensor:
+    def _loss(self, batch: MicroBatch, normalizer: float) -> torch.Tensor:
         """This micro-batch's share of the mini-batch's loss."""
         options = self.config.algorithm
         logprobs, entropy = self.policy(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (B, T)
@@ -189,9 +222,9 @@ class Learner:
             weights=gap.exp().clamp(max=options.importance_cap) if options.importance_cap else None,
         )
         seen = torch.where(batch.loss_mask.bool(), gap.abs(), 0.0)
-        _add(sums, loss=loss.item(), entropy=entropy.sum().item(), gap=seen.sum().item())
-        _add(sums, **{name: value.item() for name, value in info.items()})
-        sums["gap_max"] = max(sums.get("gap_max", 0.0), seen.max().item())
+        self._add(loss=loss.item(), entropy=entropy.sum().item(), gap=seen.sum().item())
+        self._add(**{name: value.item() for name, value in info.items()})
+        self.sums["gap_max"] = max(self.sums.get("gap_max", 0.0), seen.max().item())
         self.agreements.append(batch.agreement(old))
         return loss
 
@@ -203,39 +236,21 @@ class Learner:
         self.tolerance_used = max(self.tolerance_used, found.used(self.tolerance))
         check_logprobs(found, self.tolerance)
 
-    def _skip(self, rows: list[TrainingSample], dump: Path, norm: float) -> None:
+    def _skip(self, batch: MiniBatch, norm: float) -> None:
         """Keep the weights, keep the batch for replay, and give up when it goes on."""
         self.skipped += 1
-        dump.mkdir(parents=True, exist_ok=True)
-        torch.save([{**vars(row), "rollout": None} for row in rows], dump / f"rank{self.runtime.rank}.pt")
+        self.dump.mkdir(parents=True, exist_ok=True)
+        samples = [{**vars(sample), "rollout": None} for sample in batch.samples]
+        torch.save(samples, self.dump / f"rank{self.runtime.rank}.pt")
         if self.skipped >= self.config.train.max_skipped:
             raise TrainingDiverged(
                 f"{self.skipped} optimizer steps in a row had a gradient norm of {norm}; "
-                f"the last batch is in {dump}. Lower optim.lr, or look at the batch"
+                f"the last batch is in {self.dump}. Lower optim.lr, or look at the batch"
             )
 
-    def _report(self, sums: dict[str, float]) -> dict[str, float]:
-        """Means over all tokens of all ranks, under TRL's names."""
-        names = ["entropy", "gap", "clipped_low", "clipped_high", "kl", "tokens", "loss"]
-        total = dict(zip(names, self.runtime.sum([sums.get(name, 0.0) for name in names]), strict=True))
-        tokens, steps = max(total["tokens"], 1.0), max(sums.get("steps", 0.0), 1.0)
-        updates = self.config.algorithm.mini_batches * self.config.algorithm.epochs
-        metrics = {
-            "loss": total["loss"] / updates,
-            "grad_norm": sums.get("grad_norm", 0.0) / steps,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "entropy": total["entropy"] / tokens,
-            "clip_ratio/low_mean": total["clipped_low"] / tokens,
-            "clip_ratio/high_mean": total["clipped_high"] / tokens,
-            "clip_ratio/region_mean": (total["clipped_low"] + total["clipped_high"]) / tokens,
-            "sampling/sampling_logp_difference/mean": total["gap"] / tokens,
-            "sampling/sampling_logp_difference/max": self.runtime.max([sums.get("gap_max", 0.0)])[0],
-            "certificate/used": self.tolerance_used,
-            "skipped_updates": sums.get("skipped", 0.0),
-        }
-        if self.config.algorithm.kl_coef:
-            metrics["kl"] = total["kl"] / tokens
-        return metrics
+    def _add(self, **numbers: float) -> None:
+        for name, number in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + number
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -260,8 +275,3 @@ def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
         "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
     }
     return optim.lr * shape[optim.schedule](done)
-
-
-def _add(sums: dict[str, float], **numbers: float) -> None:
-    for name, number in numbers.items():
-        sums[name] = sums.get(name, 0.0) + number

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grpo_tir.grading.extract import extract_answer
@@ -112,6 +112,68 @@ def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]
         "rollouts/unjudged": float(sum(not row["valid"] and not row["lost"] for row in summaries)),
     }
     return {**metrics, **tool_metrics(rows), "tools/outages": float(sum(row["outages"] for row in summaries))}
+
+
+def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: float) -> dict[str, float]:
+    """Metrics of the optimizer steps of one batch, under TRL's names: means over all tokens of all ranks.
+
+    Args:
+        totals: sums over all ranks (`Learner.report`).
+        updates: optimizer steps that the recipe asks for in a batch.
+        learning_rate: of the last of them.
+    """
+    tokens, steps = max(totals["tokens"], 1.0), max(totals["steps"], 1.0)
+    metrics = {
+        "loss": totals["loss"] / updates,
+        "grad_norm": totals["grad_norm"] / steps,
+        "learning_rate": learning_rate,
+        "entropy": totals["entropy"] / tokens,
+        "clip_ratio/low_mean": totals["clipped_low"] / tokens,
+        "clip_ratio/high_mean": totals["clipped_high"] / tokens,
+        "clip_ratio/region_mean": (totals["clipped_low"] + totals["clipped_high"]) / tokens,
+        "sampling/sampling_logp_difference/mean": totals["gap"] / tokens,
+        "sampling/sampling_logp_difference/max": totals["gap_max"],
+        "certificate/used": totals["tolerance_used"],
+        "skipped_updates": totals["skipped"],
+    }
+    if "kl" in totals:
+        metrics["kl"] = totals["kl"] / tokens
+    return metrics
+
+
+def time_metrics(
+    tokens: int, sampling: float, learning: float, idle: float, shares: tuple[float | None, float | None]
+) -> dict[str, float | None]:
+    """Seconds and rates of one training step.
+
+    Args:
+        tokens: response tokens of all ranks.
+        sampling, learning: seconds of the two halves of the step.
+        idle: seconds of `sampling` in which all rows waited for their tool, as a mean over the ranks.
+        shares: of this machine's limit that the two halves reached (`MachineLimits.shares`).
+    """
+    return {
+        "time/step": sampling + learning,
+        "time/rollout": sampling,
+        "time/learn": learning,
+        "time/tool_idle": idle,
+        "time/rollout_tokens_per_second": tokens / sampling,
+        "time/learn_tokens_per_second": tokens / learning,
+        "time/rollout_share_of_limit": shares[0],
+        "time/learn_share_of_limit": shares[1],
+    }
+
+
+def eval_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Accuracy on held-out problems and use of the tool; None where nothing could be judged."""
+    rows = [row for row in summaries if row["valid"] and row["correct"] is not None]
+    tools = tool_metrics(rows)
+    return {
+        "eval/accuracy": _mean(row["correct"] for row in rows),
+        "eval/code_ratio": tools["tools/code_ratio"],
+        "eval/pass_ratio": tools["tools/pass_ratio"],
+        "eval/unjudged": float(len(summaries) - len(rows)),
+    }
 
 
 def tool_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:

@@ -12,14 +12,22 @@ import time
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpo_tir
 from grpo_tir.config import Config
 from grpo_tir.errors import ConfigError
+from grpo_tir.monitor.alarms import find_alarms, grad_norm_spiked
+from grpo_tir.monitor.metrics import step_metrics, summarize, time_metrics
 from grpo_tir.tools.protocol import Tool
-from grpo_tir.types import Rollout
+from grpo_tir.types import Rollout, RolloutGroup
 from grpo_tir.utils.files import Writer, read_jsonl, sync, write_atomically
+
+if TYPE_CHECKING:  # to read or write a log takes no torch
+    from grpo_tir.distributed.runtime import Runtime
+    from grpo_tir.monitor.console import Console
+    from grpo_tir.monitor.utilization import MachineLimits
+    from grpo_tir.rollouts.rollout import SamplingCost
 
 
 def describe_run(config: Config, tool: Tool | None) -> dict[str, Any]:
@@ -129,6 +137,92 @@ class RunLog:
         _append(self.folder / "metrics.jsonl", [{"step": step, **metrics}])
         for tracker in self.trackers:
             tracker(step, {name: value for name, value in metrics.items() if value is not None})
+
+
+class Recorder:
+    """Measure each training step on all ranks, and write it to the run's log on the main process.
+
+    Args:
+        config: of the run.
+        runtime: gathers from the ranks.
+        log: files of the run; on the main process only.
+        console: prints the line of a step.
+        limits: what this machine can do; for the shares of it that a step used.
+    """
+
+    def __init__(
+        self, config: Config, runtime: Runtime, log: RunLog | None, console: Console, limits: MachineLimits
+    ) -> None:
+        self.config, self.runtime, self.log = config, runtime, log
+        self.console, self.limits = console, limits
+
+    def rollouts(self, groups: Sequence[RolloutGroup], step: int) -> None:
+        """Write the trajectories of all ranks into one file. All ranks must call it together."""
+        found = self.runtime.gather([trajectory(rollout, step) for group in groups for rollout in group.rollouts])
+        if self.log is not None:
+            self.log.rollouts(step, found)
+
+    def measure(
+        self,
+        groups: Sequence[RolloutGroup],
+        step: int,
+        learned: dict[str, float],
+        seconds: tuple[float, float],
+        cost: SamplingCost,
+        problems: int,
+    ) -> dict[str, float | None]:
+        """Compute the metrics of a training step; write its rewards and, where due, its trajectories.
+
+        Args:
+            groups: this rank's rollout batch.
+            step: of training, from 1.
+            learned: metrics of the update (`Learner.report`).
+            seconds: of sampling and of learning.
+            cost: of sampling, on this rank.
+            problems: in the training set; numbers the epochs.
+
+        Returns:
+            The metrics, on the main process; elsewhere none. All ranks must call it together.
+        """
+        config, (sampling, learning) = self.config, seconds
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        summaries = self.runtime.gather([summarize(rollout, config.tool.max_tool_calls) for rollout in rollouts])
+        if self._keeps_trajectories(step, learned):
+            self.rollouts(groups, step)
+        idle, forwards = self.runtime.sum([cost.idle, cost.forwards])
+        if self.log is None:
+            return {}
+        self.log.rewards(step, summaries, problems)
+        if config.train.sample_every and step % config.train.sample_every == 0:
+            self.console.trajectory(rollouts[0])
+        world = self.runtime.world
+        shares = self.limits.shares(
+            summaries, sampling, learning, forwards / world, config.algorithm.epochs, world
+        )
+        tokens = sum(row["length"] for row in summaries)
+        times = time_metrics(tokens, sampling, learning, idle / world, shares)
+        return {**step_metrics(summaries), **learned, **times}
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Write and print the metrics of a step; step 0 is the evaluation before training."""
+        if self.log is None:
+            return
+        self.log.metrics(step, metrics)
+        if step:
+            self.console.step(step, self.config.train.steps, metrics)
+            self.console.alarms(find_alarms(self.log.history, self.config))
+        else:
+            self.console.log(f"before training: held-out accuracy {metrics.get('eval/accuracy')} (greedy)")
+
+    def _keeps_trajectories(self, step: int, learned: dict[str, float]) -> bool:
+        """True on all ranks where the recipe says so, and after a step that went wrong, for `grpo-tir replay`."""
+        options = self.config.train
+        every = options.rollouts_every or options.steps
+        due = (step - 1) % every == 0 or bool(options.rollouts_every and step == options.steps)
+        wrong = self.log is not None and (
+            bool(learned["skipped_updates"]) or grad_norm_spiked([*self.log.history, learned])
+        )
+        return bool(self.runtime.max([float(due or wrong)])[0])
 
 
 def make_tracker(name: str, folder: Path, resume_at: int = -1) -> Any:

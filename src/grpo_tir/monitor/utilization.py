@@ -50,8 +50,8 @@ class MachineLimits:
         forwards: float,
         passes: int = 1,
         world: int = 1,
-    ) -> dict[str, float | None]:
-        """Shares of the limit that sampling and update came to.
+    ) -> tuple[float | None, float]:
+        """Return the shares of this machine's limit that sampling and update reached.
 
         Args:
             rows: summaries of all ranks, with `group`, and `prompt` and `length` in tokens.
@@ -70,10 +70,7 @@ class MachineLimits:
             least = read / self.copy_rate
         update = 6 * self.weights * passes * trained / self.product_rate
         known = forwards or not self.on_gpu
-        return {
-            "time/rollout_share_of_limit": least / world / sampling if known else None,
-            "time/learn_share_of_limit": update / world / learning,
-        }
+        return least / world / sampling if known else None, update / world / learning
 
 
 def count_weights(model: Any) -> int:

@@ -10,8 +10,9 @@ A wave is what decodes together from prompts to ends. There is one to a batch, b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from grpo_tir.checkpoint.journal import Journal
@@ -25,7 +26,7 @@ from grpo_tir.learning.advantages import is_flat
 from grpo_tir.monitor.console import Console
 from grpo_tir.rollouts.policy import Policy
 from grpo_tir.rollouts.rewards import RewardFunction
-from grpo_tir.rollouts.rollout import Limits, RolloutLoop, make_groups, prompt_length
+from grpo_tir.rollouts.rollout import make_groups, prompt_length, sample_responses
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup
 
@@ -51,9 +52,9 @@ class Collector:
         self.problems = ProblemSampler(problems, config.train.seed, config.data.shuffle)
         self.step, self.next_group = 0, 0
         self.grading: dict[int, Future[Reward | None]] = {}
-        self.expected = self.finished = 0
+        self.expected = self.finished = self.sampled = 0
         self.idle, self.forwards = 0.0, 0
-        """Of the batch at hand: seconds in which all rows waited for tools, and forwards of the generator."""
+        """Of the current batch: seconds in which all rows waited for tools, and forward passes."""
         self.graders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reward")
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,40 +66,35 @@ class Collector:
         self.next_group = state["next_group"]
         self.problems.load_state_dict(state["sampler"])
 
-    def collect(self, step: int) -> list[RolloutGroup]:
-        """This rank's share of the batch of training step `step`. With dynamic sampling (DAPO, section 3.2) flat
-        groups are replaced by groups of further problems until the batch is full or the attempts are spent.
+    @contextmanager
+    def batch(self, step: int) -> Iterator[None]:
+        """Open the rollout batch of training step `step` (from 1).
 
-        Raises:
-            Interrupted: a rank was asked to stop; the batch was not taken, and what it had is in the journal.
+        If the batch is abandoned, the sampler goes back to where it was. What was sampled stays in the journal.
         """
         before, self.step = self.state_dict(), step
         self.idle, self.forwards = 0.0, 0
         self.journal.begin(step)
         try:
-            return self._fill(self.config.rollout.prompts_per_step, max(1, self.config.algorithm.dynamic_sampling))
+            yield
         except BaseException:
             self.load_state_dict(before)
             raise
 
-    def _fill(self, wanted: int, attempts: int) -> list[RolloutGroup]:
-        kept: list[RolloutGroup] = []
-        flat_groups: list[RolloutGroup] = []
-        for _ in range(attempts):
-            for group in self.sample(wanted - int(self.runtime.sum([len(kept)])[0])):
-                flat = self.config.algorithm.dynamic_sampling and is_flat(group.rewards)
-                (flat_groups if flat else kept).append(group)
-            if int(self.runtime.sum([len(kept)])[0]) >= wanted:
-                break
-        else:  # a batch is never smaller than the recipe says: fill it up with flat groups
-            missing = wanted - int(self.runtime.sum([len(kept)])[0])
-            chosen = self.runtime.gather([group.rollouts[0].group for group in flat_groups])[:missing]
-            kept += [group for group in flat_groups if group.rollouts[0].group in chosen]
-        return kept
+    def sample_rollouts(self, number: int | None = None) -> list[RolloutGroup]:
+        """Sample responses to the next `number` problems (default: `rollout.prompts_per_step`).
 
-    def sample(self, number: int) -> list[RolloutGroup]:
-        """Rollouts and rewards for the next `number` problems; each rank takes its part of them."""
+        Grading of a response starts as soon as it ends, in other threads. `assign_rewards` takes the results.
+
+        Returns:
+            This rank's groups.
+
+        Raises:
+            Interrupted: a rank was asked to stop.
+        """
         settings = self.config.rollout
+        number = settings.prompts_per_step if number is None else number
+        # 1. Draw problems. All ranks draw the same, and each takes its share.
         groups = make_groups(
             self.problems.next(number),
             self.policy.render,
@@ -109,23 +105,57 @@ class Collector:
         self.next_group += number
         mine = self.runtime.share(groups, cost=prompt_length)
         rollouts = [rollout for group in mine for rollout in group.rollouts]
-        self.grading, self.expected, self.finished, sampled = {}, len(rollouts), 0, 0
+        self.grading, self.expected, self.finished, self.sampled = {}, len(rollouts), 0, 0
+        with self.stop.abandonable(), self.runtime.full_weights(self.policy.model):
+            for wave in self._waves(rollouts):
+                # 2. Take from the journal what an interrupted attempt had finished.
+                missing = self.journal.recall(wave, whole=self.config.train.deterministic)
+                for rollout in wave:
+                    if rollout.finish_reason != "aborted":
+                        self._grade(rollout)
+                # 3. Sample the rest.
+                self._decode(missing)
+                self.sampled += len(missing)
+        return mine
+
+    def assign_rewards(self, groups: list[RolloutGroup]) -> None:
+        """Wait for the grading of the groups just sampled, and write `reward` and `valid` of each rollout.
+
+        Raises:
+            Interrupted: a rank was asked to stop.
+            ExecutorOutage, GraderOutage: more rollouts were lost than `executor.max_outage` allows.
+        """
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
         with self.stop.abandonable():
-            with self.runtime.full_weights(self.policy.model):
-                for wave in self._waves(rollouts):
-                    missing = self.journal.recall(wave, whole=self.config.train.deterministic)
-                    for rollout in wave:
-                        if rollout.finish_reason != "aborted":  # from the journal
-                            self._grade(rollout)
-                    self._decode(missing)
-                    sampled += len(missing)
             for rollout in rollouts:
                 self.stop.check()
                 rollout.reward = self.grading[id(rollout)].result() if rollout.valid else None
                 rollout.valid = rollout.reward is not None
-        self._settle_journal(sampled, len(rollouts))
+        self.journal.end_batch(self.step, self.sampled, len(rollouts), self.runtime, self.console.log)
         self._refuse_outage(rollouts)
-        return mine
+
+    def replace_flat_groups(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+        """Replace groups of equal rewards by groups of further problems (dynamic sampling; DAPO, section 3.2).
+
+        `algorithm.dynamic_sampling` bounds the number of batches sampled; 0 returns the groups as they are. If the
+        batch is still short after the last attempt, flat groups fill it up: a batch never gets smaller.
+        """
+        attempts, wanted = self.config.algorithm.dynamic_sampling, self.config.rollout.prompts_per_step
+        if not attempts:
+            return groups
+        kept = [group for group in groups if not is_flat(group.rewards)]
+        flat_groups = [group for group in groups if is_flat(group.rewards)]
+        for _ in range(attempts - 1):
+            missing = wanted - int(self.runtime.sum([len(kept)])[0])
+            if missing <= 0:
+                return kept
+            more = self.sample_rollouts(missing)
+            self.assign_rewards(more)
+            kept += [group for group in more if not is_flat(group.rewards)]
+            flat_groups += [group for group in more if is_flat(group.rewards)]
+        missing = wanted - int(self.runtime.sum([len(kept)])[0])
+        chosen = self.runtime.gather([group.rollouts[0].group for group in flat_groups])[:missing]
+        return kept + [group for group in flat_groups if group.rollouts[0].group in chosen]
 
     def close(self) -> None:
         """End the reward threads."""
@@ -137,26 +167,20 @@ class Collector:
         return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
 
     def _decode(self, rollouts: list[Rollout]) -> None:
-        """Sample to the end, with a generator of its own: a wave must not depend on the one before it."""
-        config = self.config
-        generator = self.policy.generator(config)
-        loop = RolloutLoop(
-            generator,
+        """Sample to the end, with a new generator: the draws of a wave must not depend on the wave before it."""
+        cost = sample_responses(
+            rollouts,
+            self.policy,
             self.tool,
-            self.policy.tokenizer,
-            Limits(config.rollout.max_completion_length, config.tool.max_tool_calls, config.train.deterministic),
-            config.train.seed,
+            self.config,
+            self.runtime,
+            fixed_waves=self.config.train.deterministic,
             run_tool=lambda rollout, code: self.journal.run(self.tool, rollout, code),
             on_finish=self._finish,
             check=self._between_tokens,
         )
-        try:
-            with self.runtime.autocast():
-                loop.run(rollouts)
-        finally:
-            self.idle += loop.idle
-            self.forwards += getattr(generator, "counts", {}).get("forwards", 0)
-            generator.close()
+        self.idle += cost.idle
+        self.forwards += cost.forwards
 
     def _finish(self, rollout: Rollout) -> None:
         self.journal.record(rollout)
@@ -170,20 +194,6 @@ class Collector:
     def _between_tokens(self, finished: int, waiting: int) -> None:
         self.console.progress(self.finished, self.expected, waiting)
         self.stop.check()
-
-    def _settle_journal(self, sampled: int, number: int) -> None:
-        """All of this batch is written down before any rank goes on. Once a rank had to sample, the journals of
-        later steps are of another future."""
-        self.journal.flush()
-        sampled, number = map(int, self.runtime.sum([sampled, number]))
-        if self.journal.reading and sampled < number:
-            self.console.log(f"step {self.step}: {number - sampled} of {number} rollouts taken from the journal")
-        if not sampled or not self.journal.reading:
-            return
-        if self.runtime.is_main:
-            self.journal.drop_after(self.step)
-        self.runtime.barrier()
-        self.journal.reading = False
 
     def _refuse_outage(self, rollouts: list[Rollout]) -> None:
         """Go on without a few lost rollouts; stop, without a step, when they are many."""

@@ -18,10 +18,13 @@ from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_tir.config import Config
 from grpo_tir.data.prompts import Renderer, encode
+from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.generation.protocol import Generator, Request, Stopped
-from grpo_tir.generation.sampling import row_key
+from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import decode
+from grpo_tir.rollouts.policy import Policy
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment, ToolCall, ToolResult
 
@@ -54,6 +57,57 @@ def make_groups(
 def prompt_length(group: RolloutGroup) -> float:
     """What a group will cost, as far as one can tell beforehand: longer problems get longer responses."""
     return len(group.rollouts[0].prompt_ids)
+
+
+@dataclass(frozen=True)
+class SamplingCost:
+    """What sampling a batch took, for the metrics."""
+
+    idle: float
+    """Seconds in which no row could go on, because all of them waited for their tool."""
+    forwards: int
+    """Forward passes of the generator; 0 where it does not count them."""
+
+
+def sample_responses(
+    rollouts: list[Rollout],
+    policy: Policy,
+    tool: Tool | None,
+    config: Config,
+    runtime: Runtime,
+    *,
+    sampling: Sampling | None = None,
+    limits: Limits | None = None,
+    fixed_waves: bool = False,
+    **hooks: Any,
+) -> SamplingCost:
+    """Sample empty rollouts to their end, in place. Training, evaluation, `solve` and `doctor` all come here.
+
+    Args:
+        rollouts: from `make_groups`.
+        policy: the weights as they are now. Under ZeRO-3 the caller has gathered them (`Runtime.full_weights`).
+        tool: None only where no call is allowed.
+        config: its sections `rollout`, `tool` and `train.seed` are read.
+        runtime: gives the precision of the forward passes.
+        sampling: distribution of the draws; default: that of the section `rollout`.
+        limits: budget and number of calls; default: those of the recipe.
+        fixed_waves: see `Limits`.
+        hooks: `run_tool`, `on_finish` and `check` of `RolloutLoop`.
+
+    Raises:
+        ExecutorOutage: the executor lost so many calls that it gave up.
+    """
+    budget, calls = config.rollout.max_completion_length, config.tool.max_tool_calls
+    generator = policy.generator(config, sampling)
+    loop = RolloutLoop(
+        generator, tool, policy.tokenizer, limits or Limits(budget, calls, fixed_waves), config.train.seed, **hooks
+    )
+    try:
+        with runtime.autocast():
+            loop.run(rollouts)
+    finally:
+        generator.close()
+    return SamplingCost(loop.idle, getattr(generator, "counts", {}).get("forwards", 0))
 
 
 class RolloutLoop:

@@ -22,7 +22,7 @@ from grpo_tir.generation.sampling import Sampling
 from grpo_tir.learning.learner import Learner
 from grpo_tir.diagnostics.memory import Hardware, Shape, plan
 from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup, Segment
-from tiny_policy import change
+from tiny_policy import change, update
 from grpo_tir.config import Config
 
 checkpointing = sys.argv[1] == "again"
@@ -74,7 +74,7 @@ def learn(learner):
             rollout.reward, rollout.advantage = Reward(1.0, {}), sign
             rollouts.append(rollout)
         groups.append(RolloutGroup(problem, rollouts))
-    learner.update(groups, 0, Path("dump"))
+    update(learner, groups, 0, Path("dump"))
 
 runtime = Runtime("fp32")
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from grpo_tir.distributed import zero
-from grpo_tir.distributed.optimizer_state import ParamShard, read_state, full_parameters, write_state
+from grpo_tir.distributed.optimizer_state import ParamShard, full_parameters, read_state, write_state
 from grpo_tir.distributed.runtime import deal
 from grpo_tir.errors import CheckpointError, ConfigError
 

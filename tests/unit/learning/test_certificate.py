@@ -161,7 +161,7 @@ def test_a_run_rings_and_its_report_says_the_same(recipe: Config, capsys: pytest
 
 def test_the_batch_of_a_gradient_spike_is_written_down(recipe: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Step 2 is not due otherwise (train.rollouts_every 10)."""
-    monkeypatch.setattr("grpo_tir.train.grad_norm_spiked", lambda history: len(history) == 2)
+    monkeypatch.setattr("grpo_tir.monitor.run_log.grad_norm_spiked", lambda history: len(history) == 2)
     assert train(recipe) == 0
     written = sorted(path.name for path in (Path(recipe.train.output_dir) / "rollouts").iterdir())
     assert written == ["step_000001.jsonl", "step_000002.jsonl"]
@@ -194,7 +194,7 @@ def reencoded_id(monkeypatch: pytest.MonkeyPatch) -> None:
 def wrong_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     """The generator draws at 0.9, the learner believes in 1."""
     honest = Policy.generator
-    monkeypatch.setattr(Policy, "generator", lambda self, config: honest(self, config, Sampling(0.9)))
+    monkeypatch.setattr(Policy, "generator", lambda self, config, sampling: honest(self, config, Sampling(0.9)))
 
 
 @pytest.mark.parametrize(

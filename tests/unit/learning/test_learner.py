@@ -13,7 +13,7 @@ from grpo_tir.config import OptimConfig
 from grpo_tir.errors import TrainingDiverged
 from grpo_tir.learning.learner import Learner, learning_rate
 from grpo_tir.types import RolloutGroup
-from tiny_policy import make_groups, make_learner, tiny_qwen2
+from tiny_policy import make_groups, make_learner, tiny_qwen2, update
 
 
 def count_steps(learner: Learner) -> list[int]:
@@ -34,12 +34,12 @@ def test_optimizer_steps_are_mini_batches_times_epochs(
 ) -> None:
     learner = make_learner(tiny_qwen2(), algorithm__mini_batches=mini_batches, algorithm__epochs=epochs)
     steps = count_steps(learner)
-    learner.update(make_groups(groups=4), 0, tmp_path)
+    update(learner, make_groups(groups=4), 0, tmp_path)
     assert len(steps) == expected
 
 
 def test_one_update_per_batch_has_ratio_one_and_clips_nothing(tmp_path: Path) -> None:
-    metrics = make_learner(tiny_qwen2(), optim__lr=0.1).update(make_groups(), 0, tmp_path)
+    metrics = update(make_learner(tiny_qwen2(), optim__lr=0.1), make_groups(), 0, tmp_path)
     assert metrics["clip_ratio/region_mean"] == 0
     # at ratio 1 the value of the loss is minus the token-weighted mean advantage
     rollouts = [r for g in make_groups() for r in g.rollouts]
@@ -49,28 +49,28 @@ def test_one_update_per_batch_has_ratio_one_and_clips_nothing(tmp_path: Path) ->
 
 
 def test_later_epochs_clip_once_the_policy_has_moved(tmp_path: Path) -> None:
-    metrics = make_learner(tiny_qwen2(), optim__lr=0.05, algorithm__epochs=3).update(make_groups(), 0, tmp_path)
+    metrics = update(make_learner(tiny_qwen2(), optim__lr=0.05, algorithm__epochs=3), make_groups(), 0, tmp_path)
     low, high = metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]
     assert low > 0 and high > 0
     assert metrics["clip_ratio/region_mean"] == pytest.approx(low + high)
 
 
 def test_kl_is_zero_at_the_reference_and_pulls_back_to_it_elsewhere(tmp_path: Path) -> None:
-    same = make_learner(tiny_qwen2(0), tiny_qwen2(0), algorithm__kl_coef=1.0).update(make_groups(), 0, tmp_path)
+    same = update(make_learner(tiny_qwen2(0), tiny_qwen2(0), algorithm__kl_coef=1.0), make_groups(), 0, tmp_path)
     assert same["kl"] == pytest.approx(0, abs=1e-6)
     groups = make_groups()
     for rollout in (r for g in groups for r in g.rollouts):
         rollout.advantage = 0.0  # nothing but the penalty acts
     learner = make_learner(tiny_qwen2(0), tiny_qwen2(1), algorithm__kl_coef=1.0, optim__lr=3e-3)
-    values = [learner.update(groups, step, tmp_path)["kl"] for step in range(8)]
+    values = [update(learner, groups, step, tmp_path)["kl"] for step in range(8)]
     assert values[0] > 0.1 and values[-1] < 0.7 * values[0]
 
 
 def test_reference_does_not_move(tmp_path: Path) -> None:
     reference = tiny_qwen2(1).requires_grad_(False)
     before = torch.cat([p.flatten().clone() for p in reference.parameters()])
-    make_learner(tiny_qwen2(0), reference, algorithm__kl_coef=1.0, optim__lr=0.1).update(
-        make_groups(), 0, tmp_path
+    update(
+        make_learner(tiny_qwen2(0), reference, algorithm__kl_coef=1.0, optim__lr=0.1), make_groups(), 0, tmp_path
     )
     assert torch.equal(before, torch.cat([p.flatten() for p in reference.parameters()]))
 
@@ -81,8 +81,8 @@ def test_importance_cap_weighs_by_learner_over_generator_and_is_capped(tmp_path:
     groups = make_groups()
     for segment in (s for g in groups for r in g.rollouts for s in r.segments if s.kind == "model"):
         segment.logprobs = [-20.0] * len(segment.token_ids)
-    plain = make_learner(tiny_qwen2()).update(groups, 0, tmp_path)
-    capped = make_learner(tiny_qwen2(), algorithm__importance_cap=2.0).update(groups, 0, tmp_path)
+    plain = update(make_learner(tiny_qwen2()), groups, 0, tmp_path)
+    capped = update(make_learner(tiny_qwen2(), algorithm__importance_cap=2.0), groups, 0, tmp_path)
     assert capped["loss"] == pytest.approx(2 * plain["loss"], rel=1e-5)
     assert capped["grad_norm"] == pytest.approx(2 * plain["grad_norm"], rel=1e-4)
 
@@ -100,7 +100,7 @@ def test_gap_between_generator_and_learner_is_measured_on_model_tokens_only(tmp_
             if segment.kind == "model":
                 segment.logprobs = [value + 0.25 for value in true[at : at + len(segment.token_ids)]]
             at += len(segment.token_ids)
-    metrics = learner.update(groups, 0, tmp_path)
+    metrics = update(learner, groups, 0, tmp_path)
     assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.25, rel=1e-4)
     assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(0.25, rel=1e-4)
 
@@ -108,7 +108,7 @@ def test_gap_between_generator_and_learner_is_measured_on_model_tokens_only(tmp_
 def test_entropy_of_a_uniform_policy_is_the_logarithm_of_its_vocabulary(tmp_path: Path) -> None:
     model = tiny_qwen2(tie_word_embeddings=False)
     torch.nn.init.zeros_(model.lm_head.weight)
-    metrics = make_learner(model).update(make_groups(), 0, tmp_path)
+    metrics = update(make_learner(model), make_groups(), 0, tmp_path)
     assert metrics["entropy"] == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_step_without_a_finite_gradient_is_skipped_counted_and_dumped_for_replay
     model, groups = poisoned()
     learner = make_learner(model)
     before = weights(learner)
-    metrics = learner.update(groups, 0, tmp_path / "dump")
+    metrics = update(learner, groups, 0, tmp_path / "dump")
     assert metrics["skipped_updates"] == 1 and learner.skipped == 1
     assert torch.equal(weights(learner), before)
     rows = torch.load(tmp_path / "dump" / "rank0.pt")
@@ -134,9 +134,9 @@ def test_step_without_a_finite_gradient_is_skipped_counted_and_dumped_for_replay
 def test_a_good_step_after_a_skipped_one_is_that_of_a_fresh_learner_and_resets_the_count(tmp_path: Path) -> None:
     model, groups = poisoned()
     learner, fresh = make_learner(model), make_learner(tiny_qwen2())
-    learner.update(groups, 0, tmp_path)
+    update(learner, groups, 0, tmp_path)
     for one in (learner, fresh):
-        one.update(make_groups(), 0, tmp_path)
+        update(one, make_groups(), 0, tmp_path)
     assert learner.skipped == 0
     assert torch.equal(weights(learner), weights(fresh))
 
@@ -145,9 +145,9 @@ def test_training_stops_with_the_reason_after_too_many_skipped_steps_in_a_row(tm
     model, groups = poisoned()
     learner = make_learner(model, train__max_skipped=3)
     for step in range(2):
-        learner.update(groups, step, tmp_path)
+        update(learner, groups, step, tmp_path)
     with pytest.raises(TrainingDiverged, match=r"3 optimizer steps in a row .* nan"):
-        learner.update(groups, 2, tmp_path)
+        update(learner, groups, 2, tmp_path)
 
 
 def test_batch_without_a_trained_rollout_moves_nothing(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_batch_without_a_trained_rollout_moves_nothing(tmp_path: Path) -> None:
         rollout.trained = False
     learner = make_learner(tiny_qwen2(), optim__weight_decay=0.5, optim__lr=0.1)
     before = weights(learner)
-    metrics = learner.update(groups, 0, tmp_path)
+    metrics = update(learner, groups, 0, tmp_path)
     assert torch.equal(weights(learner), before)
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0
 
@@ -169,7 +169,7 @@ def test_gradient_is_clipped_by_its_global_norm_and_reported_before_that(tmp_pat
             tiny_qwen2(), optim__max_grad_norm=limit, optim__eps=1e3, optim__lr=100.0, optim__weight_decay=0.0
         )
         before = weights(learner)
-        norms.append(learner.update(make_groups(), 0, tmp_path)["grad_norm"])
+        norms.append(update(learner, make_groups(), 0, tmp_path)["grad_norm"])
         moved.append((weights(learner) - before).norm().item())
     assert norms[0] == norms[1] == norms[2] > 0.1
     assert moved[0] / moved[1] == pytest.approx(norms[0] / 0.05, rel=1e-2)
@@ -178,7 +178,7 @@ def test_gradient_is_clipped_by_its_global_norm_and_reported_before_that(tmp_pat
 
 def test_learning_rate_follows_the_step_of_the_run(tmp_path: Path) -> None:
     learner = make_learner(tiny_qwen2(), optim__lr=1e-3, optim__schedule="linear", train__steps=4)
-    assert learner.update(make_groups(), 3, tmp_path)["learning_rate"] == pytest.approx(0.25e-3)
+    assert update(learner, make_groups(), 3, tmp_path)["learning_rate"] == pytest.approx(0.25e-3)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,6 @@ def test_weight_decay_is_decoupled_from_the_gradient(tmp_path: Path) -> None:
     for decay in (0.0, 0.1):
         learner = make_learner(tiny_qwen2(), optim__lr=0.01, optim__weight_decay=decay)
         before = weights(learner)
-        learner.update(make_groups(), 0, tmp_path)
+        update(learner, make_groups(), 0, tmp_path)
         ends.append(weights(learner))
     torch.testing.assert_close(ends[1] - ends[0], -0.01 * 0.1 * before, rtol=1e-3, atol=1e-7)

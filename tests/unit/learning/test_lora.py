@@ -22,7 +22,7 @@ from grpo_tir.learning import lora
 from grpo_tir.learning.learner import Learner
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.utils.files import Writer
-from tiny_policy import VOCABULARY, change, make_groups, tiny_qwen2
+from tiny_policy import VOCABULARY, change, make_groups, tiny_qwen2, update
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'grpo-tir[peft]'")
 
@@ -37,7 +37,7 @@ def learner(tmp_path: Path) -> Learner:
     lora.add_adapters(model, SETTINGS)
     learner = Learner(Runtime("fp32"), model, change(Config(), optim__lr=0.01))
     for step in range(2):
-        learner.update(make_groups(step), step, tmp_path)
+        update(learner, make_groups(step), step, tmp_path)
     return learner
 
 
@@ -101,7 +101,7 @@ def test_kl_is_measured_against_the_policy_without_adapters(tmp_path: Path) -> N
     model = tiny_qwen2()
     lora.add_adapters(model, SETTINGS)
     learner = Learner(Runtime("fp32"), model, change(Config(), optim__lr=0.01, algorithm__kl_coef=0.1))
-    kl = [learner.update(make_groups(step), step, tmp_path)["kl"] for step in range(3)]
+    kl = [update(learner, make_groups(step), step, tmp_path)["kl"] for step in range(3)]
     assert kl[0] == 0 and kl[2] > kl[1] > 0
 
 
@@ -127,7 +127,7 @@ def test_resumed_adapters_and_moments_are_those_that_were_saved(learner: Learner
     resumed = Learner(Runtime("fp32"), model, learner.config)
     load_optimizer(path, model, resumed.optimizer, resumed.runtime)
     for one in (learner, resumed):
-        one.update(make_groups(2), 2, tmp_path)
+        update(one, make_groups(2), 2, tmp_path)
     theirs = learner.module.model.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
 
