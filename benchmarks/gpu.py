@@ -25,8 +25,7 @@ from functools import partial
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
-
-from grpo_tir.bench import (
+from workload import (
     After,
     ForcedEngine,
     alternate,
@@ -39,6 +38,7 @@ from grpo_tir.bench import (
     run_update,
     trained_rows,
 )
+
 from grpo_tir.engine.engine import Engine
 from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.sampling import Sampling

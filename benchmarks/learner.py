@@ -28,8 +28,7 @@ import torch
 from torch.nn.functional import linear_cross_entropy
 from torch.nn.functional import log_softmax as log_softmax_of
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
-
-from grpo_tir.bench import (
+from workload import (
     alternate,
     learner_fraction,
     make_rows,
@@ -38,6 +37,7 @@ from grpo_tir.bench import (
     run_update,
     trained_rows,
 )
+
 from grpo_tir.learning.batching import TrainingSample, collate
 from grpo_tir.learning.logprobs import TokenLogprobs
 

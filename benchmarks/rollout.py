@@ -26,8 +26,7 @@ from functools import partial
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
-
-from grpo_tir.bench import (
+from workload import (
     INSERTED,
     After,
     Row,

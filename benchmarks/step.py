@@ -42,8 +42,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 from trl import GRPOConfig, GRPOTrainer
-
-from grpo_tir.bench import (
+from workload import (
     INSERTED,
     After,
     Answer,
@@ -55,6 +54,7 @@ from grpo_tir.bench import (
     random_model,
     run_engine,
 )
+
 from grpo_tir.config import Config, ExecutorConfig, OptimConfig, RolloutConfig
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.executor.open import open_executor
