@@ -209,6 +209,7 @@ def build(config: Config, resume: bool = False) -> Parts:
         opened.callback(runtime.close)
         console, folder = Console(runtime.is_main), Path(config.train.output_dir)
         make_writable(folder)
+        console.log(f"precision: {runtime.precision}")
         if runtime.world > 1:  # a wrong launcher starts one process instead of many, and says nothing
             console.log(f"{runtime.world} processes")
         checkpoint = find_start(folder, resume, console.log)

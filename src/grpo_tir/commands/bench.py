@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=8, help="responses a prompt")
     parser.add_argument("--prompt-tokens", type=int, default=80)
     parser.add_argument("--response-tokens", type=int, default=128)
-    parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads; more help on an idle machine"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more help on an idle machine")
     parser.add_argument("--micro-batch-tokens", type=int, default=2048)
 
 

@@ -11,7 +11,7 @@ from grpo_tir.config import Config
 from grpo_tir.data.benchmarks import PINS, Benchmark, load_benchmark, load_file
 from grpo_tir.data.prompts import STEP_BY_STEP
 from grpo_tir.errors import ConfigError
-from grpo_tir.evaluation.spec import EvalSpec
+from grpo_tir.evaluation.spec import EvalOptions, EvalSpec
 from grpo_tir.utils.recipe import load_config
 from grpo_tir.utils.resources import find_recipe
 
@@ -65,7 +65,16 @@ def run(args: argparse.Namespace) -> int:
     plans = plan_cells(args)
     from grpo_tir.evaluation.session import Session
 
-    return Session(args, plans, load_benchmarks(args, plans[0].config)).run()
+    options = EvalOptions(
+        samples=args.samples,
+        sample=args.sample,
+        batch=args.batch,
+        overlap=args.overlap,
+        float64=args.float64,
+        compare_paper=args.compare == "paper",
+        out=args.out,
+    )
+    return Session(options, plans, load_benchmarks(args, plans[0].config)).run()
 
 
 def plan_cells(args: argparse.Namespace) -> list[EvalSpec]:
@@ -127,12 +136,16 @@ def load_benchmarks(args: argparse.Namespace, config: Config) -> list[Benchmark]
 
 
 def recipe_for(model: str, recipe: str | None, overrides: list[str]) -> Config:
-    """The recipe that was named, else the one that lies in the checkpoint, else ToRL's."""
+    """Load the named recipe, else the one in the checkpoint, else torl_1.5b.
+
+    A recipe that the user did not name may ask for bf16 because it was written for a GPU. Its precision becomes
+    `auto`, which is bf16 on a GPU and fp32 on a CPU, where most processors emulate bf16.
+    """
     inside = Path(model) / "recipe.yaml"
-    if recipe:
-        config = load_config(find_recipe(recipe), overrides)
-    elif inside.is_file():
-        config = load_config(inside, overrides)
-    else:
-        config = load_config(find_recipe("torl_1.5b"), overrides)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, path=model))
+    path = find_recipe(recipe) if recipe else inside if inside.is_file() else find_recipe("torl_1.5b")
+    config = load_config(path, overrides)
+    settings = dataclasses.replace(config.model, path=model)
+    named = recipe is not None or any("model.precision" in text for text in overrides)
+    if settings.precision == "bf16" and not named:
+        settings = dataclasses.replace(settings, precision="auto")
+    return dataclasses.replace(config, model=settings)

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from grpo_tir.types import Problem, Rollout
 
     runtime = Runtime(config.model.precision)
+    print(f"precision: {runtime.precision}", file=sys.stderr)
     policy = load_policy(config, args.model, runtime.device)
     tool = open_tool(config, Console().log)
     sampling = Sampling(config.rollout.temperature) if args.sample else GREEDY

@@ -38,7 +38,7 @@ def check_model(config: Config, problems: Sequence[Problem]) -> Iterator[Finding
     runtime = Runtime(config.model.precision)
     policy = load_policy(config, config.model.path, runtime.device)
     size = sum(parameter.numel() for parameter in policy.model.parameters())
-    yield fine("model", f"{config.model.path}: {size / 1e6:.4g}M parameters on {runtime.device}")
+    yield fine("model", f"{config.model.path}: {size / 1e6:.4g}M parameters, {runtime.precision}")
     if policy.engine_refused:
         yield warning("model", f"the engine cannot decode it, `generate` will: {policy.engine_refused}")
     yield from check_prompt(policy, problems, config)

@@ -47,10 +47,11 @@ class Runtime:
         bf16 = precision == "bf16" or (precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
         self._accelerator = Accelerator(
             cpu=cpu and not sharded,  # accelerate keeps DeepSpeed for accelerators; it does run on a CPU
-            mixed_precision="bf16" if bf16 and not sharded else "no",
+            mixed_precision="no",  # `autocast` is ours: accelerate allows one precision a process
             kwargs_handlers=[group] if world > 1 or sharded else None,
         )
         self.bf16 = bf16
+        """Forward passes run under bf16 autocast. Weights and gradients stay in float32."""
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
@@ -76,9 +77,15 @@ class Runtime:
         self._engine = module if self.stage else None
         return module, optimizer
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of forward passes outside of the prepared module."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def autocast(self, module: Any = None) -> AbstractContextManager[Any]:
+        """Return the precision of forward passes. DeepSpeed's engine has an autocast of its own."""
+        enabled = self.bf16 and not (self.stage and module is self._engine)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    @property
+    def precision(self) -> str:
+        """Precision and device of forward passes, for people: `bf16 on cuda`."""
+        return f"{'bf16' if self.bf16 else 'fp32'} on {self.device.type}"
 
     def full_weights(self, model: torch.nn.Module) -> AbstractContextManager[None]:
         """All weights of a model at hand on this rank: for sampling, scoring and saving. Enter it together."""

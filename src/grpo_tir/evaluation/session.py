@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -20,7 +19,7 @@ from grpo_tir.evaluation import paper, summary, tables
 from grpo_tir.evaluation.held_out import GREEDY
 from grpo_tir.evaluation.responses import ResponseLog, digest
 from grpo_tir.evaluation.run import Cell, EvalContext, run_cell
-from grpo_tir.evaluation.spec import EvalSpec
+from grpo_tir.evaluation.spec import EvalOptions, EvalSpec
 from grpo_tir.evaluation.tool_ablation import AlteredTool, blank, shuffle
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.grading.grader import default_grader
@@ -40,14 +39,12 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
 class Session:
     """One call of `grpo-tir eval`."""
 
-    def __init__(
-        self, args: argparse.Namespace, plans: Sequence[EvalSpec], benchmarks: Sequence[Benchmark]
-    ) -> None:
-        self.args, self.plans, self.benchmarks = args, plans, benchmarks
-        precision = "fp32" if args.float64 else plans[0].config.model.precision
+    def __init__(self, options: EvalOptions, plans: Sequence[EvalSpec], benchmarks: Sequence[Benchmark]) -> None:
+        self.options, self.plans, self.benchmarks = options, plans, benchmarks
+        precision = "fp32" if options.float64 else plans[0].config.model.precision
         self.runtime = Runtime(precision)
         self.console = Console(self.runtime.is_main)
-        self.folder = Path(args.out or f"runs/eval/{self._name()}")
+        self.folder = Path(options.out or f"runs/eval/{self._name()}")
         self.journal = ResponseLog(self.folder, self.runtime.rank)
         self.stop = StopRequest(self.runtime, self.console.log, "what is finished is kept")
         self.finished: list[summary.Result] = []
@@ -75,11 +72,13 @@ class Session:
 
     def run_plan(self, plan: EvalSpec) -> None:
         """One model, loaded once, under each of its conditions."""
-        # prompts are not filtered by length here: what does not fit the model is counted and named
-        config = dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, max_prompt_length=1))
-        policy = load_policy(config, plan.model, self.runtime.device)
-        if self.args.float64:
+        config = plan.config
+        # A prompt that is too long for the model is counted as wrong and named, so no prompt length is required.
+        policy = load_policy(config, plan.model, self.runtime.device, prompt_length=1)
+        if self.options.float64:
             policy.model.double()
+        else:
+            self.console.log(f"precision: {self.runtime.precision}")
         reward = make_reward(config.reward, config.rollout.max_completion_length)
         tool = open_tool(config, self.console.log) if set(plan.conditions) - {"no tool"} else None
         true_results: dict[str, list[ToolResult]] = {}
@@ -108,10 +107,10 @@ class Session:
 
     def make_cell(self, plan: EvalSpec, config: Config, condition: str, policy: Policy, tool: Tool | None) -> Cell:
         """A row of the table with all that it depends on."""
-        args, rollout = self.args, config.rollout
+        options, rollout = self.options, config.rollout
         c = 0 if condition == "no tool" else config.tool.max_tool_calls
         config = dataclasses.replace(config, tool=dataclasses.replace(config.tool, max_tool_calls=c))
-        drawn = args.sample or args.samples > 1
+        drawn = options.sample or options.samples > 1
         sampling = Sampling(rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p) if drawn else GREEDY
         executor = getattr(tool, "executor", None)
         facts: dict[str, Any] = {
@@ -123,13 +122,13 @@ class Session:
             "stop": config.tool.stop,
             "tool": config.tool.name,
             "sampling": dataclasses.asdict(sampling),
-            "samples": args.samples,
+            "samples": options.samples,
             "seed": config.train.seed,
             "max_completion_length": rollout.max_completion_length,
             "generator": "generate" if policy.engine_refused else rollout.generator,
-            "precision": f"{'float64' if args.float64 else config.model.precision} on {self.runtime.device.type}",
-            "batch": args.batch,
-            "overlap": args.overlap,
+            "precision": f"float64 on {self.runtime.device.type}" if options.float64 else self.runtime.precision,
+            "batch": options.batch,
+            "overlap": options.overlap,
             "reward": config.reward.function,
             "executor": {"kind": executor.describe()["kind"], "timeout": config.executor.timeout}
             if c and executor
@@ -138,7 +137,7 @@ class Session:
         }
         extra = "" if condition in ("tool", "no tool") else f" {condition}"
         label = f"{short_name(plan.model)} ({plan.prompt}, c={c}{extra})"
-        return Cell(label, facts, config, condition, sampling, args.samples, args.batch, args.overlap)
+        return Cell(label, facts, config, condition, sampling, options.samples, options.batch, options.overlap)
 
     def write(self, started: float) -> None:
         """results.json and results.md, the table on the console, one JSON object last."""
@@ -152,13 +151,13 @@ class Session:
             "differences": pairs,
             "tool_benefit": summary.tool_benefit(self.finished, pairs),
         }
-        if self.args.compare:
+        if self.options.compare_paper:
             result["paper"] = [dataclasses.asdict(row) | {"true_average": row.true_average} for row in paper.TABLE]
         times = {"started": round(started), "seconds": round(time.time() - started, 1)}
         write_atomically(self.folder / "results.json", json.dumps({**result, "times": times}, indent=1) + "\n")
         write_atomically(self.folder / "results.md", tables.page(result))
         log = self.console.log
-        log("\n" + tables.table(self.finished, [b.name for b in self.benchmarks], bool(self.args.compare)))
+        log("\n" + tables.table(self.finished, [b.name for b in self.benchmarks], self.options.compare_paper))
         if pairs:
             log("\n" + tables.difference_table(pairs))
         for line in result["tool_benefit"]:
@@ -192,7 +191,7 @@ class Session:
             [plan.model, plan.prompt, plan.conditions, dataclasses.asdict(plan.config)] for plan in self.plans
         ]
         hashes = [benchmark.sha256 for benchmark in self.benchmarks]
-        asked = {name: value for name, value in vars(self.args).items() if name not in ("out", "compare")}
+        asked = dataclasses.asdict(dataclasses.replace(self.options, out=None, compare_paper=False))
         return digest({"plans": plans, "benchmarks": hashes, "asked": asked})
 
 

@@ -12,6 +12,26 @@ from grpo_tir.config import Config
 
 
 @dataclass(frozen=True)
+class EvalOptions:
+    """How an evaluation samples, and where it writes."""
+
+    samples: int = 1
+    """Responses to a problem. More than one are drawn at `rollout.temperature`."""
+    sample: bool = False
+    """Draw one response instead of decoding it greedily."""
+    batch: int = 64
+    """Rows that are sampled together."""
+    overlap: bool = False
+    """Let rows go on while others wait for their tool. Results then repeat only up to near-ties of logits."""
+    float64: bool = False
+    """Compute in float64, so that no greedy response depends on `batch`."""
+    compare_paper: bool = False
+    """Print the paper's Table 3 beside the result."""
+    out: str | None = None
+    """Folder for responses and results; None: one below runs/eval, named by a hash of what is evaluated."""
+
+
+@dataclass(frozen=True)
 class EvalSpec:
     """One model with one prompt, under one or several conditions of its tool."""
 

@@ -200,7 +200,8 @@ class Learner:
     def _loss(self, batch: MicroBatch, normalizer: float) -> torch.Tensor:
         """This micro-batch's share of the mini-batch's loss."""
         options = self.config.algorithm
-        logprobs, entropy = self.policy(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (B, T)
+        with self.runtime.autocast(self.policy):
+            logprobs, entropy = self.policy(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (B, T)
         old_rows = [row.old_logprobs for row in batch.rows if row.old_logprobs is not None]
         old = batch.stack(old_rows) if len(old_rows) == len(batch.rows) else logprobs.detach()
         ref_rows = [row.ref_logprobs for row in batch.rows if row.ref_logprobs is not None]

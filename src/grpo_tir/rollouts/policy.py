@@ -76,11 +76,19 @@ def decodes_in_bf16(model: Any) -> bool:
     return on_gpu and torch.cuda.is_bf16_supported()
 
 
-def load_policy(config: Config, path: str, device: torch.device, full_weights: FullWeights = unsharded) -> Policy:
+def load_policy(
+    config: Config,
+    path: str,
+    device: torch.device,
+    full_weights: FullWeights = unsharded,
+    prompt_length: int | None = None,
+) -> Policy:
     """Load from the Hub or a folder, in float32 (at lr 1e-6 an update is lost in the rounding of a bf16 weight).
 
     Args:
         full_weights: gathers the parameters of a model that ZeRO-3 sharded while it was loaded.
+        prompt_length: tokens that the model must have room for beside the completion; default:
+            `data.max_prompt_length`.
 
     Raises:
         ModelError: no such model, not a causal language model, or a tokenizer that does not fit it.
@@ -88,7 +96,8 @@ def load_policy(config: Config, path: str, device: torch.device, full_weights: F
     """
     model, tokenizer = load_model(path, config.model.revision if path == config.model.path else None, full_weights)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    wanted = config.data.max_prompt_length + config.rollout.max_completion_length
+    prompt_length = config.data.max_prompt_length if prompt_length is None else prompt_length
+    wanted = prompt_length + config.rollout.max_completion_length
     if room and wanted > room:
         raise ConfigError(
             f"data.max_prompt_length + rollout.max_completion_length = {wanted}, but {path} has {room} positions"

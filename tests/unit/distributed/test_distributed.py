@@ -12,7 +12,7 @@ import torch
 
 from grpo_tir.distributed import zero
 from grpo_tir.distributed.optimizer_state import ParamShard, full_parameters, read_state, write_state
-from grpo_tir.distributed.runtime import deal
+from grpo_tir.distributed.runtime import Runtime, deal
 from grpo_tir.errors import CheckpointError, ConfigError
 
 
@@ -125,3 +125,13 @@ def test_asking_for_deepspeed_without_it_says_what_to_install(monkeypatch: pytes
     assert (
         done.stderr == "grpo-tir: this launch asks for DeepSpeed; install it: pip install 'grpo-tir[deepspeed]'\n"
     )
+
+
+def test_two_runtimes_of_one_process_may_differ_in_precision() -> None:
+    """accelerate keeps one precision a process, and refuses a second one with a traceback."""
+    half, full = Runtime("bf16"), Runtime("fp32")
+    product = torch.ones(2, 2) @ torch.ones(2, 2)
+    with half.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with full.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == product.dtype == torch.float32
