@@ -22,8 +22,8 @@ help:  ## this list
 	@echo
 	@echo "Options, as in 'make train SEED=3':"
 	@echo "  PYTHON=python3.12   the interpreter to use (from 3.11 on; unset: the first found; to change it: make clean)"
-	@echo "  TORCH_INDEX=URL     where torch comes from; unset: the ordinary registry, which on Linux means"
-	@echo "                      gigabytes of CUDA. No NVIDIA card? TORCH_INDEX=$(CPU_INDEX)"
+	@echo "  TORCH_INDEX=URL     index to install torch from; unset: on Linux without an NVIDIA card"
+	@echo "                      $(CPU_INDEX), else the ordinary registry"
 	@echo "  EXTRAS=$(EXTRAS)          extras that test, lint and types install: dev, deepspeed, data, tracking, peft"
 
 train: $(VENV)/installed  ## teach a tiny model to use Python, in minutes, on any machine  [SEED=1]
@@ -83,6 +83,8 @@ PIP = quiet=; [ -t 1 ] || quiet=-q; $(BIN)/python -m pip install $$quiet --disab
 
 USABLE = import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
+ANSWERS = import urllib.request as r; r.urlopen("$(CPU_INDEX)/torch/", timeout=5)
+
 define ENVIRONMENT
 python='$(PYTHON)'; \
 for name in python3.13 python3.12 python3.11 python3; do \
@@ -103,12 +105,19 @@ endef
 
 # Alone and first: where an index is named it serves torch only, every other package comes from the registry.
 define TORCH
-if [ -n '$(TORCH_INDEX)' ]; then \
-  echo "make: installing torch from $(TORCH_INDEX)"; \
-  $(PIP) --no-deps --index-url '$(TORCH_INDEX)' "$$(grep '^torch==' constraints.txt)"; \
-elif [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidiactl ] && ! command -v nvidia-smi >/dev/null 2>&1 && \
-     ! $(BIN)/python -c 'import torch' >/dev/null 2>&1; then \
-  echo "make: there is no NVIDIA card here, and the registry's torch for Linux brings gigabytes of CUDA."; \
-  echo "make: to be spared that, stop and run: make $(MAKECMDGOALS) TORCH_INDEX=$(CPU_INDEX)"; \
+index='$(TORCH_INDEX)'; \
+if [ -z "$$index" ] && [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidiactl ] && \
+   ! command -v nvidia-smi >/dev/null 2>&1 && ! $(BIN)/python -c 'import torch' >/dev/null 2>&1; then \
+  if $(BIN)/python -c '$(ANSWERS)' >/dev/null 2>&1; then \
+    echo "make: no NVIDIA card found: taking torch's CPU build"; \
+    index='$(CPU_INDEX)'; \
+  else \
+    echo "make: no NVIDIA card found, but $(CPU_INDEX) does not answer:"; \
+    echo "make: taking the registry's torch, which for Linux may bring gigabytes of CUDA"; \
+  fi; \
+fi; \
+if [ -n "$$index" ]; then \
+  echo "make: installing torch from $$index"; \
+  $(PIP) --no-deps --index-url "$$index" "$$(grep '^torch==' constraints.txt)"; \
 fi
 endef

@@ -19,6 +19,8 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 EOS = "<|endoftext|>"
+PROGRESS_SECONDS = 20.0
+"""Seconds between two progress lines where the output is not a terminal."""
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -97,7 +101,7 @@ def build_model(
     # Matrices of this size gain little from a second thread, and lose a factor of 15 where the cores are busy.
     torch.set_num_threads(1)
     try:
-        losses = pretrain(model, encoded, config, seed, progress=progress)
+        losses = pretrain(model, encoded, config, seed, log=log, progress=progress)
     finally:
         torch.set_num_threads(threads)
     model.save_pretrained(folder)
@@ -170,7 +174,13 @@ def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, seed: 
 
 
 def pretrain(
-    model: Qwen2ForCausalLM, encoded: Sequence[Encoded], config: PretrainConfig, seed: int, *, progress: bool
+    model: Qwen2ForCausalLM,
+    encoded: Sequence[Encoded],
+    config: PretrainConfig,
+    seed: int,
+    *,
+    log: Callable[[str], None] = print,
+    progress: bool = True,
 ) -> list[float]:
     """AdamW over `config.steps` batches; the learning rate is flat to half-time, then falls linearly."""
     import torch
@@ -180,6 +190,8 @@ def pretrain(
     losses = []
     batches = make_batches(encoded, config, random.Random(f"batches/{seed}"))
     hidden = None if progress else True  # None: shown on a terminal only
+    lines = progress and not sys.stderr.isatty()  # in a log file a line now and then takes the bar's place
+    printed = time.monotonic()
     for step, batch in enumerate(tqdm(batches, "pre-training", disable=hidden, smoothing=0.05)):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _schedule(step / config.steps, config.final_lr)
@@ -189,6 +201,9 @@ def pretrain(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if lines and time.monotonic() - printed > PROGRESS_SECONDS:
+            printed = time.monotonic()
+            log(f"pre-training: {step + 1} of {config.steps} steps")
         losses.append(loss.item() / sum(sum(document.trained) for document in batch))
     return losses
 
