@@ -244,7 +244,7 @@ def test_disk_that_fills_up_while_training(fails: Callable[..., str], monkeypatc
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_log, "_append", full)
+    monkeypatch.setattr(run_log, "append_lines", full)
     assert "No space left on device" in fails()
 
 

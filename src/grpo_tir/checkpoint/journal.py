@@ -29,7 +29,7 @@ from grpo_tir.config import Config
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Rollout, Segment, Stamp, ToolCall, ToolResult
-from grpo_tir.utils.files import Writer, _cut_torn_line, append_line, whole_lines
+from grpo_tir.utils.files import Writer, append_lines, complete_lines, cut_torn_line
 from grpo_tir.utils.recipe import to_dict
 
 Key = tuple[int, ...]
@@ -61,9 +61,9 @@ class Journal:
         if self.reading:
             for path in sorted(self.folder.glob(f"{step_name(step)}.rank*.jsonl")):
                 self._read(path)
-        if not self.reading or not _cut_torn_line(self.file, self.recipe):
+        if not self.reading or cut_torn_line(self.file)[:1] != [{"recipe": self.recipe}]:
             self.file.unlink(missing_ok=True)
-            self.writer.do(append_line, self.file, {"recipe": self.recipe})
+            self.writer.do(append_lines, self.file, {"recipe": self.recipe})
 
     def recall(self, rollouts: Sequence[Rollout], whole: bool) -> list[Rollout]:
         """Fill the rollouts that were finished; returns those that are still to be sampled.
@@ -148,7 +148,7 @@ class Journal:
         return entry is not None and entry["prompt_ids"] == rollout.prompt_ids
 
     def _read(self, path: Path) -> None:
-        lines, _ = whole_lines(path)
+        lines, _ = complete_lines(path)
         if lines[:1] != [{"recipe": self.recipe}]:
             return
         for line in lines[1:]:
@@ -163,7 +163,7 @@ class Journal:
             return
         line = {"call": key, "code": code, "result": dataclasses.asdict(done.result())}
         with contextlib.suppress(Exception):
-            self.writer.do(append_line, file, line)
+            self.writer.do(append_lines, file, line)
 
     def _files(self) -> Iterator[tuple[Path, int]]:
         for path in self.folder.glob("step_*.rank*.jsonl"):
@@ -198,7 +198,7 @@ def _append_rollout(path: Path, rollout: Rollout) -> None:
         "calls": calls,
         "finish_reason": rollout.finish_reason,
     }
-    append_line(path, line)
+    append_lines(path, line)
 
 
 def _fill(rollout: Rollout, line: dict[str, Any]) -> None:

@@ -26,10 +26,9 @@ def run(args: argparse.Namespace) -> int:
     config = recipe_for(args.model, args.recipe, args.overrides)
     from grpo_tir.distributed.runtime import Runtime
     from grpo_tir.evaluation.held_out import GREEDY
-    from grpo_tir.generation.sampling import Sampling
     from grpo_tir.grading.extract import model_answer
     from grpo_tir.monitor.console import Console
-    from grpo_tir.rollouts.policy import load_policy
+    from grpo_tir.rollouts.policy import load_policy, sampling_of
     from grpo_tir.rollouts.rollout import make_groups, sample_responses
     from grpo_tir.tools.open import open_tool
     from grpo_tir.types import Problem, Rollout
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"precision: {runtime.precision}", file=sys.stderr)
     policy = load_policy(config, args.model, runtime.device)
     tool = open_tool(config, Console().log)
-    sampling = Sampling(config.rollout.temperature) if args.sample else GREEDY
+    sampling = sampling_of(config.rollout) if args.sample else GREEDY
     problem = Problem("solve", args.problem, "")
     (group,) = make_groups([problem], policy.render, policy.tokenizer, 1, 0)
     (rollout,) = group.rollouts

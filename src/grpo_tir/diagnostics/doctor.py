@@ -130,13 +130,9 @@ def load_tokenizer(path: str, revision: str | None) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder = Path(path).expanduser()
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
-        raise ModelError(f"no model folder at {path}; model.path is a folder or a Hub id")
-    if not folder.is_dir():
-        hub.go_offline_if_unreachable()
+    path = hub.locate_model(path)
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else path, revision=revision)
+        return AutoTokenizer.from_pretrained(path, revision=revision)
     except Exception as error:  # transformers raises a different type for every way to be wrong
         fault = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot load the tokenizer of {path}: {fault}") from error

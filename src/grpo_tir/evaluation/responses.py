@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from grpo_tir.errors import OutputError
-from grpo_tir.utils.files import read_jsonl
+from grpo_tir.utils.files import append_lines, cut_torn_line, read_jsonl, sync
 
 Key = tuple[str, str, str, int]
 
@@ -42,7 +41,7 @@ class ResponseLog:
         self.folder, self.path = folder, folder / f"responses-{rank}.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _cut_torn_line(self.path)
+            cut_torn_line(self.path)
         except OSError as error:
             raise OutputError(f"cannot write to --out {folder}: {error.strerror}; name another folder") from None
         self.rows: dict[Key, dict[str, Any]] = {}
@@ -52,16 +51,6 @@ class ResponseLog:
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append whole lines and wait until they are on the disk."""
         rows = list(rows)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path, *rows)
+        sync(self.path)
         self.rows |= {key_of(row): row for row in rows}
-
-
-def _cut_torn_line(path: Path) -> None:
-    """A kill in the middle of a line must not spoil the one that is appended after it."""
-    with open(path, "ab+") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)

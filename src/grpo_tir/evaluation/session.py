@@ -21,11 +21,10 @@ from grpo_tir.evaluation.responses import ResponseLog, digest
 from grpo_tir.evaluation.run import Cell, EvalContext, run_cell
 from grpo_tir.evaluation.spec import EvalOptions, EvalSpec
 from grpo_tir.evaluation.tool_ablation import AlteredTool, blank, shuffle
-from grpo_tir.generation.sampling import Sampling
 from grpo_tir.grading.grader import default_grader
 from grpo_tir.monitor.console import Console
 from grpo_tir.monitor.run_log import versions
-from grpo_tir.rollouts.policy import Policy, load_policy
+from grpo_tir.rollouts.policy import Policy, load_policy, sampling_of
 from grpo_tir.rollouts.rewards import make_reward
 from grpo_tir.tools.open import open_tool
 from grpo_tir.tools.protocol import Tool
@@ -111,7 +110,7 @@ class Session:
         c = 0 if condition == "no tool" else config.tool.max_tool_calls
         config = dataclasses.replace(config, tool=dataclasses.replace(config.tool, max_tool_calls=c))
         drawn = options.sample or options.samples > 1
-        sampling = Sampling(rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p) if drawn else GREEDY
+        sampling = sampling_of(rollout) if drawn else GREEDY
         executor = getattr(tool, "executor", None)
         facts: dict[str, Any] = {
             "model": plan.model,

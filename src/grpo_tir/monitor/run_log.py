@@ -21,7 +21,7 @@ from grpo_tir.monitor.alarms import find_alarms, grad_norm_spiked
 from grpo_tir.monitor.metrics import step_metrics, summarize, time_metrics
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Rollout, RolloutGroup
-from grpo_tir.utils.files import Writer, read_jsonl, sync, write_atomically
+from grpo_tir.utils.files import Writer, append_lines, read_jsonl, sync, write_atomically
 
 if TYPE_CHECKING:  # to read or write a log takes no torch
     from grpo_tir.distributed.runtime import Runtime
@@ -126,7 +126,7 @@ class RunLog:
             if row["valid"]:
                 entry["rewards"].append(row["reward"])
                 entry["correct"].append(row["correct"])
-        self.writer.do(_append, self.folder / "problem_rewards.jsonl", groups.values())
+        self.writer.do(append_lines, self.folder / "problem_rewards.jsonl", *groups.values())
 
     def rollouts(self, step: int, trajectories: Iterable[dict[str, Any]]) -> None:
         """Whole trajectories of one step, replacing what an interrupted attempt may have left."""
@@ -134,7 +134,7 @@ class RunLog:
         self.writer.do(lambda: write_atomically(path, "".join(json.dumps(item) + "\n" for item in trajectories)))
 
     def _track(self, step: int, metrics: dict[str, float | None]) -> None:
-        _append(self.folder / "metrics.jsonl", [{"step": step, **metrics}])
+        append_lines(self.folder / "metrics.jsonl", {"step": step, **metrics})
         for tracker in self.trackers:
             tracker(step, {name: value for name, value in metrics.items() if value is not None})
 
@@ -274,11 +274,6 @@ def _keep_steps(path: Path, last: int) -> None:
     if path.exists():
         kept = [row for row in read_jsonl(path) if row["step"] <= last]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
-def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _finite(value: float | None) -> bool:

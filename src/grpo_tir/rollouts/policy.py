@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from grpo_tir.config import Config
+from grpo_tir.config import Config, RolloutConfig
 from grpo_tir.data.prompts import Renderer, make_renderer
 from grpo_tir.engine.decode_weights import make_decode_copy, refresh_decode_copy
 from grpo_tir.engine.engine import Engine, unsupported_reason
@@ -62,12 +62,16 @@ class Policy:
         """A generator for one batch of rollouts, with the weights as they are now."""
         self.model.eval()  # gradient checkpointing would switch the cache off in train mode
         settings = config.rollout
-        if sampling is None:
-            sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.min_p)
+        sampling = sampling or sampling_of(settings)
         if self.engine_refused or settings.generator == "generate":
             return GenerateRounds(self.model, self.stopping, sampling, self.eos_ids, settings.max_rows)
         decoder = self.decoder(config.model.precision)
         return Engine(decoder, self.stopping, sampling, self.eos_ids, settings.max_rows, settings.kv_tokens)
+
+
+def sampling_of(settings: RolloutConfig) -> Sampling:
+    """Return the distribution that the section `rollout` asks for."""
+    return Sampling(settings.temperature, settings.top_p, settings.top_k, settings.min_p)
 
 
 def decodes_in_bf16(model: Any) -> bool:
@@ -133,20 +137,11 @@ def load_model(path: str, revision: str | None = None, full_weights: FullWeights
         ModelError: one line that says what is missing.
     """
     disable_progress_bar()  # a bar for each load and each save would tear ours
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        path = str(folder)
-        if not (folder / "config.json").is_file():
-            found = sorted(file.parent for file in folder.glob("**/checkpoints/step_*/config.json"))
-            hint = f"; did you mean {found[-1]}?" if found else ""
-            raise ModelError(f"cannot load the model {path}: it holds no config.json{hint}")
-    elif looks_local:  # transformers would go and ask the Hub for it, again and again
-        raise ModelError(
-            f"no model folder at {path}; model.path is a folder or a Hub id such as Qwen/Qwen2.5-0.5B"
-        )
-    else:
-        hub.go_offline_if_unreachable()
+    path = hub.locate_model(path)
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        found = sorted(file.parent for file in Path(path).glob("**/checkpoints/step_*/config.json"))
+        hint = f"; did you mean {found[-1]}?" if found else ""
+        raise ModelError(f"cannot load the model {path}: it holds no config.json{hint}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         model, loaded = AutoModelForCausalLM.from_pretrained(

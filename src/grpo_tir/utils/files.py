@@ -82,8 +82,8 @@ class Writer:
                 self._failure = error
 
 
-def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Objects of a JSONL file up to the first line that is torn, and the bytes that they take."""
+def complete_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the objects of a JSONL file up to the first torn line. Returns them and their size in bytes."""
     lines, size = [], 0
     with open(path, "rb") as file:
         for line in file:
@@ -98,16 +98,16 @@ def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, size
 
 
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """One line in one write, so that a kill tears at most the last."""
+def append_lines(path: Path, *lines: dict[str, Any]) -> None:
+    """Append lines in one write, so that a kill tears at most the last of them."""
     with open(path, "ab", buffering=0) as file:
-        file.write((json.dumps(line) + "\n").encode())
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def _cut_torn_line(path: Path, recipe: str) -> bool:
-    """Make a file of this recipe end behind its last whole line; False if there is none to go on with."""
+def cut_torn_line(path: Path) -> list[dict[str, Any]]:
+    """Cut a JSONL file after its last complete line, so that it can be appended to. Returns its lines."""
     if not path.exists():
-        return False
-    lines, size = whole_lines(path)
+        return []
+    lines, size = complete_lines(path)
     os.truncate(path, size)
-    return lines[:1] == [{"recipe": recipe}]
+    return lines

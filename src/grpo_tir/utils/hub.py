@@ -11,7 +11,10 @@ import functools
 import os
 import socket
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from grpo_tir.errors import ModelError
 
 TRIES, SECONDS = 2, 5.0
 
@@ -30,6 +33,25 @@ def go_offline_if_unreachable() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported later, and other processes
         if constants := sys.modules.get("huggingface_hub.constants"):
             constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def locate_model(path: str) -> str:
+    """Return the folder or Hub id of a model or tokenizer, as `from_pretrained` takes it.
+
+    Raises:
+        ModelError: it looks like a folder, and there is none.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if (
+        path.startswith((".", "/", "~")) or path.count("/") != 1
+    ):  # the Hub would be asked, with retries
+        raise ModelError(
+            f"no model folder at {path}; model.path is a folder or a Hub id such as Qwen/Qwen2.5-0.5B"
+        )
+    go_offline_if_unreachable()
+    return path
 
 
 def _fault(endpoint: str) -> str | None:
