@@ -204,13 +204,16 @@ class Seccomp:
         "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "fanotify_init": (300, 262),
         "init_module": (175, 105), "finit_module": (313, 273), "kexec_load": (246, 104), "reboot": (169, 142),
         "clock_settime": (227, 112), "sethostname": (170, 161),
+        # While the zygote weighs a slot's tasks it acts under their user id, and they could weigh it.
+        "setpriority": (141, 140), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
+        "sched_setattr": (314, 274), "ioprio_set": (251, 30),
         "pidfd_send_signal": (424, 424), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
         "io_uring_register": (427, 427), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
         "fsmount": (432, 432), "pidfd_getfd": (438, 438), "mount_setattr": (442, 442), "memfd_secret": (447, 447),
     }  # fmt: skip
     SIGNALS: ClassVar = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
                "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240)}  # fmt: skip
-    CLONE, CLONE3 = (56, 220), 435
+    CLONE, CLONE3, SETAFFINITY = (56, 220), 435, (203, 122)
     MACHINES: ClassVar = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
     NAMESPACES = 0x7E020080
     DENY, MISSING, ALLOW = 0x00050001, 0x00050026, 0x7FFF0000  # EPERM, ENOSYS, go on
@@ -231,6 +234,13 @@ class Seccomp:
         for numbers in self.NUMBERS.values():
             if numbers[self.column] >= 0:
                 code += [(equal, 0, 1, numbers[self.column]), (ret, 0, 0, self.DENY)]
+        code += [
+            (equal, 0, 4, self.SETAFFINITY[self.column]),
+            (load, 0, 0, 16),
+            (equal, 1, 0, 0),
+            (ret, 0, 0, self.DENY),
+            (ret, 0, 0, self.ALLOW),
+        ]  # of itself only
         code += [(equal, 0, 1, self.CLONE3), (ret, 0, 0, self.MISSING)]  # its flags cannot be read: use clone
         code += [(equal, 0, 4, self.CLONE[self.column]), (load, 0, 0, 16), (bits, 0, 1, self.NAMESPACES),
                  (ret, 0, 0, self.DENY), (ret, 0, 0, self.ALLOW)]  # fmt: skip

@@ -242,26 +242,32 @@ class Supervisor:
         elif signum in (signal.SIGKILL, signal.SIGXCPU):
             if call.flooded:
                 status = "output_limit"
+            elif report["starved"]:
+                status, cause = "infrastructure", "starved: it waited for a core, and is to be run again alone"
             elif report["late"] or report["cpu"] > (0.5 if signum == signal.SIGXCPU else 0.9) * call.cpu:
                 status = "timeout"  # the kernel counts the limit in ticks, which run ahead where cores are stolen
             else:
-                status, cause = self.blame(call, report)
+                status, cause = self.blame(call)
         elif signum:
             status = "killed"
         elif report["cpu"] > call.cpu:
             status = "timeout"  # the children it outlived or left behind burnt what it may not burn itself
-        measured = {key: report[key] for key in ("seconds", "cpu", "own_mb")}
+        measured = {key: report[key] for key in ("seconds", "cpu")}
         code = None if signum else ended
         self.finish(call, status, cause=cause, zygote_died=False, exit_code=code, signal=signum, **measured)
 
-    def blame(self, call: Call, report: dict[str, Any]) -> tuple[str, str | None]:
-        """SIGKILL that is not ours: itself, or the kernel's, for its own memory or for a neighbour's."""
+    def blame(self, call: Call) -> tuple[str, str | None]:
+        """SIGKILL that is not ours: itself, or the kernel's, for its own memory or for a neighbour's.
+
+        The kernel takes the largest process, which need not be of the largest call: a hog of many small ones
+        outlives its neighbours. So nobody is blamed beside others.
+        """
         kills = oom_kills()
         if kills <= max(self.ooms, call.ooms_before):  # what was killed before it began is not its doing
             return "killed", None
         others = len(self.running) > 1
         self.ooms = self.ooms + 1 if others else kills
-        if call.alone or not others or report["own_mb"] >= self.config["memory_mb"] / 2:
+        if call.alone or not others:
             return "memory", None
         return "infrastructure", "out of memory, and perhaps by a neighbour's fault: to be run again alone"
 

@@ -7,36 +7,41 @@ is left of the call → empty its folder → report. A slot is reported only onc
 from __future__ import annotations
 
 import collections
+import contextlib
 import gc
 import heapq
 import json
 import os
 import platform
 import random
-import resource
 import select
 import signal
 import socket
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import kernel
 from child import child
+from usage import Usage, by_call
 
 ORDER = struct.Struct("=BHIdd")  # what, slot, serial, cpu limit, wall limit
 RUN, KILL, PING = 1, 2, 3
+LOOK = 0.25  # seconds between two looks at what the calls use; most calls end before the first
+STRETCH = 4.0  # a call that waits for a core has this many times its wall limit at most
 
 
 class Run:
     """One child, as the zygote sees it."""
 
-    def __init__(self, slot: int, serial: int, pid: int, setup: int, wall: float) -> None:
-        self.slot, self.serial, self.pid, self.setup = slot, serial, pid, setup
-        self.began = time.monotonic()
+    def __init__(self, slot: int, serial: int, pid: int, setup: int, cpu: float, wall: float) -> None:
+        self.slot, self.serial, self.pid, self.setup, self.cpu, self.wall = slot, serial, pid, setup, cpu, wall
+        self.usage = Usage()
+        self.began = self.usage.looked
         self.deadline = self.began + wall
-        self.late = False
+        self.late = self.starved = False
         self.report: dict[str, Any] | None = None
 
 
@@ -52,6 +57,7 @@ class Zygote:
         self.runs: dict[int, Run] = {}  # by pid
         self.deadlines: list[tuple[float, int]] = []
         self.closing: list[Run] = []  # ended, with processes of theirs still to die
+        self.looked = time.monotonic()
         self.burnt: dict[int, float] = collections.defaultdict(float)  # CPU seconds of those, by slot
 
     def choose_cell(self) -> str:
@@ -77,7 +83,6 @@ class Zygote:
         self.limits = kernel.limits(self.config, self.cell)
         self.filter = kernel.Seccomp.build() if kernel.LINUX else None
         self.watch_children()
-        self.resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         gc.collect()
         gc.disable()
         gc.freeze()
@@ -100,8 +105,9 @@ class Zygote:
             os._exit(0)
 
     def step(self) -> None:
-        now = time.monotonic()
-        pause = min(self.deadlines[0][0] - now, 60.0) if self.deadlines else 60.0
+        pause = LOOK if self.runs else 60.0
+        if self.deadlines:
+            pause = min(pause, self.deadlines[0][0] - time.monotonic())
         sources: list[Any] = [self.control, self.bell]
         readable, _, _ = select.select(sources, [], [], 0.002 if self.closing else max(pause, 0))
         if self.bell in readable:
@@ -109,13 +115,45 @@ class Zygote:
         if self.control in readable:
             self.obey()
         self.reap()
+        if kernel.LINUX and time.monotonic() - self.looked > LOOK:
+            self.look()
         now = time.monotonic()
         while self.deadlines and self.deadlines[0][0] <= now:
             run = self.runs.get(heapq.heappop(self.deadlines)[1])
-            if run and run.deadline <= now:
+            if run and run.deadline <= now and not self.extend(run, now):
                 run.late = True
                 self.kill(run)
         self.closing = [run for run in self.closing if not self.close(run)]
+
+    def look(self) -> None:
+        """Measure the calls that have run for a while: end those over their CPU limit, weigh the others' tasks."""
+        self.looked = time.monotonic()
+        old = {run.pid: run for run in self.runs.values() if self.looked - run.began > LOOK and not run.late}
+        if not old:
+            return
+        uids = {
+            pid: self.config["uid_base"] + run.slot if self.cell == "uid" else None for pid, run in old.items()
+        }
+        for pid, processes in by_call(uids).items():
+            run = old[pid]
+            demand = run.usage.update(processes)
+            if run.usage.cpu + self.burnt.get(run.slot, 0.0) > run.cpu:
+                run.late = True
+                self.kill(run)
+            elif run.usage.share(demand):
+                with self.acting_as(run.slot):
+                    run.usage.renice()
+
+    def extend(self, run: Run, now: float) -> bool:
+        """Time that it waited for a core is not time that it wasted: put its wall limit off by that."""
+        if kernel.LINUX and now - run.usage.looked > 0.01:
+            self.look()
+        run.starved = run.usage.waited > (STRETCH - 1) * run.wall
+        run.deadline = run.began + run.wall + run.usage.waited
+        if run.starved or run.deadline <= now:
+            return False
+        heapq.heappush(self.deadlines, (run.deadline, run.pid))
+        return True
 
     def obey(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self.control, ORDER.size, 3)
@@ -145,7 +183,7 @@ class Zygote:
             kernel.libc("setns", self.pids, kernel.CLONE_NEWPID)
         for descriptor in (theirs, *descriptors):
             os.close(descriptor)
-        run = self.runs[pid] = Run(slot, serial, pid, setup, wall)
+        run = self.runs[pid] = Run(slot, serial, pid, setup, cpu, wall)
         heapq.heappush(self.deadlines, (run.deadline, pid))
 
     def kill(self, run: Run) -> None:
@@ -171,9 +209,9 @@ class Zygote:
                 trouble = os.read(run.setup, 4096).decode("utf-8", "replace")
                 os.close(run.setup)
                 run.report = {
-                    "slot": run.slot, "serial": run.serial, "status": status, "late": run.late, "setup": trouble,
+                    "slot": run.slot, "serial": run.serial, "status": status, "late": run.late,
+                    "starved": run.starved, "setup": trouble,
                     "seconds": time.monotonic() - run.began, "cpu": usage.ru_utime + usage.ru_stime,
-                    "own_mb": (usage.ru_maxrss - self.resident) / (1024 if kernel.LINUX else 1 << 20),
                 }  # fmt: skip
                 self.closing.append(run)
 
@@ -221,12 +259,19 @@ class Zygote:
         self.clean_folder(slot)
 
     def clean_folder(self, slot: int) -> None:
-        folder, uid = os.path.join(self.base, str(slot)), self.config["uid_base"] + slot
-        os.seteuid(uid)
+        with self.acting_as(slot):
+            wipe(os.path.join(self.base, str(slot)))
+
+    @contextlib.contextmanager
+    def acting_as(self, slot: int) -> Iterator[None]:
+        """Under the slot's user id, where there is one: root without capabilities may touch nothing of it."""
+        if self.cell == "uid":
+            os.seteuid(self.config["uid_base"] + slot)
         try:
-            wipe(folder)
+            yield
         finally:
-            os.seteuid(0)
+            if self.cell == "uid":
+                os.seteuid(0)
 
 
 def preload() -> dict[str, str | None]:

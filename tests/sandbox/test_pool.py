@@ -168,6 +168,18 @@ def test_retries_are_bounded_and_then_the_call_is_infrastructure(opened: Any) ->
     assert result.stderr == "no memory for a fork"
 
 
+def test_a_call_that_its_runner_gives_back_is_run_alone_the_next_time(opened: Any) -> None:
+    """Starved, or out of memory: its neighbours may be to blame."""
+
+    def give_back(connection: ScriptedConnection, request: dict[str, Any]) -> None:
+        status = "ok" if request["alone"] else "infrastructure"
+        connection.answer(request, status, cause="starved", zygote_died=False)
+
+    place = ScriptedPlace(give_back)
+    assert opened(place).run("x").status == "ok"
+    assert [frame["alone"] for frame in place.ran] == [False, True]
+
+
 def test_too_many_losses_open_the_circuit_with_a_mend(opened: Any) -> None:
     def lose(connection: ScriptedConnection, request: dict[str, Any]) -> None:
         connection.answer(request, "infrastructure", cause="no memory for a fork", zygote_died=False)

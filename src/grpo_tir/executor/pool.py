@@ -37,6 +37,8 @@ SILENCE = 10.0
 """Seconds without a frame after which a runner counts as dead (SIGSTOP gives no end of file)."""
 GRACE = 30.0
 """Seconds that our own deadline for a call is beyond the runner's wall limit."""
+STRETCH = 4.0
+"""Times its wall limit that the runner gives a call which waits for a core (sandbox/zygote.py)."""
 START = 60.0
 """Seconds that a runner may take until it is ready."""
 PATIENCE = 120.0
@@ -227,19 +229,19 @@ class Pool:
                 station.facts |= frame
             elif call := station.flight.pop(frame["id"], None):
                 if frame["status"] == "infrastructure":
-                    self.again(call, frame["cause"], died=frame["zygote_died"])
+                    self.again(call, frame["cause"], died=frame["zygote_died"], alone=True)
                 else:
                     keys = ("status", "stdout", "stderr", "exit_code", "signal", "truncated", "seconds")
                     self.resolve(call, ToolResult(**{key: frame[key] for key in keys}))
             self.dispatch()
 
-    def again(self, call: Call, cause: str, *, died: bool) -> None:
-        """A call that came back without a result of its own."""
+    def again(self, call: Call, cause: str, *, died: bool, alone: bool = False) -> None:
+        """A call that came back without a result of its own; `alone`: its neighbours may be to blame."""
         self.cause = cause
         if died and call.alone:
             call.deaths += 1
         call.losses += 1
-        call.alone = call.alone or died or call.losses > 1
+        call.alone = call.alone or alone or died or call.losses > 1
         self.counts["retried"] += 1
         if died and call.deaths:
             self.resolve(call, ToolResult("killed", signal=9))
@@ -289,7 +291,7 @@ class Pool:
                     limit = SILENCE if station.ready else START
                     mute = station.connection is not None and now - station.heard > limit
                     late = [c for c in station.flight.values()
-                            if now - c.sent > c.timeout * self.config.wall_factor + GRACE]  # fmt: skip
+                            if now - c.sent > c.timeout * self.config.wall_factor * STRETCH + GRACE]  # fmt: skip
                 if mute or late:
                     station.trouble = "the runner has stopped answering"
                     threading.Thread(target=station.kill, daemon=True).start()  # nor may it hold up the heartbeat

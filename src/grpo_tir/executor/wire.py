@@ -66,7 +66,7 @@ def frames(read: Callable[[], bytes]) -> Any:
             del buffer[:end]
 
 
-RUNNER_FILES = ("runner.py", "zygote.py", "child.py", "kernel.py")
+RUNNER_FILES = ("runner.py", "zygote.py", "child.py", "kernel.py", "usage.py")
 
 
 def runner_version() -> str:

@@ -1,0 +1,104 @@
+"""What a call has used, over all of its processes: CPU, and the time it waited for a core, from /proc.
+
+A task's time is one of three: it ran, it was ready and waited for a core (its run delay), or it slept.
+Only the third counts against a wall limit. The demand of a call is the number of its tasks, on average, that
+ran or were ready; it decides how little of a core each of them gets.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+
+TICK = os.sysconf("SC_CLK_TCK")
+NICEST = 19
+
+
+class Usage:
+    """The figures of one call, kept up by `look`."""
+
+    def __init__(self) -> None:
+        self.looked = time.monotonic()
+        self.cpu = self.waited = 0.0
+        self.nice = 0
+        self.tasks: dict[int, tuple[float, float]] = {}  # CPU seconds and run delay, by thread id
+
+    def update(self, processes: dict[int, float]) -> int:
+        """Add what its processes (their CPU seconds, by pid) did since the last look; returns their demand."""
+        now = time.monotonic()
+        span, self.looked = max(now - self.looked, 1e-3), now
+        before, self.tasks = self.tasks, {tid: figures for pid in processes for tid, figures in threads(pid)}
+        new = [(cpu - before.get(tid, (0, 0))[0], delay - before.get(tid, (0, 0))[1])
+               for tid, (cpu, delay) in self.tasks.items()]  # fmt: skip
+        self.cpu = sum(processes.values())
+        waited = sum(delay for _, delay in new)
+        self.waited += min(waited, span)  # at most one core's worth, or many tasks would stand still for ever
+        return round((waited + sum(cpu for cpu, _ in new)) / span)
+
+    def share(self, demand: int) -> bool:
+        """Weigh all its tasks as much as one of a call that runs a single one; True when their nice value changed.
+
+        Each nice value divides a task's weight by 1.25. Without a privilege it can only rise.
+        """
+        nice = min(round(math.log(max(demand, 1), 1.25)), NICEST)
+        changed, self.nice = nice > self.nice, max(nice, self.nice)
+        return changed
+
+    def renice(self) -> None:
+        """Threads that start later inherit it."""
+        for tid in self.tasks:
+            try:
+                os.setpriority(os.PRIO_PROCESS, tid, self.nice)
+            except OSError:  # ended meanwhile, or nicer already
+                continue
+
+
+def threads(pid: int) -> list[tuple[int, tuple[float, float]]]:
+    """CPU seconds and run delay of each thread of a process; none where the kernel does not count them."""
+    found = []
+    try:
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{tid}/schedstat") as file:
+                cpu, delay, _ = file.read().split()
+            found.append((int(tid), (int(cpu) / 1e9, int(delay) / 1e9)))
+    except (OSError, ValueError):  # it ended while we looked
+        pass
+    return found
+
+
+def processes() -> tuple[dict[int, float], dict[int, int], dict[int, int]]:
+    """CPU seconds (with those of children it has waited for), user id and parent of each process, by pid."""
+    cpu, uids, parents = {}, {}, {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                uids[int(name)] = os.stat(f"/proc/{name}").st_uid
+                with open(f"/proc/{name}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(name)] = int(fields[1])
+            cpu[int(name)] = sum(map(int, fields[11:15])) / TICK
+    return cpu, uids, parents
+
+
+def by_call(calls: dict[int, int | None]) -> dict[int, dict[int, float]]:
+    """The processes of each call, with their CPU seconds. `calls`: user id, if it has one, by first process.
+
+    A call's processes are those under its user id, else those that descend from its first one.
+    """
+    cpu, owners, parents = processes()
+    first = {uid: pid for pid, uid in calls.items() if uid is not None}
+    found: dict[int, dict[int, float]] = {pid: {} for pid in calls}
+    for pid in cpu:
+        call = first.get(owners[pid]) if first else ancestor(pid, calls, parents)
+        if call:
+            found[call][pid] = cpu[pid]
+    return found
+
+
+def ancestor(pid: int, calls: dict[int, int | None], parents: dict[int, int]) -> int | None:
+    while pid and pid not in calls:
+        pid = parents.get(pid, 0)
+    return pid or None
