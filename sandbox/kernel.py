@@ -5,7 +5,9 @@ On systems other than Linux only the limits apply.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import platform
 import resource
@@ -17,6 +19,7 @@ from typing import Any, ClassVar
 
 LINUX = sys.platform == "linux"
 FOLDER_MB, FOLDER_FILES = 16, 1024
+FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("@l") << 16
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER = 1, 4, 38, 22, 36
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
     0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)  # fmt: skip
@@ -112,6 +115,15 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str =
 def mount_folder(target: str, options: str = "") -> None:
     options = f"size={FOLDER_MB}m,nr_inodes={FOLDER_FILES},mode=0700{options}"
     mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
+
+
+def clear_attributes(folder: int) -> None:
+    """Flags (as of chattr) and extended attributes (access lists too) of an open folder."""
+    if LINUX:
+        for name in os.listxattr(folder):
+            os.removexattr(folder, name)
+        with contextlib.suppress(OSError):  # not every file system has them
+            fcntl.ioctl(folder, FS_IOC_SETFLAGS, struct.pack("@l", 0))
 
 
 def enter_namespaces(proc: int) -> None:
@@ -213,7 +225,7 @@ class Seccomp:
     }  # fmt: skip
     SIGNALS: ClassVar = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
                "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240)}  # fmt: skip
-    CLONE, CLONE3, SETAFFINITY = (56, 220), 435, (203, 122)
+    CLONE, CLONE3, SETAFFINITY, PRCTL = (56, 220), 435, (203, 122), (157, 167)
     MACHINES: ClassVar = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
     NAMESPACES = 0x7E020080
     DENY, MISSING, ALLOW = 0x00050001, 0x00050026, 0x7FFF0000  # EPERM, ENOSYS, go on
@@ -241,6 +253,13 @@ class Seccomp:
             (ret, 0, 0, self.DENY),
             (ret, 0, 0, self.ALLOW),
         ]  # of itself only
+        code += [
+            (equal, 0, 4, self.PRCTL[self.column]),
+            (load, 0, 0, 16),
+            (equal, 0, 1, PR_SET_DUMPABLE),
+            (ret, 0, 0, self.DENY),
+            (ret, 0, 0, self.ALLOW),
+        ]  # its files in /proc stay root's
         code += [(equal, 0, 1, self.CLONE3), (ret, 0, 0, self.MISSING)]  # its flags cannot be read: use clone
         code += [(equal, 0, 4, self.CLONE[self.column]), (load, 0, 0, 16), (bits, 0, 1, self.NAMESPACES),
                  (ret, 0, 0, self.DENY), (ret, 0, 0, self.ALLOW)]  # fmt: skip

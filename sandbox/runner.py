@@ -277,6 +277,7 @@ class Supervisor:
         self.config |= {"control": theirs.fileno()}
         env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
         env |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+        env |= {"MALLOC_ARENA_MAX": "1"}  # an arena a thread takes 64 MB of address space, and its limit is ours
         env |= {"VECLIB_MAXIMUM_THREADS": "1", "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}  # macOS
         command = [sys.executable, "-s", HERE + "/zygote.py", json.dumps(self.config)]
         self.zygote = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)

@@ -334,16 +334,18 @@ def wipe(folder: str) -> None:
 
     Folders are flattened upwards: recursion would break on a chain of a thousand.
     """
-    if os.stat(folder).st_mode & 0o777 != 0o700:
+    if os.stat(folder).st_mode & 0o7777 != 0o700:
         os.chmod(folder, 0o700)
     top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        kernel.clear_attributes(top)
         while names := os.listdir(top):
             for name in names:
                 try:
                     os.unlink(name, dir_fd=top)
                 except (IsADirectoryError, PermissionError):
                     flatten(top, name)
+        os.utime(top)
     finally:
         os.close(top)
 

@@ -105,6 +105,47 @@ def test_a_working_folder_is_empty_writable_and_tmpdir(process_executor: Pool) -
     assert [process_executor.run(code).stdout for _ in range(6)] == ["[] True\nTrue\n"] * 6
 
 
+def test_31_threads_fit_into_the_memory_of_a_call(process_executor: Pool) -> None:
+    """512 MB of address space hold 7 arenas of 64 MB; here it is 256 MB."""
+    code = """
+import threading, time
+def work():
+    kept = [bytearray(5000) for _ in range(50)]
+    time.sleep(0.2)
+threads = [threading.Thread(target=work) for _ in range(20)]
+for t in threads: t.start()
+for t in threads: t.join()
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(8) as pool: print(sum(pool.map(lambda n: n * n, range(100))))
+"""
+    assert process_executor.run(code).stdout == "328350\n"
+
+
+def test_the_state_of_a_folder_ends_with_the_call(process_executor: Pool) -> None:
+    """Mode bits, times, flags, attributes and access lists: none carries a word to the next call."""
+    leave = """
+import fcntl, os, struct
+os.chmod('.', 0o1700)
+os.utime('.', (123456789, 123456789))
+for action in (lambda: os.setxattr('.', 'user.left', b'word'),
+               lambda: fcntl.ioctl(os.open('.', os.O_RDONLY), 0x40086602, struct.pack('@l', 0x40))):
+    try: action()
+    except OSError: pass
+"""
+    look = """
+import fcntl, os, struct
+found = os.stat('.')
+flags = 0
+try: flags = struct.unpack('@l', fcntl.ioctl(os.open('.', os.O_RDONLY), 0x80086601, bytes(8)))[0]
+except OSError: pass
+print(oct(found.st_mode), found.st_mtime > 1e9, found.st_atime > 1e9, os.listxattr('.'), flags & 0x40)
+"""
+    for _ in range(process_executor.slots):
+        assert process_executor.run(leave).status == "ok"
+    for _ in range(process_executor.slots):
+        assert process_executor.run(look).stdout == "0o40700 True True [] 0\n"
+
+
 def test_seconds_are_of_the_run_and_not_of_the_queue(process_executor: Pool) -> None:
     futures = [process_executor.submit("import time; time.sleep(0.2)") for _ in range(process_executor.slots * 4)]
     results = [future.result(30) for future in futures]

@@ -89,5 +89,14 @@ ATTACKS = [
         down(0)
     """, anywhere="the memory limit of the container"),
     refused("locks memory", "ctypes.set_errno(0); libc.mlockall(3); verdict(ctypes.get_errno())"),
+    attack("puts the kernel off its track when memory runs out", "ok", """
+        import subprocess
+        def lower(write):
+            try: print('BREACH' if write() else 'refused')
+            except OSError: print('refused')
+        lower(lambda: open('/proc/self/oom_score_adj', 'w').write('0'))
+        lower(lambda: subprocess.run(['/bin/sh', '-c', 'echo 0 > /proc/self/oom_score_adj'], stderr=-3).returncode == 0)
+    """, "refused\n" * 2),
+    refused("takes over its files in /proc", "call(157, 167, 4, 1, 0, 0, 0)"),
     attack("deep literal", "error", "eval('[' * 100000)", "", quick=True, anywhere="Python's own limit"),
 ]  # fmt: skip
