@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import linecache
@@ -13,8 +14,8 @@ import signal
 import sys
 import tempfile
 import threading
-import traceback
 import types
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,12 +31,12 @@ def child(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, descri
     try:
         try:
             source = enter_cell(zygote, slot, folder, cpu, setup, descriptors)
-            main = fresh_interpreter(source)
+            fresh_interpreter(source)
         except BaseException as error:
             os.write(setup, f"{type(error).__name__}: {error}".encode())
             leave(70)
         os.close(setup)
-        code = run_program(source, main)
+        code = run_program(source)
     finally:  # a program may have replaced all it can name; it must not fall back into the zygote's loop
         while True:
             for end in (lambda: leave(code), lambda: kill(pid, 9), lambda: crash(0)):
@@ -84,7 +85,7 @@ def enter_cell(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, d
         return pipe.read().decode("utf-8", "surrogatepass")
 
 
-def fresh_interpreter(source: str) -> types.ModuleType:
+def fresh_interpreter(source: str) -> None:
     """What a program can see of a process, as if it had just been started: streams, `__main__`, random state."""
     folder = os.getcwd()
     os.environ.update(HOME=folder, TMPDIR=folder, PWD=folder)
@@ -101,22 +102,24 @@ def fresh_interpreter(source: str) -> types.ModuleType:
         stream = open(descriptor, mode, buffering, encoding="utf-8", errors=errors)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    # Larger than the folder, it runs, but cannot read itself.
+    with contextlib.suppress(OSError), open("main.py", "wb") as file:
+        file.write(source.encode("utf-8", "surrogatepass"))
     main = types.ModuleType("__main__")
     main.__dict__.update(__builtins__=__builtins__, __file__="main.py")
     sys.modules["__main__"] = main
     sys.argv, sys.path[:] = ["main.py"], [folder, *sys.path]
     linecache.cache["main.py"] = (len(source), None, source.splitlines(True), "main.py")
     gc.enable()
-    return main
 
 
-def run_program(source: str, main: types.ModuleType) -> int:
+def run_program(source: str) -> int:
     """Run it and end as an interpreter ends: threads, exit hooks, finalisers, flush, exit code."""
-    streams = (sys.stdout, sys.stderr)
-    code = guarded(lambda: exec(compile(source, "main.py", "exec", dont_inherit=True), main.__dict__))
+    streams, collect, main = (sys.stdout, sys.stderr), gc.collect, weakref.ref(sys.modules["__main__"])
+    code = guarded(lambda: execute(source.removeprefix("\ufeff"), main))
     code = guarded(threading._shutdown) or code  # type: ignore[attr-defined]
     guarded(atexit._run_exitfuncs)
-    guarded(main.__dict__.clear)
+    guarded(lambda: end_main(main, collect))
     for stream in (sys.stdout, *streams):  # what it has put in their place, and what it printed before it did
         try:
             if stream is not None and not stream.closed:
@@ -126,6 +129,24 @@ def run_program(source: str, main: types.ModuleType) -> int:
     return code
 
 
+def execute(source: str, main: weakref.ref[types.ModuleType]) -> None:
+    """With as deep a stack as a program has in an interpreter of its own: our frames do not count."""
+    frame: types.FrameType | None = sys._getframe()
+    depth = int(sys.version_info < (3, 12))  # where `exec` counts as well
+    while frame:
+        frame, depth = frame.f_back, depth + 1
+    sys.setrecursionlimit(sys.getrecursionlimit() + depth)
+    exec(compile(source, "main.py", "exec", dont_inherit=True), vars(main()))
+
+
+def end_main(main: weakref.ref[types.ModuleType], collect: Callable[[], Any]) -> None:
+    """The module goes first, so that finalisers still find the names that they use; what is held then, last."""
+    sys.modules.pop("__main__", None)
+    collect()
+    if held := main():
+        vars(held).clear()
+
+
 def guarded(action: Callable[[], Any]) -> int:
     """What the interpreter does around a program: SystemExit is a code, the rest a traceback and 1."""
     try:
@@ -133,7 +154,8 @@ def guarded(action: Callable[[], Any]) -> int:
         return 0
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
-            return (stop.code or 0) & 0xFF
+            code = stop.code or 0
+            return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF  # what no C long holds is -1
         print(stop.code, file=sys.stderr)
         return 1
     except BaseException as error:
@@ -141,8 +163,9 @@ def guarded(action: Callable[[], Any]) -> int:
         while trace and trace.tb_frame.f_code.co_filename == __file__:
             trace = trace.tb_next
         error.__traceback__ = trace
-        if sys.excepthook is sys.__excepthook__:
-            traceback.print_exception(error)  # knows the source lines; the interpreter's own would look for a file
-        else:
+        try:
             sys.excepthook(type(error), error, trace)
+        except BaseException:
+            with contextlib.suppress(BaseException):
+                sys.__excepthook__(type(error), error, trace)
         return 1

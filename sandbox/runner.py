@@ -40,7 +40,7 @@ from zygote import KILL, ORDER, PING, RUN
 
 KEEP = 64 * 1024  # bytes of a stream that are handed back: its first and its last half of this
 FLOOD = 1024 * 1024  # bytes on both streams after which a program is ended
-FRAME = 16 * 1024 * 1024
+FRAME = 32 * 1024 * 1024
 SILENCE = 10.0  # seconds without a word from the zygote after which it is replaced
 HERE = os.path.dirname(os.path.abspath(__file__))
 ORPHANED = 600.0  # seconds without a word from the client after which we leave

@@ -23,18 +23,18 @@ end, total, rounds = time.monotonic() + 0.4, hashlib.sha256(), 0
 while time.monotonic() < end:
     time.sleep(0.01)
     rounds += 1
-    assert open('mine').read() == secret and os.listdir('.') == ['mine']
+    assert open('mine').read() == secret and set(os.listdir('.')) <= {'main.py', 'mine'}
 for i in range(1000): total.update(b'%d' % i)
 print(total.hexdigest()[:16])
 """
 NEIGHBOUR_SAYS = "14e7fd93e3d8dd8d\n"
 
-BARE_NEIGHBOUR = NEIGHBOUR.replace(" and os.listdir('.') == ['mine']", "") + "os.remove('mine')\n"
+BARE_NEIGHBOUR = NEIGHBOUR.replace(" and set(os.listdir('.')) <= {'main.py', 'mine'}", "") + "os.remove('mine')\n"
 """Where all share one folder, the innocent at least clean up after themselves."""
 
 LIGHT_CANARY = """
 import os
-found = [name for name in os.listdir('.')] + [name for name in os.environ if name == 'LEFT']
+found = [name for name in os.listdir('.') if name != 'main.py'] + [name for name in os.environ if name == 'LEFT']
 children = os.path.exists('/proc/self/task') and open(f'/proc/self/task/{os.getpid()}/children').read().split()
 print(found, children or [], os.access('.', 7))
 """
@@ -45,7 +45,7 @@ CANARY = """
 import os, sys, math, random, builtins
 import numpy, sympy
 x = sympy.Symbol('x')
-found = [name for name in os.listdir('.')] + [name for name in os.environ if name == 'LEFT']
+found = [name for name in os.listdir('.') if name != 'main.py'] + [name for name in os.environ if name == 'LEFT']
 children = os.path.exists('/proc/self/task') and open(f'/proc/self/task/{os.getpid()}/children').read().split()
 print(sympy.solve(x**2 - 4, x), numpy.array([1, 2]).sum(), math.sqrt(4), found, children or [], os.access('.', 7))
 open('w', 'w').write('x' * 1000)

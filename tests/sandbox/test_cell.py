@@ -51,6 +51,54 @@ def test_a_traceback_shows_the_program_and_nothing_of_ours(process_executor: Poo
     assert "    return 1 / n" in ours
 
 
+AS_CPYTHON = {
+    "byte order mark": "\ufeffprint('marked')",
+    "huge exit code": "import sys; sys.exit(10**30)",
+    "exit code below zero": "import sys; sys.exit(-1)",
+    "reads itself": "print(open(__file__).read()[:5])",
+    "finaliser that uses a name": """
+import math
+class D:
+    def __del__(self): print(math.sqrt(4), later)
+d = D()
+later = 'still here'
+""",
+    "finaliser of a cycle": "class D:\n    def __del__(self): print('bye')\na, b = D(), D()\na.b, b.a = b, a",
+    "suggestion for a name": "length = 1\nprint(lenght)",
+    "suggestion for an attribute": "import math\nmath.sqr(4)",
+    "recursion that just fits": "def f(n): return n and f(n - 1)\nprint(f(990))",
+    "source of a function": "import inspect\ndef f(): return 1\nprint(inspect.getsource(f))",
+    "exception with a cause": "try: 1 / 0\nexcept Exception as e: raise ValueError('no') from e",
+    "exception hook that fails": "import sys\nsys.excepthook = lambda *a: None + 1\n1 / 0",
+    "syntax error": "print(1))",
+}
+
+
+@pytest.mark.parametrize("code", AS_CPYTHON.values(), ids=AS_CPYTHON)
+def test_a_program_says_what_it_says_under_cpython(process_executor: Pool, code: str, tmp_path: Path) -> None:
+    """The oracle is the interpreter that runs these tests; of stderr, its last line."""
+    (tmp_path / "main.py").write_text(code, encoding="utf-8")
+    plain = subprocess.run([sys.executable, "main.py"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    result = process_executor.run(code)
+    assert (result.exit_code, result.stdout) == (plain.returncode, plain.stdout), result.stderr
+    assert result.stderr.strip().splitlines()[-1:] == plain.stderr.strip().splitlines()[-1:]
+
+
+def test_recursion_goes_as_deep_as_under_cpython(process_executor: Pool, tmp_path: Path) -> None:
+    code = "def f(n):\n    global deepest\n    deepest = n\n    f(n + 1)\n"
+    code += "try: f(1)\nexcept RecursionError: print(deepest)"
+    plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process_executor.run(code).stdout == plain.stdout
+
+
+def test_three_megabytes_of_accents_run_and_a_hundred_are_an_error(process_executor: Pool) -> None:
+    """Six bytes each in a frame: it killed two runners, and was `killed`."""
+    assert process_executor.run("print(len('" + "\u00e9" * 3_000_000 + "'))").stdout == "3000000\n"
+    result = process_executor.run("x = '" + "y" * (40 << 20) + "'")
+    assert (result.status, result.stderr) == ("error", "MemoryError: the program is too large")
+    assert process_executor.stations[0].starts == 1
+
+
 def test_head_and_tail_of_long_output_are_kept(process_executor: Pool) -> None:
     result = process_executor.run("for i in range(30000): print(f'{i:09d}')")
     assert (result.status, result.truncated, len(result.stdout)) == ("ok", True, 65536)
@@ -97,12 +145,12 @@ def test_random_state_is_new_in_every_call_and_hashes_are_not(process_executor: 
     assert len({process_executor.run("print(hash('a'), list({'x', 'y', 'z'}))").stdout for _ in range(8)}) == 1
 
 
-def test_a_working_folder_is_empty_writable_and_tmpdir(process_executor: Pool) -> None:
+def test_a_working_folder_holds_the_program_alone_and_is_tmpdir(process_executor: Pool) -> None:
     code = (
         "import os, tempfile\nprint(os.listdir('.'), os.environ['TMPDIR'] == os.getcwd() == os.environ['HOME'])\n"
         "f = tempfile.NamedTemporaryFile(delete=False)\nprint(os.path.dirname(f.name) == os.getcwd())"
     )
-    assert [process_executor.run(code).stdout for _ in range(6)] == ["[] True\nTrue\n"] * 6
+    assert [process_executor.run(code).stdout for _ in range(6)] == ["['main.py'] True\nTrue\n"] * 6
 
 
 def test_31_threads_fit_into_the_memory_of_a_call(process_executor: Pool) -> None:
@@ -177,9 +225,9 @@ def test_without_walls_the_line_says_so_and_programs_still_run(tmp_path: Path) -
     with pool:
         pool.wait_ready()
         assert "NOT in force: own mounts" in isolation_line(pool)
-        assert [pool.run("import os; open('f', 'w'); print(os.listdir('.'))").stdout for _ in range(5)] == [
-            "['f']\n"
-        ] * 5
+        assert [
+            pool.run("import os; open('f', 'w'); print(sorted(os.listdir('.')))").stdout for _ in range(5)
+        ] == ["['f', 'main.py']\n"] * 5
         assert pool.run("import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(99)").status == "ok"
         assert pool.run("while True: pass").status == "timeout"
 
@@ -219,6 +267,16 @@ def test_sandbox_run_of_one_program_passes_its_output_and_exit_code(tmp_path: Pa
     (tmp_path / "p.py").write_text("import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)")
     done = sandbox(str(tmp_path / "p.py"))
     assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (7, "out\n", "err")
+
+
+def test_sandbox_run_says_when_it_drops_output_and_reads_any_character(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text("print('x' * 100_000)")
+    assert "the middle of the output is missing" in sandbox(str(tmp_path / "p.py")).stderr
+    rows = [json.dumps({"id": 1, "code": "print('\u2028'.isspace())"}, ensure_ascii=False)]
+    (tmp_path / "in").write_text("\ufeff" + "\n".join(rows) + "\n", encoding="utf-8")
+    done = sandbox("--jsonl", str(tmp_path / "in"), str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out").read_text())["stdout"] == "True\n"
 
 
 @pytest.mark.parametrize(

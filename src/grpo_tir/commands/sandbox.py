@@ -113,6 +113,8 @@ def run_programs(args: argparse.Namespace) -> int:
         result = executor.run(code)
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)
+    if result.truncated:
+        say("the middle of the output is missing: of each stream the first and the last 32 KB are kept")
     if result.status not in ("ok", "error"):
         log(f"{result.status} after {result.seconds:.2f} s")
     return result.exit_code if result.exit_code is not None else 1
@@ -128,7 +130,7 @@ def read_code(name: str) -> str:
 def read_programs(path: Path) -> Iterator[tuple[object, str]]:
     """Raises DataError with file and line for what is not a program."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold what splitlines takes for ends
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
     for number, line in enumerate(lines, 1):

@@ -28,7 +28,7 @@ from typing import Any
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorOutage, ExecutorUnavailable, GrpoTirError
-from grpo_tir.executor.wire import Connection, Frame, Place, frames, pack
+from grpo_tir.executor.wire import FRAME, Connection, Frame, Place, frames, pack
 from grpo_tir.types import ToolResult
 
 HEARTBEAT = 1.0
@@ -170,6 +170,12 @@ class Pool:
         while not self.room.acquire(timeout=0.5):
             self.refuse_if_over()
         call = Call(next(self.ids), code, timeout or self.config.timeout)
+        if 6 * len(code) > FRAME // 2 and len(pack({"code": code})) > FRAME - 1024:
+            self.room.release()  # to send it would end the runner, for a fault of the program
+            call.future.set_result(
+                ToolResult("error", stderr="MemoryError: the program is too large", exit_code=1)
+            )
+            return call.future
         call.future.set_running_or_notify_cancel()  # it cannot be cancelled: a runner may have it already
         with self.lock:
             try:

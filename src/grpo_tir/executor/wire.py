@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from grpo_tir.utils.resources import sandbox_dir
 
 Frame = dict[str, Any]
+FRAME = 32 << 20
+"""Bytes of a frame at most; the runner ends when it is sent a larger one (sandbox/runner.py)."""
 
 
 class Place(Protocol):
