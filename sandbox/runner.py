@@ -42,6 +42,7 @@ KEEP = 64 * 1024  # bytes of a stream that are handed back: its first and its la
 FLOOD = 1024 * 1024  # bytes on both streams after which a program is ended
 FRAME = 32 * 1024 * 1024
 SILENCE = 10.0  # seconds without a word from the zygote after which it is replaced
+STRETCH, STRETCH_ALONE = 4.0, 12.0  # times its wall limit that a call has at most, while it waits for a core
 HERE = os.path.dirname(os.path.abspath(__file__))
 ORPHANED = 600.0  # seconds without a word from the client after which we leave
 
@@ -54,6 +55,7 @@ class Call:
         self.code = memoryview(str(request["code"]).encode("utf-8", "surrogatepass"))
         self.cpu, self.wall = float(request["cpu"]), float(request["wall"])
         self.alone = bool(request.get("alone"))
+        self.longest = self.wall * (STRETCH_ALONE if self.alone else STRETCH)
         self.ooms_before = 0
         self.slot = self.serial = -1
         self.flooded = False
@@ -184,7 +186,7 @@ class Supervisor:
             self.feed(call, ends[2][1])
 
     def order(self, what: int, call: Call | None = None, descriptors: list[int] | None = None) -> None:
-        fields = (call.slot, call.serial, call.cpu, call.wall) if call else (0, 0, 0.0, 0.0)
+        fields = (call.slot, call.serial, call.cpu, call.wall, call.longest) if call else (0, 0, 0.0, 0.0, 0.0)
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
             self.control.sendmsg([ORDER.pack(what, *fields)], extra)

@@ -27,20 +27,22 @@ import kernel
 from child import child
 from usage import Usage, by_call
 
-ORDER = struct.Struct("=BHIdd")  # what, slot, serial, cpu limit, wall limit
+ORDER = struct.Struct(
+    "=BHIddd"
+)  # what, slot, serial, cpu limit, wall limit, the same for a call that waits for a core
 RUN, KILL, PING = 1, 2, 3
 LOOK = 0.25  # seconds between two looks at what the calls use; most calls end before the first
-STRETCH = 4.0  # a call that waits for a core has this many times its wall limit at most
 
 
 class Run:
     """One child, as the zygote sees it."""
 
-    def __init__(self, slot: int, serial: int, pid: int, setup: int, cpu: float, wall: float) -> None:
-        self.slot, self.serial, self.pid, self.setup, self.cpu, self.wall = slot, serial, pid, setup, cpu, wall
+    def __init__(self, slot: int, serial: int, pid: int, setup: int, limits: tuple[float, float, float]) -> None:
+        self.slot, self.serial, self.pid, self.setup = slot, serial, pid, setup
+        self.cpu, self.wall, self.longest = limits
         self.usage = Usage()
         self.began = self.usage.looked
-        self.deadline = self.began + wall
+        self.deadline = self.began + self.wall
         self.late = self.starved = False
         self.report: dict[str, Any] | None = None
 
@@ -148,7 +150,7 @@ class Zygote:
         """Time that it waited for a core is not time that it wasted: put its wall limit off by that."""
         if kernel.LINUX and now - run.usage.looked > 0.01:
             self.look()
-        run.starved = run.usage.waited > (STRETCH - 1) * run.wall
+        run.starved = run.usage.waited > run.longest - run.wall
         run.deadline = run.began + run.wall + run.usage.waited
         if run.starved or run.deadline <= now:
             return False
@@ -159,9 +161,9 @@ class Zygote:
         message, descriptors, _, _ = socket.recv_fds(self.control, ORDER.size, 3)
         if not message:
             os._exit(0)
-        what, slot, serial, cpu, wall = ORDER.unpack(message)
+        what, slot, serial, *limits = ORDER.unpack(message)
         if what == RUN:
-            self.fork(slot, serial, cpu, wall, descriptors)
+            self.fork(slot, serial, tuple(limits), descriptors)
         elif what == KILL:
             for run in self.runs.values():
                 if run.serial == serial:
@@ -169,7 +171,7 @@ class Zygote:
         else:
             self.say({"alive": True})
 
-    def fork(self, slot: int, serial: int, cpu: float, wall: float, descriptors: list[int]) -> None:
+    def fork(self, slot: int, serial: int, limits: tuple[float, float, float], descriptors: list[int]) -> None:
         setup, theirs = os.pipe()
         folder = os.path.join(self.base, str(slot)) if self.cell != "namespace" else "/slots/0"
         if self.cell == "group":
@@ -178,12 +180,12 @@ class Zygote:
             kernel.libc("unshare", kernel.CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            child(self, slot, folder, cpu, theirs, descriptors)
+            child(self, slot, folder, limits[0], theirs, descriptors)
         if self.cell == "namespace":
             kernel.libc("setns", self.pids, kernel.CLONE_NEWPID)
         for descriptor in (theirs, *descriptors):
             os.close(descriptor)
-        run = self.runs[pid] = Run(slot, serial, pid, setup, cpu, wall)
+        run = self.runs[pid] = Run(slot, serial, pid, setup, limits)
         heapq.heappush(self.deadlines, (run.deadline, pid))
 
     def kill(self, run: Run) -> None:

@@ -37,8 +37,8 @@ SILENCE = 10.0
 """Seconds without a frame after which a runner counts as dead (SIGSTOP gives no end of file)."""
 GRACE = 30.0
 """Seconds that our own deadline for a call is beyond the runner's wall limit."""
-STRETCH = 4.0
-"""Times its wall limit that the runner gives a call which waits for a core (sandbox/zygote.py)."""
+STRETCH, STRETCH_ALONE = 4.0, 12.0
+"""Times its wall limit that the runner gives a call which waits for a core (sandbox/runner.py)."""
 START = 60.0
 """Seconds that a runner may take until it is ready."""
 PATIENCE = 120.0
@@ -296,8 +296,7 @@ class Pool:
                 with self.lock:
                     limit = SILENCE if station.ready else START
                     mute = station.connection is not None and now - station.heard > limit
-                    late = [c for c in station.flight.values()
-                            if now - c.sent > c.timeout * self.config.wall_factor * STRETCH + GRACE]  # fmt: skip
+                    late = [c for c in station.flight.values() if now - c.sent > self.longest(c) + GRACE]
                 if mute or late:
                     station.trouble = "the runner has stopped answering"
                     threading.Thread(target=station.kill, daemon=True).start()  # nor may it hold up the heartbeat
@@ -306,6 +305,10 @@ class Pool:
                     self.served = now
                 elif now - self.served > PATIENCE:
                     self.trip(f"no runner for {PATIENCE:.0f} s ({self.stations[0].trouble})")
+
+    def longest(self, call: Call) -> float:
+        """Seconds that a runner may take for a call."""
+        return call.timeout * self.config.wall_factor * (STRETCH_ALONE if call.alone else STRETCH)
 
     def trip(self, reason: str) -> None:
         """Open the circuit: nothing more is run, and everybody who waits is told."""
