@@ -10,7 +10,15 @@ from attacks.catalogue import Attack
 
 from grpo_tir.types import ToolResult
 
-CATEGORIES = ("time_and_memory", "processes", "output_and_signals", "files", "interpreter", "network_and_kernel")
+CATEGORIES = (
+    "time_and_memory",
+    "processes",
+    "output_and_signals",
+    "files",
+    "interpreter",
+    "network_and_kernel",
+    "blame",
+)
 ATTACKS: list[Attack] = [
     attack for name in CATEGORIES for attack in importlib.import_module(f"attacks.{name}").ATTACKS
 ]
