@@ -6,7 +6,7 @@ One program per docstring of the standard library, numpy and sympy that holds ex
 value printed, each exception that is expected caught. Plain Python is `python main.py` by the same interpreter and
 libraries: on this machine beside the process executor, in the image beside docker.
 
-A difference is another exit code or another stdout. What differs between two runs of plain Python is left out. A
+A difference is another exit code or another stdout. What differs between two runs of either is left out. A
 difference is *refused* where the sandbox says no on purpose (sockets, files outside, signals, limits), and
 otherwise *harmful*. Each harmful one is printed; the JSON line comes last.
 """
@@ -175,15 +175,17 @@ def compare(kind: str, chosen: list[tuple[str, str]]) -> dict[str, Any]:
     plain, ours = run_plain(kind, programs), run_ours(kind, programs)
     doubtful = [i for i, (p, o) in enumerate(zip(plain, ours, strict=True))
                 if p is None or outcome(p[0], p[1]) != outcome(o.exit_code, o.stdout)]  # fmt: skip
-    again_plain = dict(zip(doubtful, run_plain(kind, [programs[i] for i in doubtful]), strict=True))
+    codes = [programs[i] for i in doubtful]
+    again = dict(zip(doubtful, zip(run_plain(kind, codes), run_ours(kind, codes), strict=True), strict=True))
     counts: Counter[str] = Counter()
     for i in range(len(programs)):
         counts[f"{chosen[i][0]} programs"] += 1
         counts["ran to the end"] += plain[i] is not None and plain[i][0] == 0
-        if i not in again_plain:
+        if i not in again:
             continue
-        first, second, our = plain[i], again_plain[i], ours[i]
-        if first is None or second is None or outcome(*first[:2]) != outcome(*second[:2]):
+        first, our, (second, again_our) = plain[i], ours[i], again[i]
+        seen = {outcome(o.exit_code, o.stdout) for o in (our, again_our)}
+        if first is None or second is None or outcome(*first[:2]) != outcome(*second[:2]) or len(seen) > 1:
             counts["not repeatable"] += 1
         elif our.truncated or REFUSED.search(our.stderr + our.stdout):
             counts["refused"] += 1
