@@ -19,7 +19,7 @@ class Usage:
     """The figures of one call, kept up by `look`."""
 
     def __init__(self) -> None:
-        self.looked = time.monotonic()
+        self.began = self.looked = time.monotonic()
         self.cpu = self.waited = 0.0
         self.nice = 0
         self.tasks: dict[int, tuple[float, float]] = {}  # CPU seconds and run delay, by thread id
@@ -33,7 +33,9 @@ class Usage:
                for tid, (cpu, delay) in self.tasks.items()]  # fmt: skip
         self.cpu = sum(processes.values())
         waited = sum(delay for _, delay in new)
-        self.waited += min(waited, span)  # at most one core's worth, or many tasks would stand still for ever
+        # The kernel counts a wait when it ends, so that one look may see more than its span. But what many tasks
+        # waited is credited up to the time that has passed, or they would put their limit off for ever.
+        self.waited = min(self.waited + waited, now - self.began)
         return round((waited + sum(cpu for cpu, _ in new)) / span)
 
     def share(self, demand: int) -> bool:

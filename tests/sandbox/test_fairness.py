@@ -94,6 +94,9 @@ def test_one_look_credits_one_core_of_waiting_and_counts_the_demand(usage: Any, 
     assert (seen.update({1: 0.5}), seen.waited, seen.cpu) == (10, 0.25, 0.5)
     clock[0] += 0.25
     assert (seen.update({1: 0.5}), seen.waited) == (0, 0.25), "nothing new: it slept"
+    clock[0] += 0.25
+    figures[0] = (0.0, 0.6)
+    assert (seen.update({1: 0.5}), round(seen.waited, 6)) == (1, 0.6), "a wait of three looks that has ended"
     assert seen.share(1) is False and seen.share(31) is True and seen.nice == 15
     assert seen.share(2) is False and seen.nice == 15, "it can only rise"
 
