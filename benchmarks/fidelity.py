@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_tir.config import ExecutorConfig
-from grpo_tir.tools.executor import open_executor
+from grpo_tir.executor.open import open_executor
 from grpo_tir.types import ToolResult
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "site-packages",
@@ -148,7 +148,7 @@ def run_plain(kind: str, programs: list[str]) -> list[Any]:
         if kind == "process":
             subprocess.run([sys.executable, "-c", PLAIN, folder], check=True)
         else:
-            from grpo_tir.tools.docker_client import connect
+            from grpo_tir.executor.docker_client import connect
 
             connect(None).containers.run(
                 ExecutorConfig().image, entrypoint=["python3", "-c", PLAIN, "/exchange"], remove=True,
@@ -159,7 +159,7 @@ def run_plain(kind: str, programs: list[str]) -> list[Any]:
 
 def run_ours(kind: str, programs: list[str]) -> list[ToolResult]:
     config = ExecutorConfig(kind=kind, timeout=60)  # type: ignore[arg-type]
-    with open_executor(config, say=lambda _: None) as executor:
+    with open_executor(config, log=lambda _: None) as executor:
         futures = [executor.submit(code) for code in programs]
         return [future.result() for future in futures]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from grpo_tir.config import ExecutorConfig
-from grpo_tir.resources import sandbox_dir
-from grpo_tir.tools.executor import open_executor
+from grpo_tir.executor.open import open_executor
+from grpo_tir.utils.resources import sandbox_dir
 
 WORK = "import time\nwhile time.process_time() < 0.6: pass\nprint('done')"
 HOG = "import os\nfor _ in range(30):\n    if not os.fork(): break\nwhile True: pass"

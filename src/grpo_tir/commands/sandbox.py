@@ -114,7 +114,7 @@ def run_programs(args: argparse.Namespace) -> int:
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)
     if result.truncated:
-        say("the middle of the output is missing: of each stream the first and the last 32 KB are kept")
+        log("the middle of the output is missing: of each stream the first and the last 32 KB are kept")
     if result.status not in ("ok", "error"):
         log(f"{result.status} after {result.seconds:.2f} s")
     return result.exit_code if result.exit_code is not None else 1
