@@ -1,1 +1,1 @@
-"""Commands of `grpo-tir`, a module each: `add_arguments(parser)` and `run(args) -> exit code`."""
+"""Commands of `grpo-tir`. Each module has `add_arguments(parser)` and `run(args) -> exit code`."""

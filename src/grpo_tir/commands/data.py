@@ -1,4 +1,4 @@
-"""`grpo-tir data check | build | limr`: problems, before anything is paid for."""
+"""`grpo-tir data check | build | limr`: check, build and select training problems."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grpo_tir.utils.files import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One parser for each action."""
+    """Add a parser for each action."""
     actions = parser.add_subparsers(dest="action", required=True)
     check = actions.add_parser("check", help="count the usable rows and name the others by line")
     check.set_defaults(function=run_check)
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sources, what is kept out, and the size."""
+    """Add sources, exclusions and size."""
     parser.set_defaults(function=run_build)
     parser.add_argument(
         "--source",
@@ -69,7 +69,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_limr_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the scores come from, which are taken, where they go."""
+    """Add input, threshold and output of LIMR scores."""
     parser.set_defaults(function=run_limr)
     parser.add_argument("history", nargs="?", type=Path, help="folder of a run, or file of accuracies by epoch")
     parser.add_argument("--scores", type=Path, help="finished scores instead: JSON {id: score} or JSONL")
@@ -95,13 +95,13 @@ def add_limr_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what was asked for."""
+    """Run the action."""
     code: int = args.function(args)
     return code
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Exit code 0 only if every row can be used."""
+    """Check the rows. Returns 0 only if every row can be used."""
     problems, skipped = load_problems(
         args.file,
         problem_field=args.problem_field,
@@ -118,7 +118,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_build(args: argparse.Namespace) -> int:
-    """Build, and say in one table what became of the rows."""
+    """Build the file and print one table with the number of rows kept and rejected."""
     if not args.out.parent.is_dir():
         raise DataError(f"{args.out.parent} is no folder: make it first, or name another --out")
     from grpo_tir.curation.build import Build
@@ -150,7 +150,7 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_limr(args: argparse.Namespace) -> int:
-    """Score, choose, say what was done about gaps, write."""
+    """Score and choose problems, report missing scores, write."""
     if (args.history is None) == (args.scores is None):
         raise DataError("name either the folder of a run (or a history file) or --scores FILE")
     history = read_history(args.scores or args.history, args.on_bad)
@@ -169,7 +169,7 @@ def run_limr(args: argparse.Namespace) -> int:
 
 
 def describe_history(history: History, lim: LimScores) -> None:
-    """What was read, and what was missing in it."""
+    """Describe the reward history: what was read and what was missing."""
     for line in history.skipped:
         print(f"left out: {line}")
     if history.skipped:
@@ -186,7 +186,7 @@ def describe_history(history: History, lim: LimScores) -> None:
 
 
 def balanced(chosen: list[str], args: argparse.Namespace, lim: LimScores) -> list[str]:
-    """The chosen ones that stay, in their order."""
+    """Return the chosen ids that stay after balancing, in their order."""
     known: dict[str, float | str] = dict(lim.accuracy)
     if args.difficulty:
         known = read_difficulty(args.difficulty)
@@ -201,7 +201,7 @@ def balanced(chosen: list[str], args: argparse.Namespace, lim: LimScores) -> lis
 
 
 def read_difficulty(path: Path) -> dict[str, float | str]:
-    """{id: level or accuracy}."""
+    """Read the difficulty of each id: a level or an accuracy."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -214,7 +214,7 @@ def read_difficulty(path: Path) -> dict[str, float | str]:
 
 
 def chosen_rows(chosen: list[str], args: argparse.Namespace) -> str:
-    """The chosen rows of the problem file, in its order."""
+    """Return the chosen rows of the problem file, in its order."""
     wanted = set(chosen)
     problems, skipped = load_problems(args.problems, on_bad=args.on_bad)
     rows = [vars(problem) for problem in problems if problem.id in wanted]

@@ -13,14 +13,14 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is to be looked at."""
+    """Add the recipe and what to check."""
     parser.add_argument("recipe", nargs="?", help="a YAML file, or the name of a packaged recipe; default: none")
     parser.add_argument("--bench-dir", help="folder with the benchmarks (aime24.jsonl, …); default: the Hub")
     parser.add_argument("--no-model", action="store_true", help="leave out what needs the model to be loaded")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each finding as it is made, and a verdict last."""
+    """Print each finding as it is made, and a verdict last. Returns 1 if there is a fault."""
     if args.overrides and not args.recipe:
         raise ConfigError("settings belong to a recipe: grpo-tir doctor RECIPE --section.key VALUE")
     config = load_config(find_recipe(args.recipe), args.overrides) if args.recipe else None

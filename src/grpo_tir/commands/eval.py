@@ -1,4 +1,4 @@
-"""`grpo-tir eval MODEL [MODEL …] --bench aime24,math500 --data FILE`: a table with intervals, JSON, Markdown."""
+"""`grpo-tir eval MODEL [MODEL …] --bench aime24,math500 --data FILE`: measure accuracy with intervals."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PROMPTS: dict[str, tuple[str, str | None]] = {
     "instruct": ("chat", STEP_BY_STEP),
     "tir": ("chat", None),
 }
-"""Names for the paper's three: (data.template, data.system)."""
+"""The paper's three prompts by name: (data.template, data.system)."""
 TOOLS = {"with": ("tool",), "without": ("no tool",), "both": ("tool", "no tool")}
 BENEFIT = ("tool", "no tool", "blanked", "shuffled")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Models, problems, prompts, tool and sampling."""
+    """Add models, problems, prompts, tool and sampling."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a Hub id, a model folder, or a checkpoint")
     parser.add_argument("--bench", help=f"benchmarks, from {','.join(PINS)}")
     parser.add_argument("--bench-dir", help="folder with NAME.jsonl for each benchmark; default: the Hub")
@@ -78,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan_cells(args: argparse.Namespace) -> list[EvalSpec]:
-    """What is to be evaluated, checked before anything is loaded.
+    """Make the specs of all models, and check them before anything is loaded.
 
     Raises:
-        ConfigError: lists that do not fit the models, an unknown word, or a tool asked for where c is 0.
+        ConfigError: the lists do not match the models, a word is unknown, or c is 0 and the tool is named.
     """
     templates = spread(args.template, len(args.models), "--template")
     tools = spread(args.tool, len(args.models), "--tool")
@@ -108,7 +108,7 @@ def plan_cells(args: argparse.Namespace) -> list[EvalSpec]:
 
 
 def spread(text: str | None, number: int, option: str) -> Sequence[str | None]:
-    """One word for all models, or one for each."""
+    """Split an option that holds one word for all models, or one for each."""
     words: list[str | None] = list(text.split(",")) if text else [None]
     if len(words) not in (1, number):
         raise ConfigError(f"{option} names {len(words)} for {number} models: give one, or one for each")
@@ -116,11 +116,11 @@ def spread(text: str | None, number: int, option: str) -> Sequence[str | None]:
 
 
 def load_benchmarks(args: argparse.Namespace, config: Config) -> list[Benchmark]:
-    """Pinned benchmarks first, then files; without either, data.eval of the recipe.
+    """Load the named benchmarks, then the files; without either, data.eval of the recipe.
 
     Raises:
-        ConfigError: nothing to evaluate on, or two of one name.
-        DataError: a benchmark that is not the pinned one, or a file that cannot be used.
+        ConfigError: there is nothing to evaluate on, or two sets have one name.
+        DataError: a benchmark differs from the pinned one, or a file cannot be used.
     """
     from grpo_tir.data.load import read_problems
 

@@ -1,8 +1,8 @@
 """`grpo-tir grade IN.jsonl --out O.jsonl`: judge recorded outputs against gold answers.
 
-In:  one object a line with `id`, `output` (what the model wrote, whole) and `answer` (the gold).
+In:  one object a line with `id`, `output` (the complete model output) and `answer` (the gold answer).
 Out: one object a line, in the same order, with `id`, `outcome` (right | wrong | unjudged), `extracted` (the
-     content of the last box, or null) and `seconds`. The file appears under its name only when it is whole.
+     content of the last box, or null) and `seconds`. The file appears under its name when it is complete.
 
 `--against FIELD` compares with a verdict that the rows already carry and prints every disagreement.
 """
@@ -31,7 +31,7 @@ _VERDICTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `grade`."""
+    """Add input, output and grader options."""
     parser.add_argument("input", type=Path, help='JSONL with {"id", "output", "answer"} a line')
     parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
     parser.add_argument(
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge every row; the exit code says nothing about the verdicts."""
+    """Grade every row. The exit code does not depend on the grades."""
     if args.workers < 1 or args.timeout <= 0:
         raise DataError("--workers must be 1 or more, --timeout above 0")
     if not args.out.parent.is_dir():
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 def _graded(
     rows: Iterator[dict[str, Any]], grader: Grader, args: argparse.Namespace
 ) -> Iterator[tuple[dict[str, Any], Grade]]:
-    """Rows with their grades, in order; a few rows for each worker are under way at any time."""
+    """Yield rows with their grades, in order. A few rows for each worker are graded at the same time."""
     from tqdm import tqdm
 
     under_way: deque[tuple[dict[str, Any], Future[Grade]]] = deque()
@@ -97,7 +97,7 @@ def _graded(
 
 
 def _rows(path: Path, against: str | None, bad: list[str], *, skip: bool) -> Iterator[dict[str, Any]]:
-    """Usable rows. One that is not ends the run with its file and line, or is left out and noted in `bad`."""
+    """Yield usable rows. A bad row ends the run with its file and line, or is left out and noted in `bad`."""
     seen: dict[str, int] = {}
     try:
         with path.open("rb") as lines:
@@ -124,7 +124,7 @@ def _rows(path: Path, against: str | None, bad: list[str], *, skip: bool) -> Ite
 
 
 def _row(line: bytes, against: str | None) -> dict[str, Any]:
-    """One row, checked.
+    """Check one row.
 
     Raises:
         ValueError: what is wrong with it.

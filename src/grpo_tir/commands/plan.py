@@ -1,4 +1,4 @@
-"""`grpo-tir plan RECIPE --gpus N --gpu-memory 80GB`: does it fit, and what would."""
+"""`grpo-tir plan RECIPE --gpus N --gpu-memory 80GB`: check whether a recipe fits, and name what would."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe and the machine."""
+    """Add the recipe and the machine."""
     parser.add_argument("recipe", help="a YAML file, or the name of a packaged recipe such as torl_1.5b")
     add_machine(parser)
 
 
 def add_machine(parser: argparse._ActionsContainer) -> None:
-    """What it is to run on."""
+    """Add the options that describe a machine."""
     parser.add_argument("--gpus", type=int, help="GPUs in all, a process each (default 8)")
     parser.add_argument("--gpu-memory", help="memory of each, like 80GB (default) or 80GiB")
     parser.add_argument("--zero", type=int, choices=range(4), default=0, help="ZeRO stage; 0 (default) is DDP")
@@ -28,10 +28,10 @@ def add_machine(parser: argparse._ActionsContainer) -> None:
 
 
 def machine_of(args: argparse.Namespace) -> Hardware:
-    """The machine that was described.
+    """Return the machine that the options describe.
 
     Raises:
-        ConfigError: a number or a size that is none.
+        ConfigError: a number or a size is invalid.
     """
     gpus = 8 if args.gpus is None else args.gpus
     if gpus < 1 or (args.zero and gpus < 2):

@@ -1,9 +1,8 @@
-"""`grpo-tir quickstart`: ToRL in miniature, on a CPU, in minutes.
+"""`grpo-tir quickstart`: train a tiny model with ToRL on a CPU, in minutes.
 
-A tiny base model that has seen some broken Python but cannot calculate is trained twice by the same recipe: with
-one tool call a response, and, as a control, without. Both are evaluated greedily on held-out problems. What is
-printed at the end is read from the two runs' own files.
-"""
+The base model has seen some broken Python but cannot calculate. The same recipe trains it twice: with one tool
+call a response, and without the tool as a control. Both are evaluated greedily on held-out problems. The printed
+result is read from the files of the two runs."""
 
 from __future__ import annotations
 
@@ -24,14 +23,14 @@ CACHE = Path(".cache/grpo-tir")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Seed and folder."""
+    """Add seed and folder."""
     parser.add_argument("--seed", type=int, default=1, help="of data, base model and training (default 1)")
     parser.add_argument("--out", default="runs/quickstart", help="where the runs go (default runs/quickstart)")
     parser.add_argument("--cache", default=str(CACHE), help=f"where the base model is kept (default {CACHE})")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, train twice, compare. The last line on stdout is one JSON object."""
+    """Build, train twice, compare. Prints one JSON object last."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def new_folder(out: Path, seed: int) -> Path:
-    """A folder that no earlier quickstart has used: its runs are kept."""
+    """Return a new folder; runs of earlier quickstarts are kept."""
     number = 1
     while (folder := out / (f"seed{seed}" if number == 1 else f"seed{seed}-{number}")).exists():
         number += 1
@@ -79,7 +78,7 @@ def new_folder(out: Path, seed: int) -> Path:
 
 
 def compare(folder: Path) -> dict[str, Any]:
-    """First and last figures of the two runs, from their metrics."""
+    """Read the first and last figures of the two runs from their metrics."""
     tool, control = read_jsonl(folder / "tool/metrics.jsonl"), read_jsonl(folder / "control/metrics.jsonl")
     executor = json.loads((folder / "tool/metadata.json").read_text(encoding="utf-8"))["executor"]
     return {
@@ -94,7 +93,7 @@ def compare(folder: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Before, after and control, side by side."""
+    """Format before, after and control side by side."""
     rows = [
         ("greedy accuracy, 500 held-out problems", "accuracy_before", "accuracy_after", "accuracy_control"),
         ("sampled responses with code", "code_ratio_first", "code_ratio_last", None),
@@ -108,7 +107,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def trajectories(run: Path) -> list[str]:
-    """The first response that was written down at the beginning, in the middle and at the end."""
+    """Return the first recorded response of the first, the middle and the last step."""
     kept = sorted((run / "rollouts").glob("step_*.jsonl"))
     chosen = dict.fromkeys((kept[0], kept[len(kept) // 2], kept[-1]))
     return [_show(read_jsonl(path)[0]) for path in chosen]

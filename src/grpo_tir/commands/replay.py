@@ -13,7 +13,7 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which response."""
+    """Add the run and the response."""
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory (train.output_dir)")
     parser.add_argument(
         "step", metavar="STEP", type=int, help="a step that was written down (train.rollouts_every)"
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Three checks, each with its verdict on a line of its own."""
+    """Run three checks and print one verdict each."""
     if not args.run_dir.is_dir():
         raise DataError(f"{args.run_dir} is no run directory: give the train.output_dir of a run")
     config = load_config(args.run_dir / "config.yaml", args.overrides)

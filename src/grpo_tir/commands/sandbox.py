@@ -1,4 +1,4 @@
-"""`grpo-tir sandbox build | status | bench | run`."""
+"""`grpo-tir sandbox build | status | bench | run`: build, check, measure and use the executor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grpo_tir.types import ToolResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Four commands, each useful by itself."""
+    """Add a parser for each action."""
     commands = parser.add_subparsers(dest="sandbox_command", required=True)
     build = commands.add_parser("build", help="build the container image")
     build.add_argument(
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Dispatch; errors of ours travel to the command line's handler."""
+    """Run the action."""
     actions = {"build": build, "status": status, "bench": bench, "run": run_programs}
     return actions[args.sandbox_command](args)
 
@@ -64,7 +64,7 @@ def to_config(args: argparse.Namespace) -> ExecutorConfig:
 
 
 def status(args: argparse.Namespace) -> int:
-    """One line an executor; exit 0 when docker, the recipes' default, can be used."""
+    """Print one line for each executor. Returns 0 if docker, the default of the recipes, can be used."""
     from grpo_tir.executor.docker_client import connect, remove_stale
     from grpo_tir.executor.open import open_executor
 
@@ -89,7 +89,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Calls per second and latency of this executor; benchmarks/sandbox.py compares it with the alternatives."""
+    """Measure calls per second and latency. benchmarks/sandbox.py compares with the alternatives."""
     from grpo_tir.executor.measure import measure
     from grpo_tir.executor.open import open_executor
 
@@ -99,7 +99,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def run_programs(args: argparse.Namespace) -> int:
-    """One program: its output and its exit code. Many: every line answered, exit 0."""
+    """Run one program and return its exit code, or run many from a file and return 0."""
     from grpo_tir.executor.open import open_executor
 
     log = lambda line: print(line, file=sys.stderr)  # noqa: E731
@@ -128,7 +128,7 @@ def read_code(name: str) -> str:
 
 
 def read_programs(path: Path) -> Iterator[tuple[object, str]]:
-    """Raises DataError with file and line for what is not a program."""
+    """Read programs from a JSONL file. Raises DataError with file and line."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold what splitlines takes for ends
     except (OSError, UnicodeDecodeError) as error:
@@ -146,7 +146,7 @@ def read_programs(path: Path) -> Iterator[tuple[object, str]]:
 
 
 def run_many(executor, programs, out: Path, concurrency: int) -> int:  # type: ignore[no-untyped-def]
-    """Results in the order of the input, written as they come."""
+    """Run many programs and write the results in the order of the input."""
     import threading
 
     room = threading.BoundedSemaphore(max(concurrency, 1))

@@ -1,4 +1,4 @@
-"""`grpo-tir solve "problem" --model M`: watch one response being written, run and read."""
+"""`grpo-tir solve "problem" --model M`: sample one response and print it as it is made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The problem and who is to solve it."""
+    """Add the problem, the model and the sampling."""
     parser.add_argument("problem", help="the question")
     parser.add_argument("--model", required=True, help="a Hub id, a model folder, or a checkpoint of a run")
     parser.add_argument("--recipe", help="settings; default: the recipe in the checkpoint, else the defaults")
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sample one response and print it piece by piece, the tool's in another colour."""
+    """Sample one response and print it segment by segment; tool output has another colour."""
     if not args.problem.strip():
         raise UserError('the problem is empty: put it in quotes, as in grpo-tir solve "Compute 123 * 45."')
     config = recipe_for(args.model, args.recipe, args.overrides)

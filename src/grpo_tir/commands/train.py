@@ -1,4 +1,4 @@
-"""`grpo-tir train RECIPE [--section.key VALUE …] [--resume | --dry-run]`."""
+"""`grpo-tir train RECIPE [--section.key VALUE …] [--resume | --dry-run]`: train a recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe, and whether to go on."""
+    """Add the recipe, and whether to resume."""
     parser.add_argument("recipe", help="a YAML file, or the name of a packaged recipe such as torl_1.5b")
     parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint of this run")
     parser.add_argument("--on-bad", choices=["stop", "skip"], help="a problem that cannot be used (data.on_bad)")
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or say what training would do."""
+    """Train, or print what training would do."""
     bad = ["--data.on_bad", args.on_bad] if args.on_bad else []
     config = load_config(find_recipe(args.recipe), [*args.overrides, *bad])
     if args.dry_run:

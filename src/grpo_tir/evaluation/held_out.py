@@ -1,9 +1,8 @@
-"""Accuracy on problems that are not trained on.
+"""Measure accuracy on held-out problems during training.
 
-Greedy by default, one sample a problem, with the tool, as in the paper (section 4.1). Accuracy is the share of
-right answers, whatever the reward was made of (bug 17 of the reference), and a response is graded the same in
-any company (bugs 2 and 19).
-"""
+Decoding is greedy, with one response to a problem and with the tool, as in the paper (section 4.1). Accuracy is
+the share of right answers; penalties of the reward do not count (bug 17 of the reference). The grade of a response
+does not depend on the other responses (bugs 2 and 19)."""
 
 from __future__ import annotations
 
@@ -23,19 +22,19 @@ from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, Rollout
 
 EVALUATION = 1 << 40
-"""Groups are numbered from here, so that no draw is one that training has made."""
+"""Group numbers start here, so that no draw repeats one of training."""
 GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass
 class Evaluation:
-    """This rank's rollouts, and the numbers of all ranks."""
+    """Hold this rank's rollouts and the summaries of all ranks."""
 
     rollouts: list[Rollout]
     summaries: list[dict[str, Any]]
 
     def metrics(self) -> dict[str, float | None]:
-        """`eval/accuracy` and how the tool was used; None where nothing could be judged."""
+        """Return accuracy and use of the tool; None where nothing could be judged."""
         return eval_metrics(self.summaries)
 
 
@@ -48,10 +47,10 @@ def evaluate(
     runtime: Runtime,
     stop: StopRequest,
 ) -> Evaluation:
-    """Sample, run and grade. All ranks must call it together; each takes its part of the problems.
+    """Sample and grade one greedy response to each problem. All ranks must call it together; each takes a share.
 
     Raises:
-        Interrupted: on all ranks, as soon as one was asked to stop.
+        Interrupted: on all ranks, as soon as one rank got a signal.
     """
     groups = make_groups(problems, policy.render, policy.tokenizer, 1, first_group=EVALUATION)
     groups = runtime.share(groups, cost=prompt_length)
@@ -83,7 +82,7 @@ def complete(
     fixed_waves: bool = False,
     check: Callable[[int, int], None] = lambda finished, waiting: None,
 ) -> None:
-    """Sample empty rollouts to their end and grade them, in place. `check` may raise to abandon them."""
+    """Sample empty rollouts and grade them, in place. `check` is called between steps; it may raise to abandon."""
     sample_responses(
         rollouts, policy, tool, config, runtime, sampling=sampling, fixed_waves=fixed_waves, check=check
     )

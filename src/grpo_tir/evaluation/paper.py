@@ -1,4 +1,4 @@
-"""Table 3 of the paper (arXiv 2503.23383), as printed, and where its own arithmetic does not hold."""
+"""Hold Table 3 of the paper (arXiv 2503.23383) as printed, and flag averages that do not match its rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BENCHMARKS = ("aime24", "aime25", "math500", "olympiadbench", "amc23")
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One printed row, percent. None: not printed."""
+    """One printed row, in percent; None where nothing is printed."""
 
     model: str
     scores: tuple[float | None, ...]
@@ -18,13 +18,13 @@ class PaperRow:
 
     @property
     def true_average(self) -> float | None:
-        """The mean of the five printed scores."""
+        """Mean of the five printed scores."""
         numbers = [score for score in self.scores if score is not None]
         return sum(numbers) / len(numbers) if len(numbers) == len(BENCHMARKS) else None
 
     @property
     def wrong(self) -> bool:
-        """Whether the printed average is not the mean of the printed scores (rounding allowed for)."""
+        """True if the printed average differs from the mean of the printed scores by more than rounding."""
         if self.average is None or self.true_average is None:
             return False
         return abs(self.average - self.true_average) > 0.051

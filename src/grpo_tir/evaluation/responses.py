@@ -1,9 +1,9 @@
-"""Finished responses on disk, so that a killed evaluation goes on where it was.
+"""Store finished responses on disk, so that a killed evaluation can resume.
 
-    OUT/responses-0.jsonl     one line a response, appended wave by wave and synced; one file a rank
+    OUT/responses-0.jsonl     one line for each response, appended and synced wave by wave; one file for each rank
 
-A line is found by what it is the answer to: (cell, benchmark, problem, sample), where `cell` is the hash of all
-that the response depends on. So one folder may hold several evaluations, and none takes lines of another.
+The key of a line is (cell, benchmark, problem, sample). `cell` is the hash of everything that the response depends
+on, so several evaluations can share one folder.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Key = tuple[str, str, str, int]
 
 
 def key_of(row: dict[str, Any]) -> Key:
-    """What a line answers."""
+    """Return the key of a line."""
     return row["cell"], row["benchmark"], row["problem_id"], row["sample"]
 
 
 def digest(facts: dict[str, Any]) -> str:
-    """A short hash of plain data, whatever the order of its keys."""
+    """Hash plain data; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ResponseLog:
-    """The responses of one folder; this rank appends to a file of its own.
+    """Read the responses of all ranks in a folder, and append to this rank's file.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -49,7 +49,7 @@ class ResponseLog:
             self.rows |= {key_of(row): row for row in read_jsonl(path)}
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append whole lines and wait until they are on the disk."""
+        """Append lines and wait until they are on the disk."""
         rows = list(rows)
         append_lines(self.path, *rows)
         sync(self.path)

@@ -1,11 +1,12 @@
-"""One row of the table, model x prompt x tool, on a benchmark: which responses there are to make, and making them.
+"""Sample the responses of one table row (model x prompt x tool) to one benchmark.
 
-Responses are made in waves of fixed rows, in the order of the benchmark, and within a wave results of the tool are
-collected before any row goes on. So every forward pass is the same in a second run, and a resumed run, which
-repeats a torn wave whole, computes bit for bit what an uninterrupted one does. Waves of another size change
-the last bits of the logits; in float64 they do not change a greedy response. `overlap` gives this up for speed.
+Responses are sampled in waves with a fixed number of rows, in the order of the benchmark. Within a wave, all tool
+results are collected before any row continues. Every forward pass is therefore the same in a second run. A resumed
+run repeats an incomplete wave from its start, so it computes the same bits as an uninterrupted run. Another wave
+size changes the last bits of the logits; in float64 it does not change a greedy response. `overlap` trades this
+for speed.
 
-Draws are keyed by (seed, benchmark, problem, sample): not by the batch, nor by what else is evaluated.
+Draws are keyed by (seed, benchmark, problem, sample). They depend neither on the batch nor on other evaluations.
 """
 
 from __future__ import annotations
@@ -32,34 +33,34 @@ from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, Rollout
 
 KEPT = ("sample", "problem_id", "problem", "answer", "calls", "finish_reason", "reward", "reward_parts", "valid")
-"""Of a trajectory; texts stand in for its tokens."""
+"""Fields of a trajectory that are stored; its texts replace its tokens."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a row of the table stands for."""
+    """One row of the result table: a model with a prompt and a tool condition."""
 
     label: str
     facts: dict[str, Any]
-    """All that its responses depend on, as plain data; written into the result."""
+    """Everything that the responses depend on, as plain data; written into the result."""
     config: Config
-    """With its own prompt and c."""
+    """Recipe with the prompt and the number of calls (c) of this row."""
     condition: str
     """`tool`, `no tool`, `blanked` or `shuffled`."""
     sampling: Sampling
     samples: int
     batch: int
-    """Rows of a wave."""
+    """Rows sampled together."""
     overlap: bool = False
 
     def key(self, benchmark: Benchmark) -> str:
-        """The hash under which responses to this benchmark are journalled."""
+        """Return the hash that keys responses to this benchmark."""
         return digest({**self.facts, "benchmark": benchmark.sha256})
 
 
 @dataclass
 class EvalContext:
-    """The loaded model with all that one evaluation needs around it."""
+    """The loaded model and what one evaluation needs with it."""
 
     policy: Policy
     tool: Tool | None
@@ -71,10 +72,11 @@ class EvalContext:
 
 
 def run_cell(cell: Cell, benchmark: Benchmark, bench: EvalContext) -> list[dict[str, Any]]:
-    """All responses of this cell to one benchmark, from the journal or made now, in the benchmark's order.
+    """Return all responses of a cell to one benchmark, in its order: stored ones, and the missing ones sampled
+    now.
 
     Raises:
-        ExecutorOutage: some responses were lost; the finished ones are kept.
+        ExecutorOutage: some responses were lost. The finished ones are stored.
     """
     key = cell.key(benchmark)
     wanted = [(problem, sample) for problem in benchmark.problems for sample in range(cell.samples)]
@@ -102,7 +104,7 @@ def run_cell(cell: Cell, benchmark: Benchmark, bench: EvalContext) -> list[dict[
 
 
 def _make(cell: Cell, name: str, wave: Sequence[tuple[Problem, int]], bench: EvalContext) -> list[dict[str, Any]]:
-    """The rows of one wave. A prompt that leaves no room for a whole response is not sampled, and is wrong."""
+    """Sample one wave. A prompt too long for the model is not sampled and counts as wrong."""
     rollouts = [_empty(problem, sample, name, bench.policy) for problem, sample in wave]
     room = room_for_prompt(bench.policy, cell.config)
     fitting = [rollout for rollout in rollouts if room is None or len(rollout.prompt_ids) <= room]
@@ -122,7 +124,7 @@ def _make(cell: Cell, name: str, wave: Sequence[tuple[Problem, int]], bench: Eva
 
 
 def room_for_prompt(policy: Policy, config: Config) -> int | None:
-    """Longest prompt, in tokens, that leaves the model room for a whole response; None: any."""
+    """Return the longest prompt (tokens) that leaves room for a full response; None means no limit."""
     positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     return positions - config.rollout.max_completion_length if positions else None
 
@@ -134,7 +136,7 @@ def _empty(problem: Problem, sample: int, name: str, policy: Policy) -> Rollout:
 
 
 def _row(rollout: Rollout, fits: bool, config: Config) -> dict[str, Any]:
-    """A line of the journal: the response, its verdict and what is counted of it."""
+    """Make the stored line of a response: texts, grade and counts."""
     if not fits:
         rollout.finish_reason = "length"
     counted = summarize(rollout, config.tool.max_tool_calls)

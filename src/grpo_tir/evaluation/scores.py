@@ -1,11 +1,11 @@
-"""Numbers from graded samples: avg@k, pass@k, maj@k, their intervals, and differences between models.
+"""Compute avg@k, pass@k, maj@k, their intervals, and differences between models from graded samples.
 
     avg@n   mean over problems of the share of right samples (n = 1: accuracy)
     pass@k  mean over problems of 1 - C(n - right, k) / C(n, k): unbiased for any k <= n (arXiv 2107.03374, eq. 1)
     maj@n   share of problems whose most frequent answer is right; a tie counts by the share of right ones in it
 
-Intervals are percentile bootstraps over problems, 95%. Two models are compared problem by problem: that both find
-the same problems hard is no reason for the difference to look uncertain.
+Intervals are 95% percentile bootstraps over problems. Differences between two models are taken problem by problem:
+both find the same problems hard, and pairing removes this shared variance.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Interval = tuple[float, float]
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """Chance that at least one of k of the n samples, drawn without return, is right."""
+    """Return the probability that at least one of k samples, drawn from n without replacement, is right."""
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def majority(answers: Sequence[tuple[str | None, bool]], same: Same) -> float:
-    """1 if the most frequent answer is right, 0 if not, the share of right ones among tied ones.
+    """Return 1 if the most frequent answer is right, 0 if wrong; on a tie, the share of right answers in it.
 
     Args:
-        answers: of one problem's samples, with the verdict on each; who gave none does not vote.
-        same: whether two wrong answers are one; all right ones are.
+        answers: answer and grade of each sample of one problem. A sample without an answer does not vote.
+        same: tells whether two wrong answers are equal. All right answers count as equal.
     """
     right = sum(verdict for answer, verdict in answers if answer is not None)
     clusters: list[list[str]] = []
@@ -52,8 +52,8 @@ def majority(answers: Sequence[tuple[str | None, bool]], same: Same) -> float:
 
 
 def bootstrap(scores: Sequence[float]) -> Interval:
-    """95% interval of the mean. Where all scores are 0 or all are 1 resampling knows nothing: then the exact
-    binomial bound (Clopper-Pearson)."""
+    """Return the 95% interval of the mean. If all scores are 0 or all are 1, resampling has no spread; then return
+    the exact binomial bound (Clopper-Pearson)."""
     bound = ((1 - LEVEL) / 2) ** (1 / len(scores))
     if not any(scores):
         return 0.0, 1 - bound
@@ -61,8 +61,8 @@ def bootstrap(scores: Sequence[float]) -> Interval:
 
 
 def bootstrap_average(parts: Sequence[Sequence[float]]) -> Interval:
-    """95% interval of the unweighted mean over benchmarks, each resampled by itself; where none of them has any
-    spread, the mean of their exact bounds, which is wide."""
+    """Return the 95% interval of the unweighted mean over benchmarks. Each benchmark is resampled by itself. If
+    none has any spread, return the mean of their exact bounds, which is wide."""
     if all(score in (0, 1) and score == scores[0] for scores in parts for score in scores):
         bounds = [bootstrap(scores) for scores in parts]
         return float(np.mean([low for low, _ in bounds])), float(np.mean([high for _, high in bounds]))
@@ -70,7 +70,7 @@ def bootstrap_average(parts: Sequence[Sequence[float]]) -> Interval:
 
 
 def _means(scores: Sequence[float], stream: int = 0) -> Any:
-    """Means of resamples: (RESAMPLES,). In pieces, so that memory does not grow with the problems."""
+    """Return the means of the resamples, (RESAMPLES,). Works in pieces to bound memory."""
     values, rng = np.asarray(scores, dtype=float), np.random.default_rng([SEED, stream])
     size = max(1, (1 << 22) // len(values))
     pieces = [
@@ -86,13 +86,13 @@ def _interval(means: Any) -> Interval:
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """`first` minus `second`, problem by problem: mean, interval, problems won and lost, and the exact two-sided
-    sign test over the problems on which they differ."""
+    """Compare `first` minus `second` problem by problem: mean, interval, problems won and lost, and the exact
+    two-sided sign test over the problems that differ."""
     return average_difference([(first, second)])
 
 
 def average_difference(parts: Sequence[tuple[Sequence[float], Sequence[float]]]) -> dict[str, Any]:
-    """The same for the unweighted mean over benchmarks, each resampled by itself."""
+    """Compare the unweighted means over benchmarks; each benchmark is resampled by itself."""
     gaps = [[a - b for a, b in zip(first, second, strict=True)] for first, second in parts]
     won, lost = (sum(sign * gap > 0 for some in gaps for gap in some) for sign in (1, -1))
     low, high = _interval(np.mean([_means(some, stream) for stream, some in enumerate(gaps)], axis=0))
@@ -101,6 +101,6 @@ def average_difference(parts: Sequence[tuple[Sequence[float], Sequence[float]]])
 
 
 def sign_test(won: int, lost: int) -> float:
-    """Two-sided p of so uneven a split, were each problem as likely to go either way."""
+    """Return the two-sided p-value of this split if both outcomes are equally likely."""
     n, k = won + lost, max(won, lost)
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n)

@@ -1,4 +1,4 @@
-"""From the plans of the command line to the finished table: each model is loaded once, its cells are run."""
+"""Run an evaluation: load each model once, sample its cells, write the result."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from grpo_tir.types import Problem, ToolResult
 from grpo_tir.utils.files import write_atomically
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
-"""Files of a model folder that decide what it says."""
+"""Files of a model folder that determine its output."""
 
 
 class Session:
-    """One call of `grpo-tir eval`."""
+    """One run of `grpo-tir eval`."""
 
     def __init__(self, options: EvalOptions, plans: Sequence[EvalSpec], benchmarks: Sequence[Benchmark]) -> None:
         self.options, self.plans, self.benchmarks = options, plans, benchmarks
@@ -49,7 +49,7 @@ class Session:
         self.finished: list[summary.Result] = []
 
     def run(self) -> int:
-        """All cells, then the result. Returns the exit code: 0, or 130/143 after a signal."""
+        """Run all cells and write the result. Returns the exit code: 0, or 130/143 after a signal."""
         started = time.time()
         if self.journal.rows:
             self.console.log(
@@ -70,7 +70,7 @@ class Session:
         return 0
 
     def run_plan(self, plan: EvalSpec) -> None:
-        """One model, loaded once, under each of its conditions."""
+        """Load one model and run it under each of its conditions."""
         config = plan.config
         # A prompt that is too long for the model is counted as wrong and named, so no prompt length is required.
         policy = load_policy(config, plan.model, self.runtime.device, prompt_length=1)
@@ -105,7 +105,7 @@ class Session:
                 tool.close()
 
     def make_cell(self, plan: EvalSpec, config: Config, condition: str, policy: Policy, tool: Tool | None) -> Cell:
-        """A row of the table with all that it depends on."""
+        """Make a table row with all facts that its responses depend on."""
         options, rollout = self.options, config.rollout
         c = 0 if condition == "no tool" else config.tool.max_tool_calls
         config = dataclasses.replace(config, tool=dataclasses.replace(config.tool, max_tool_calls=c))
@@ -139,7 +139,7 @@ class Session:
         return Cell(label, facts, config, condition, sampling, options.samples, options.batch, options.overlap)
 
     def write(self, started: float) -> None:
-        """results.json and results.md, the table on the console, one JSON object last."""
+        """Write results.json and results.md; print the table, and one JSON object last."""
         pairs = summary.differences(self.finished)
         result: summary.Result = {
             "format": 1,
@@ -165,17 +165,17 @@ class Session:
         log(json.dumps({"out": str(self.folder), "scores": scores}))
 
     def check(self, finished: int, waiting: int) -> None:
-        """Between tokens: a signal abandons the wave, what was finished before it is in the journal."""
+        """Abandon the wave after a signal. Called between tokens; finished waves are stored."""
         if self.stop.signal is not None:
             raise KeyboardInterrupt
 
     def progress(self, text: str) -> None:
-        """Where it is, if somebody is looking."""
+        """Show the progress on a terminal."""
         if self.console.terminal and self.console.active:
             print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
 
     def command(self) -> list[str]:
-        """The command line, without where it wrote to."""
+        """Return the command line without `--out`."""
         words = [*sys.argv]
         for i, word in enumerate(words):
             if word == "--out":
@@ -185,7 +185,7 @@ class Session:
         return words
 
     def _name(self) -> str:
-        """A folder name for what was asked: the same command finds what it has finished."""
+        """Return the default folder name: a hash, so that the same command finds its finished responses."""
         plans = [
             [plan.model, plan.prompt, plan.conditions, dataclasses.asdict(plan.config)] for plan in self.plans
         ]
@@ -195,26 +195,26 @@ class Session:
 
 
 def alter(condition: str, tool: Tool | None, true_results: Sequence[ToolResult]) -> Tool | None:
-    """The tool as this condition shows it."""
+    """Return the tool under this condition; None without a tool."""
     if tool is None or condition in ("tool", "no tool"):
         return None if condition == "no tool" else tool
     return AlteredTool(tool, blank if condition == "blanked" else shuffle(tool, true_results))
 
 
 def results_of(rows: Sequence[dict[str, Any]]) -> list[ToolResult]:
-    """What the calls of these responses came to."""
+    """Return the tool results of stored responses."""
     calls = [call for row in rows for call in row["calls"] if call.get("status")]
     names = ("status", "stdout", "stderr", "exit_code", "signal")
     return [ToolResult(**{name: call[name] for name in names}) for call in calls]
 
 
 def same_answer(first: str, second: str) -> bool:
-    """Whether two wrong answers are one: votes for them count together."""
+    """True if two answers are equal, so that their votes are added."""
     return default_grader().grade(first, second).outcome == "right"
 
 
 def identify(path: str, model: Any) -> str:
-    """The commit of a model of the Hub; of a folder, the hash of the files that decide what it says."""
+    """Return the commit of a Hub model, or the hash of the files of a folder."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return str(getattr(model.config, "_commit_hash", None))
@@ -227,6 +227,6 @@ def identify(path: str, model: Any) -> str:
 
 
 def short_name(model: str) -> str:
-    """`run/step_000100` of a checkpoint, else the last part of the path."""
+    """Return `run/step_000100` for a checkpoint, else the last part of the path."""
     path = Path(model)
     return f"{path.parents[1].name}/{path.name}" if path.name.startswith("step_") else path.name

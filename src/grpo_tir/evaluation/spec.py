@@ -1,7 +1,7 @@
-"""Benchmarks, evaluated so that the result can be repeated and believed: `grpo-tir eval`.
+"""Describe an evaluation of `grpo-tir eval`: models, prompts, tool conditions and options.
 
-benchmarks ──► waves of fixed rows ──► rollouts, graded ──► journal ──► scores ──► table, results.json, results.md
-                 (run)                                     (journal)   (scores)    (card)
+benchmarks ──► waves of rows ──► graded rollouts ──► stored responses ──► scores ──► table, results.json, .md
+                 (run)             (held_out)          (responses)       (summary)    (tables)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EvalSpec:
 
     model: str
     prompt: str
-    """As it was named: `base`, `instruct`, `tir`, or a data.template."""
+    """Name of the prompt: `base`, `instruct`, `tir`, or a data.template."""
     config: Config
     conditions: tuple[str, ...]
-    """Of `tool`, `no tool`, `blanked`, `shuffled`, in this order."""
+    """Some of `tool`, `no tool`, `blanked`, `shuffled`, in this order."""

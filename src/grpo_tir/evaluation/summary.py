@@ -26,7 +26,7 @@ AVERAGE = "average"
 
 
 def score(rows: Sequence[dict[str, Any]], samples: int, same: Same) -> Result:
-    """What one cell comes to on one benchmark, from its responses."""
+    """Compute the scores of one cell on one benchmark from its responses."""
     problems: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         problems.setdefault(row["problem_id"], []).append(row)
@@ -45,7 +45,7 @@ def score(rows: Sequence[dict[str, Any]], samples: int, same: Same) -> Result:
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> Result:
-    """How the tool was used, how long responses are, and what could not be sampled or judged."""
+    """Count tool use, response lengths, and responses that could not be sampled or judged."""
     counts = [row["counts"] | {"wait": 0.0} for row in rows]
     tools = tool_metrics(counts)
     named = {"unjudged": lambda row: row["correct"] is None, "too_long": lambda row: row["too_long"]}
@@ -60,15 +60,15 @@ def _counts(rows: Sequence[dict[str, Any]]) -> Result:
 
 
 def average(results: dict[str, Result]) -> Result:
-    """Unweighted mean over benchmarks, as in the paper's last column."""
+    """Compute the unweighted mean over benchmarks, as in the paper's last column."""
     parts = [list(result["scores"].values()) for result in results.values()]
     low, high = bootstrap_average(parts)
     return {"score": float(np.mean([result["score"] for result in results.values()])), "low": low, "high": high}
 
 
 def differences(cells: Sequence[Result]) -> list[Result]:
-    """`second` minus `first` of every two cells, on each benchmark: the later minus the earlier one, but always a
-    run with the tool minus one without it or with tampered observations."""
+    """Compute `second` minus `first` for every two cells on each benchmark: the later minus the earlier one. A
+    cell with true tool outputs always comes second, after one without the tool or with changed outputs."""
     found = []
     for earlier, later in itertools.combinations(cells, 2):
         first, second = (
@@ -87,7 +87,7 @@ def differences(cells: Sequence[Result]) -> list[Result]:
 
 
 def tool_benefit(cells: Sequence[Result], pairs: Sequence[Result]) -> list[str]:
-    """In words, for each checkpoint that was evaluated with tampered observations: what reading them is worth."""
+    """Describe what reading the outputs is worth, for each checkpoint evaluated with changed outputs."""
     wording = {"no tool": "no tool", "blanked": "blanked outputs", "shuffled": "outputs of other programs"}
     lines = []
     for cell in cells:
@@ -104,7 +104,7 @@ def tool_benefit(cells: Sequence[Result], pairs: Sequence[Result]) -> list[str]:
 
 
 def points(pair: Result) -> str:
-    """`+3.2 points [-1.0, +7.4]`"""
+    """Format a difference as `+3.2 points [-1.0, +7.4]`."""
     if pair["won"] + pair["lost"] == 0:
         return "equal on every problem"
     return f"{100 * pair['mean']:+.1f} points [{100 * pair['low']:+.1f}, {100 * pair['high']:+.1f}]"

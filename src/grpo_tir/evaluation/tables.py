@@ -1,8 +1,7 @@
-"""The result: one table, a JSON file from which it can be repeated and compared, and the same in Markdown.
+"""Format the result of an evaluation as a table and as Markdown.
 
-A response without a verdict (an unusable gold) and a prompt too long for the model are not right, and are named.
-All that may differ between two equal evaluations stands under `times`.
-"""
+A response that could not be judged (unusable gold) and a prompt too long for the model count as wrong and are
+listed. Only the entries under `times` may differ between two equal evaluations."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from grpo_tir.evaluation.summary import AVERAGE, Result, points
 
 
 def table(cells: Sequence[Result], benchmarks: Sequence[str], with_paper: bool) -> str:
-    """Percent with 95% intervals, a row for each cell; aligned for a terminal and valid as Markdown."""
+    """Format scores in percent with 95% intervals, one row for each cell: aligned text that is valid Markdown."""
     columns = [*benchmarks, AVERAGE] if len(benchmarks) > 1 else list(benchmarks)
     lines = [["%, 95% interval", *columns]]
     for cell in cells:
@@ -36,7 +35,7 @@ def table(cells: Sequence[Result], benchmarks: Sequence[str], with_paper: bool) 
 
 
 def difference_table(pairs: Sequence[Result]) -> str:
-    """Paired differences, one line each."""
+    """Format the paired differences, one line each."""
     lines = [["difference", "benchmark", "points, 95% interval", "won / lost", "sign test p"]]
     for pair in pairs:
         split, p = f"{pair['won']} / {pair['lost']}", f"{pair['p']:.3f}" if pair["p"] >= 0.001 else "< 0.001"
@@ -46,14 +45,14 @@ def difference_table(pairs: Sequence[Result]) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; the first line is its head."""
+    """Format a Markdown table with aligned columns; the first line is the header."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 
 def page(result: Result, title: str = "Evaluation") -> str:
-    """results.md: the table, the differences, and all that is needed to repeat them."""
+    """Format results.md: table, differences, and what is needed to repeat them."""
     cells, benchmarks = result["cells"], list(result["benchmarks"])
     parts = [f"# {title}", table(cells, benchmarks, "paper" in result)]
     if result["differences"]:

@@ -1,12 +1,11 @@
-"""Does the model read what its tool answers?  The same checkpoint with its observations tampered with.
+"""Measure whether a model reads the outputs of its tool: evaluate it with changed outputs.
 
-    blanked     every call is answered by the tool's own words for "printed nothing"
-    shuffled    every call is answered by the output of another program of the same benchmark
+    blanked     every output is replaced by the tool's text for a program that prints nothing
+    shuffled    every output is replaced by the output of another program of the same benchmark
 
-What is lost against the run with true observations is the part of the score that comes from reading them; what
-remains above the run without a tool comes from writing code alone. Code is run all the same, so that statuses and
-outages stay comparable. Which output a call gets depends on the text that asked for it, never on the batch.
-"""
+The score lost against true outputs comes from reading them. The score left above a run without the tool comes from
+writing code alone. The code still runs, so that statuses and outages stay comparable. The replacement depends on
+the text of the call, never on the batch."""
 
 from __future__ import annotations
 
@@ -19,45 +18,45 @@ from grpo_tir.tools.python import observation as python_observation
 from grpo_tir.types import ToolResult
 
 Alter = Callable[[str, str], str]
-"""(true observation, segment that asked for it) to the stdout that is shown instead."""
+"""Map (true observation, segment with the call) to the stdout that is shown instead."""
 
 
 class AlteredTool:
-    """A tool whose results are replaced before the model reads them. A marker without code is answered as ever."""
+    """Replace the results of a tool before the model reads them. A marker without code gets the usual answer."""
 
     def __init__(self, tool: Tool, alter: Alter) -> None:
         self.tool, self.alter, self.stop = tool, alter, tool.stop
 
     def find_call(self, text: str) -> str | None:
-        """As the tool does."""
+        """Find a call as the tool does."""
         return self.tool.find_call(text)
 
     def submit(self, code: str) -> Future[ToolResult]:
-        """Run it all the same."""
+        """Run the code as the tool does."""
         return self.tool.submit(code)
 
     def observe(self, result: ToolResult | None, text: str) -> str:
-        """The tool's frame around something that its program did not print."""
+        """Format the replaced output as the tool does."""
         if result is None:
             return self.tool.observe(None, text)
         return self.tool.observe(ToolResult("ok", stdout=self.alter(seen(self.tool, result), text)), text)
 
     def close(self) -> None:
-        """The tool is its owner's to close."""
+        """Do nothing: the owner of the tool closes it."""
 
 
 def seen(tool: Tool, result: ToolResult) -> str:
-    """What the model reads of a result, apart from what stands before it."""
+    """Return the part of an observation that depends on the result."""
     return tool.observe(result, "\n")
 
 
 def blank(observation: str, segment: str) -> str:
-    """Nothing."""
+    """Return an empty output."""
     return ""
 
 
 def shuffle(tool: Tool, results: Sequence[ToolResult]) -> Alter:
-    """Answers by the outputs of other programs: `results` are those of the run with true observations."""
+    """Make a function that answers with outputs of other programs, from the run with true outputs."""
     pool: dict[str, str] = {}
     for result in results:
         pool.setdefault(seen(tool, result), python_observation(result))
