@@ -1,4 +1,4 @@
-# One command each; `make` alone lists them. Written so that macOS' make 3.81 and BSD tools run it too.
+# `make` alone lists the commands. macOS' make 3.81 and BSD tools must be able to run this file.
 
 VENV    = .venv
 BIN     = $(VENV)/bin
@@ -30,17 +30,17 @@ train: $(VENV)/installed  ## teach a tiny model to use Python, in minutes, on an
 	@echo "make train: builds a tiny base model, trains it with the tool and, as a control, without (seed $(SEED))"
 	@$(BIN)/grpo-tir quickstart --seed $(SEED) $(ARGS)
 
-report: $(VENV)/installed  ## draw a run as one HTML file  [RUN=runs/quickstart]
+report: $(VENV)/installed  ## write the report of a run as one HTML file  [RUN=runs/quickstart]
 	@$(BIN)/grpo-tir report $(RUN) $(ARGS)
 
-test: $(VENV)/installed-$(EXTRAS)  ## all tests but the slow ones; without a Docker engine its tests are skipped  [ARGS=]
+test: $(VENV)/installed-$(EXTRAS)  ## all tests except the slow ones; Docker tests are skipped without an engine  [ARGS=]
 	@echo "make test: the tests; those that need what this machine lacks are skipped and listed at the end"
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: $(VENV)/installed-$(EXTRAS)  ## the slow tests too
+test-all: $(VENV)/installed-$(EXTRAS)  ## all tests, the slow ones too
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-faults: $(VENV)/installed-$(EXTRAS)  ## kill runs at every phase and hold the resumed ones equal
+test-faults: $(VENV)/installed-$(EXTRAS)  ## kill runs in every phase and compare the resumed ones
 	@$(BIN)/python -m pytest tests/faults $(ARGS)
 
 lint: $(VENV)/installed-$(EXTRAS)  ## ruff, rules and format
@@ -52,18 +52,18 @@ types: $(VENV)/installed-$(EXTRAS)  ## mypy
 sandbox: $(VENV)/installed  ## build the executor's container  [BASE=image to build on]
 	@$(BIN)/grpo-tir sandbox build $(if $(BASE),--base $(BASE)) $(ARGS)
 
-bench: $(VENV)/installed  ## every benchmark, each ends with one JSON line; one alone: make bench-grader, bench-sandbox, …
+bench: $(VENV)/installed  ## every benchmark, each prints one JSON line last; a single one: make bench-grader, …
 	@for file in $$(grep -l '^if __name__' benchmarks/*.py | grep -v gpu); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; done
 
 bench-%: benchmarks/%.py $(VENV)/installed
 	@$(BIN)/python $< $(ARGS)
 
-clean:  ## remove environment, caches and build folders; runs/ is kept
+clean:  ## remove environment, caches and build folders; keep runs/
 	rm -rf $(VENV) .cache build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find src sandbox recipes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment. The stamp is written last, so an interrupted installation is taken up again; once setup.cfg
-# or the pins are newer than it, the packages are brought up to date.
+# The environment. The stamp file is written last, so that an interrupted installation is continued. When setup.cfg
+# or the pins are newer than the stamp, the packages are updated.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	@$(ENVIRONMENT)
 	@$(TORCH)
@@ -78,7 +78,7 @@ $(VENV)/installed-$(EXTRAS): setup.cfg pyproject.toml constraints.txt
 	@$(PIP) -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@ $(VENV)/installed
 
-# pip's progress bars on a terminal, silence in a log.
+# Show pip's progress bars on a terminal, and nothing in a log.
 PIP = quiet=; [ -t 1 ] || quiet=-q; $(BIN)/python -m pip install $$quiet --disable-pip-version-check
 
 USABLE = import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
@@ -103,7 +103,7 @@ if ! $(BIN)/python -m pip --version >/dev/null 2>&1 || \
 fi
 endef
 
-# Alone and first: where an index is named it serves torch only, every other package comes from the registry.
+# Install torch alone and first: a named index serves only torch; all other packages come from the registry.
 define TORCH
 index='$(TORCH_INDEX)'; \
 if [ -z "$$index" ] && [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidiactl ] && \
