@@ -91,7 +91,7 @@ def in_container(engine: Any, script: str, calls: int) -> dict[str, Any]:
 
 def our_cpu(engine: Any, executor: Any, code: str, calls: int) -> float:
     """Milliseconds of CPU per call, everybody's: supervisor, zygote, children, and this process."""
-    container = executor.stations[0].connection.container
+    container = executor.workers[0].connection.container
 
     def used() -> float:
         stats = engine.api.stats(container, stream=False, one_shot=True)

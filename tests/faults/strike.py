@@ -49,7 +49,7 @@ def strike(how: str) -> None:
         raise ZeroDivisionError("a fault that was asked for")
     elif how == "kill-executor":
         for pool in POOLS:
-            pool.stations[0].kill()
+            pool.workers[0].kill()
     elif how == "term":
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -61,7 +61,7 @@ def batch_with(pool: Pool, fault: Callable[[], None], calls: int = 60) -> float:
 
 
 def container_of(pool: Pool) -> str:
-    return pool.stations[0].connection.container  # type: ignore[union-attr]
+    return pool.workers[0].connection.container  # type: ignore[union-attr]
 
 
 def in_container(pool: Pool, engine: Any, code: str) -> None:
@@ -73,32 +73,32 @@ def test_a_removed_container_serves_again_within_3_seconds(executor: Pool, docke
     gap = batch_with(executor, lambda: docker_engine.api.remove_container(container_of(executor), force=True))
     print(f"serving again after {gap:.2f} s")
     assert gap < 3
-    assert executor.stations[0].starts == 2
+    assert executor.workers[0].starts == 2
 
 
 def test_a_killed_runner(executor: Pool, docker_engine: Any) -> None:
     batch_with(executor, lambda: docker_engine.api.kill(container_of(executor), "KILL"))
-    assert executor.stations[0].starts == 2
+    assert executor.workers[0].starts == 2
 
 
 def test_a_stopped_runner_is_noticed(executor: Pool, docker_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP closes nothing: only the heartbeat can tell."""
     monkeypatch.setattr(pool_module, "SILENCE", 3.0)
     batch_with(executor, lambda: docker_engine.api.kill(container_of(executor), "STOP"))
-    assert executor.stations[0].starts == 2
+    assert executor.workers[0].starts == 2
 
 
 def test_a_killed_zygote_is_replaced_and_the_container_stays(executor: Pool, docker_engine: Any) -> None:
     before = container_of(executor)
-    pid = executor.stations[0].facts["zygote"]
+    pid = executor.workers[0].facts["zygote"]
     batch_with(executor, lambda: in_container(executor, docker_engine, f"import os; os.kill({pid}, 9)"))
-    assert (container_of(executor), executor.stations[0].facts["starts"]) == (before, 2)
+    assert (container_of(executor), executor.workers[0].facts["starts"]) == (before, 2)
 
 
 def test_a_stopped_zygote_is_replaced(executor: Pool, docker_engine: Any) -> None:
-    pid = executor.stations[0].facts["zygote"]
+    pid = executor.workers[0].facts["zygote"]
     batch_with(executor, lambda: in_container(executor, docker_engine, f"import os; os.kill({pid}, 19)"))
-    assert executor.stations[0].facts["starts"] == 2
+    assert executor.workers[0].facts["starts"] == 2
 
 
 def test_a_container_out_of_memory_costs_only_the_culprit() -> None:
@@ -145,7 +145,7 @@ def test_containers_of_dead_runs_are_found_and_removed(docker_engine: Any) -> No
     """A client that is SIGKILLed takes its container along; what an engine kept is found by label."""
     code = (
         "import time; from grpo_tir.config import *; from grpo_tir.executor.open import open_executor;"
-        "pool = open_executor(ExecutorConfig(slots=2)); print(pool.stations[0].connection.container, flush=True);"
+        "pool = open_executor(ExecutorConfig(slots=2)); print(pool.workers[0].connection.container, flush=True);"
         "time.sleep(600)"
     )
     opened(slots=1).close()
@@ -246,21 +246,21 @@ def test_an_engine_that_is_restarted_loses_no_call(second_engine: Engine) -> Non
             second_engine.start()
 
         batch_with(pool, restart)
-        assert pool.stations[0].starts >= 2
+        assert pool.workers[0].starts >= 2
 
 
 def test_two_engines_share_the_calls_and_one_takes_over(second_engine: Engine) -> None:
     with opened(hosts=["unix:///var/run/docker.sock", second_engine.url], slots=2) as pool:
         assert pool.slots == 4
-        seen = {s.place.name: 0 for s in pool.stations}
-        for station in pool.stations:
-            threading.Thread(target=count_flights, args=(station, seen, pool), daemon=True).start()
+        seen = {s.host.name: 0 for s in pool.workers}
+        for worker in pool.workers:
+            threading.Thread(target=count_flights, args=(worker, seen, pool), daemon=True).start()
         batch_with(pool, second_engine.stop)
         assert all(seen.values()), f"both engines worked: {seen}"
-        assert [station.ready for station in pool.stations] == [True, False]
+        assert [worker.ready for worker in pool.workers] == [True, False]
 
 
-def count_flights(station: Any, seen: dict[str, int], pool: Pool) -> None:
+def count_flights(worker: Any, seen: dict[str, int], pool: Pool) -> None:
     while not pool.closed:
-        seen[station.place.name] += len(station.flight)
+        seen[worker.host.name] += len(worker.in_flight)
         time.sleep(0.005)

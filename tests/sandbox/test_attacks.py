@@ -38,18 +38,18 @@ def test_attack_on_the_container_harms_nobody(attack: Attack, docker_executor: P
 @pytest.mark.docker
 def test_after_all_attacks_the_runner_is_as_it_was(docker_executor: Pool, docker_engine: Any) -> None:
     """Same zygote since the first call, every slot free, no process but the runner's two, nothing lost."""
-    station = docker_executor.stations[0]
+    worker = docker_executor.workers[0]
     wait_for_pong(docker_executor)
-    assert station.facts["starts"] == 1 and station.starts == 1
-    assert station.facts["free"] == docker_executor.slots
+    assert worker.facts["starts"] == 1 and worker.starts == 1
+    assert worker.facts["free"] == docker_executor.slots
     assert docker_executor.counts["lost"] == docker_executor.counts["runners_lost"] == 0
-    top = docker_engine.api.top(station.connection.container)["Processes"]  # type: ignore[union-attr]
+    top = docker_engine.api.top(worker.connection.container)["Processes"]  # type: ignore[union-attr]
     assert len(top) == 2, top
 
 
 @pytest.mark.parametrize("attack", QUICK, ids=lambda a: a.name)
 def test_attack_on_the_process_executor_harms_nobody(attack: Attack, process_executor: Pool) -> None:
-    facts = process_executor.stations[0].facts
+    facts = process_executor.workers[0].facts
     if facts["walls"] == "none":
         pytest.skip("this machine grants no namespaces, and the executor says so")
     if attack.needs and facts["cell"] == "namespace":
@@ -95,8 +95,8 @@ def strike_bare(engine: Any, executor: Pool, attack: Attack) -> list[str]:
 
 
 def wait_for_pong(pool: Pool) -> None:
-    station = pool.stations[0]
-    station.facts.pop("free", None)
+    worker = pool.workers[0]
+    worker.facts.pop("free", None)
     until = time.monotonic() + 10
-    while "free" not in station.facts and time.monotonic() < until:
+    while "free" not in worker.facts and time.monotonic() < until:
         time.sleep(0.05)

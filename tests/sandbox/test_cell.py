@@ -96,7 +96,7 @@ def test_three_megabytes_of_accents_run_and_a_hundred_are_an_error(process_execu
     assert process_executor.run("print(len('" + "\u00e9" * 3_000_000 + "'))").stdout == "3000000\n"
     result = process_executor.run("x = '" + "y" * (40 << 20) + "'")
     assert (result.status, result.stderr) == ("error", "MemoryError: the program is too large")
-    assert process_executor.stations[0].starts == 1
+    assert process_executor.workers[0].starts == 1
 
 
 def test_head_and_tail_of_long_output_are_kept(process_executor: Pool) -> None:
@@ -218,10 +218,10 @@ def test_what_is_in_force_is_said_and_recorded(capsys: pytest.CaptureFixture[str
 def test_without_walls_the_line_says_so_and_programs_still_run(tmp_path: Path) -> None:
     """What macOS and closed kernels get."""
     from grpo_tir.executor.open import isolation_line
-    from grpo_tir.executor.process_client import LocalPlace
+    from grpo_tir.executor.process_client import LocalHost
 
     config = ExecutorConfig(kind="process", slots=2, timeout=1)
-    pool = Pool([LocalPlace(config, walls="none")], config, {"kind": "process"})
+    pool = Pool([LocalHost(config, walls="none")], config, {"kind": "process"})
     with pool:
         pool.wait_ready()
         assert "NOT in force: own mounts" in isolation_line(pool)

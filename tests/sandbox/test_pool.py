@@ -1,4 +1,4 @@
-"""The pool's rules, with places that fail on command. No process, no engine: every rule in milliseconds."""
+"""The pool's rules, with hosts that fail on command. No process, no engine: every rule in milliseconds."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Script = Callable[["ScriptedConnection", dict[str, Any]], None]
 
 
 class ScriptedConnection:
-    """A runner that does what its place's script says with each program."""
+    """A runner that does what its host's script says with each program."""
 
-    def __init__(self, place: ScriptedPlace) -> None:
-        self.place = place
+    def __init__(self, host: ScriptedHost) -> None:
+        self.host = host
         self.outbox: queue.Queue[bytes] = queue.Queue()
-        self.said = b""
+        self.stderr_tail = b""
         self.heard = queue.Queue[bytes]()
         self.dead = False
         self.log({"op": "ready", "walls": "none", "cell": "group", "seccomp": False})
@@ -35,10 +35,10 @@ class ScriptedConnection:
     def act(self) -> None:
         for frame in frames(self.heard.get):
             if frame["op"] == "run":
-                self.place.ran.append(frame)
-                self.place.script(self, frame)
-            elif not self.place.mute:
-                self.log({"op": "pong", "free": self.place.slots})
+                self.host.ran.append(frame)
+                self.host.script(self, frame)
+            elif not self.host.mute:
+                self.log({"op": "pong", "free": self.host.slots})
 
     def log(self, frame: dict[str, Any]) -> None:
         self.outbox.put(pack(frame))
@@ -60,7 +60,7 @@ class ScriptedConnection:
             self.heard.put(b"")
 
 
-class ScriptedPlace:
+class ScriptedHost:
     """Counts its runners; may be gone as a whole."""
 
     def __init__(self, script: Script, slots: int = 2, name: str = "scripted") -> None:
@@ -93,8 +93,8 @@ def echo(connection: ScriptedConnection, request: dict[str, Any]) -> None:
 def opened() -> Iterator[Callable[..., Pool]]:
     pools: list[Pool] = []
 
-    def make(*places: ScriptedPlace, **config: Any) -> Pool:
-        pools.append(Pool(places, ExecutorConfig(**{"timeout": 1.0, **config}), {"kind": "scripted"}))
+    def make(*hosts: ScriptedHost, **config: Any) -> Pool:
+        pools.append(Pool(hosts, ExecutorConfig(**{"timeout": 1.0, **config}), {"kind": "scripted"}))
         pools[-1].wait_ready()
         return pools[-1]
 
@@ -104,7 +104,7 @@ def opened() -> Iterator[Callable[..., Pool]]:
 
 
 def test_every_call_is_answered_once_and_with_its_own_answer(opened: Any) -> None:
-    pool = opened(ScriptedPlace(echo, slots=3))
+    pool = opened(ScriptedHost(echo, slots=3))
     futures = [pool.submit(str(i)) for i in range(500)]
     assert [future.result(10).stdout for future in futures] == [str(i) for i in range(500)]
 
@@ -113,10 +113,10 @@ def test_a_call_that_kills_two_runners_is_killed_and_was_alone_the_second_time(o
     def die(connection: ScriptedConnection, request: dict[str, Any]) -> None:
         connection.kill() if request["code"] == "evil" else connection.answer(request)
 
-    place = ScriptedPlace(die)
-    result = opened(place).run("evil")
+    host = ScriptedHost(die)
+    result = opened(host).run("evil")
     assert result.status == "killed"
-    assert [frame["alone"] for frame in place.ran] == [False, True]
+    assert [frame["alone"] for frame in host.ran] == [False, True]
 
 
 def test_bystanders_of_a_killer_come_back_right(opened: Any) -> None:
@@ -127,7 +127,7 @@ def test_bystanders_of_a_killer_come_back_right(opened: Any) -> None:
         elif not connection.dead:
             connection.answer(request)
 
-    pool = opened(ScriptedPlace(die, slots=4))
+    pool = opened(ScriptedHost(die, slots=4))
     futures = [pool.submit(code) for code in ["a", "b", "evil", "c", "d", "e"]]
     assert [f.result(10).status for f in futures] == ["ok", "ok", "killed", "ok", "ok", "ok"]
 
@@ -152,7 +152,7 @@ def test_a_suspect_has_its_place_to_itself(opened: Any) -> None:
 
         threading.Thread(target=work).start()
 
-    pool = opened(ScriptedPlace(script, slots=4))
+    pool = opened(ScriptedHost(script, slots=4))
     futures = [pool.submit(code) for code in ["suspect", *"abcdefgh"]]
     assert {f.result(10).status for f in futures} == {"ok"}
     assert [crowd for crowd in seen if "suspect" in crowd] == [["suspect"]]
@@ -162,9 +162,9 @@ def test_retries_are_bounded_and_then_the_call_is_infrastructure(opened: Any) ->
     def lose(connection: ScriptedConnection, request: dict[str, Any]) -> None:
         connection.answer(request, "infrastructure", cause="no memory for a fork", zygote_died=False)
 
-    place = ScriptedPlace(lose)
-    result = opened(place, retries=2).run("x")
-    assert (result.status, len(place.ran)) == ("infrastructure", 3)
+    host = ScriptedHost(lose)
+    result = opened(host, retries=2).run("x")
+    assert (result.status, len(host.ran)) == ("infrastructure", 3)
     assert result.stderr == "no memory for a fork"
 
 
@@ -175,16 +175,16 @@ def test_a_call_that_its_runner_gives_back_is_run_alone_the_next_time(opened: An
         status = "ok" if request["alone"] else "infrastructure"
         connection.answer(request, status, cause="starved", zygote_died=False)
 
-    place = ScriptedPlace(give_back)
-    assert opened(place).run("x").status == "ok"
-    assert [frame["alone"] for frame in place.ran] == [False, True]
+    host = ScriptedHost(give_back)
+    assert opened(host).run("x").status == "ok"
+    assert [frame["alone"] for frame in host.ran] == [False, True]
 
 
 def test_too_many_losses_open_the_circuit_with_a_mend(opened: Any) -> None:
     def lose(connection: ScriptedConnection, request: dict[str, Any]) -> None:
         connection.answer(request, "infrastructure", cause="no memory for a fork", zygote_died=False)
 
-    pool = opened(ScriptedPlace(lose), retries=0)
+    pool = opened(ScriptedHost(lose), retries=0)
     with pytest.raises(ExecutorOutage, match=r"10 of the last 10 .* no memory for a fork.*sandbox status"):
         for future in [pool.submit("x") for _ in range(30)]:
             future.result(10)
@@ -197,7 +197,7 @@ def test_few_losses_among_many_do_not_open_the_circuit(opened: Any) -> None:
         lost = int(request["code"]) % 25 == 0  # 4%, below the 5% of max_outage
         connection.answer(request, "infrastructure" if lost else "ok", cause="x", zygote_died=False)
 
-    pool = opened(ScriptedPlace(sometimes), retries=0)
+    pool = opened(ScriptedHost(sometimes), retries=0)
     statuses = [f.result(10).status for f in [pool.submit(str(i)) for i in range(1, 400)]]
     assert statuses.count("infrastructure") == 15
 
@@ -209,7 +209,7 @@ def test_a_full_queue_makes_submit_wait(opened: Any) -> None:
         gate.wait(10)
         connection.answer(request)
 
-    pool = opened(ScriptedPlace(wait, slots=1))
+    pool = opened(ScriptedHost(wait, slots=1))
     futures: list[Any] = []
     producer = threading.Thread(target=lambda: futures.extend(pool.submit("x") for _ in range(100)))
     futures_before = 64
@@ -223,14 +223,14 @@ def test_a_full_queue_makes_submit_wait(opened: Any) -> None:
 
 def test_calls_of_a_lost_engine_run_elsewhere_without_suspicion(opened: Any) -> None:
     def fall(connection: ScriptedConnection, request: dict[str, Any]) -> None:
-        connection.place.gone = True
+        connection.host.gone = True
         connection.kill()
 
-    bad, good = ScriptedPlace(fall, name="bad", slots=8), ScriptedPlace(echo, name="good", slots=1)
+    bad, good = ScriptedHost(fall, name="bad", slots=8), ScriptedHost(echo, name="good", slots=1)
     pool = opened(bad, good)
     assert [f.result(10).status for f in [pool.submit(str(i)) for i in range(20)]] == ["ok"] * 20
     assert not any(frame["alone"] for frame in good.ran if frame["id"] > 8)
-    assert pool.stations[0].ready is False
+    assert pool.workers[0].ready is False
 
 
 def test_calls_go_where_most_slots_are_free(opened: Any) -> None:
@@ -239,7 +239,7 @@ def test_calls_go_where_most_slots_are_free(opened: Any) -> None:
     def wait(connection: ScriptedConnection, request: dict[str, Any]) -> None:
         threading.Thread(target=lambda: (gate.wait(10), connection.answer(request))).start()
 
-    small, large = ScriptedPlace(wait, slots=2), ScriptedPlace(wait, slots=6)
+    small, large = ScriptedHost(wait, slots=2), ScriptedHost(wait, slots=6)
     pool = opened(small, large)
     futures = [pool.submit("x") for _ in range(8)]
     time.sleep(0.2)
@@ -253,14 +253,14 @@ def test_a_runner_that_falls_silent_is_replaced(opened: Any, monkeypatch: pytest
     monkeypatch.setattr(pool_module, "HEARTBEAT", 0.1)
 
     def freeze(connection: ScriptedConnection, request: dict[str, Any]) -> None:
-        first = len(connection.place.connections) == 1
-        connection.place.mute = first
+        first = len(connection.host.connections) == 1
+        connection.host.mute = first
         if not first:
             connection.answer(request)
 
-    place = ScriptedPlace(freeze)
-    assert opened(place).run("x").status == "ok"
-    assert len(place.connections) == 2
+    host = ScriptedHost(freeze)
+    assert opened(host).run("x").status == "ok"
+    assert len(host.connections) == 2
 
 
 def test_our_own_deadline_is_infrastructure_and_run_again(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,25 +268,25 @@ def test_our_own_deadline_is_infrastructure_and_run_again(opened: Any, monkeypat
     monkeypatch.setattr(pool_module, "HEARTBEAT", 0.1)
 
     def forget(connection: ScriptedConnection, request: dict[str, Any]) -> None:
-        if len(connection.place.ran) > 1:
+        if len(connection.host.ran) > 1:
             connection.answer(request)
 
-    place = ScriptedPlace(forget)
-    assert opened(place, timeout=0.1).run("x").status == "ok"
-    assert len(place.ran) == 2
+    host = ScriptedHost(forget)
+    assert opened(host, timeout=0.1).run("x").status == "ok"
+    assert len(host.ran) == 2
 
 
 def test_a_place_that_never_starts_is_named_with_its_trouble() -> None:
-    place = ScriptedPlace(echo, name="tcp://far:2376")
-    place.gone = True
-    pool = Pool([place], ExecutorConfig(), {})
+    host = ScriptedHost(echo, name="tcp://far:2376")
+    host.gone = True
+    pool = Pool([host], ExecutorConfig(), {})
     with pytest.raises(ExecutorUnavailable, match="tcp://far:2376: the engine is gone"):
         pool.wait_ready()
     pool.close()
 
 
 def test_closing_tells_those_who_wait_and_is_idempotent(opened: Any) -> None:
-    pool = opened(ScriptedPlace(lambda *_: None))
+    pool = opened(ScriptedHost(lambda *_: None))
     future = pool.submit("x")
     pool.close()
     pool.close()

@@ -89,8 +89,8 @@ def test_a_thousand_calls_with_hostile_ones_among_them(kind: Any, busy: None) ->
             future.add_done_callback(lambda f, n=number: (answers.append(n), room.release()))
             futures[number] = future
         results = {number: future.result(600) for number, future in futures.items()}
-        free = executor.stations[0].free
-        counts, starts = dict(executor.counts), executor.stations[0].facts["starts"]
+        free = executor.workers[0].free
+        counts, starts = dict(executor.counts), executor.workers[0].facts["starts"]
     assert sorted(answers) == list(range(CALLS)), "every call is answered, and once"
     assert wrong(results) == {}
     assert (free, starts, counts["lost"], counts["runners_lost"]) == (executor.slots, 1, 0, 0)

@@ -1,7 +1,7 @@
-"""The runner in a closed container, on one Docker engine. The only module that imports `docker`.
+"""Run the runner in a closed container on a Docker engine.
 
-The container has no network, a read-only root, no capabilities but to change user ids, capped memory and
-processes, and one small tmpfs a slot. Our end is its attached stdin and stdout; when we go, it goes.
+The container has no network, a read-only root, no capabilities except changing user ids, limits on memory and
+processes, and one small tmpfs for each slot. It is attached by stdin and stdout and ends when they close.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from grpo_tir.executor.wire import runner_version
 from grpo_tir.utils.resources import sandbox_dir
 
 PROCESSES = 32
-"""Processes and threads of one call."""
+"""Largest number of processes and threads of one call."""
 FOLDER_MB, FOLDER_FILES = 16, 1024
 LABEL = "grpo-tir.owner"
 
 
 def connect(host: str | None) -> Any:
-    """The SDK's client of an engine.
+    """Return the SDK's client of an engine.
 
     Raises:
-        ExecutorUnavailable: no SDK, or no engine that answers.
+        ExecutorUnavailable: the SDK is missing, or no engine answers.
     """
     name = host or "the local engine"
     try:
@@ -63,10 +63,11 @@ class DockerConnection:
         if hasattr(self.raw, "settimeout"):
             self.raw.settimeout(None)
         self.buffer = bytearray()
-        self.said = b""
+        self.stderr_tail = b""
 
     def read(self) -> bytes:
-        """The runner's stdout out of the engine's mixed stream; its stderr is kept for an error message."""
+        """Read the runner's stdout from the engine's mixed stream. The end of stderr is kept for error
+        messages."""
         while True:
             header = self.exactly(8)
             if len(header) < 8:
@@ -75,11 +76,11 @@ class DockerConnection:
             data = self.exactly(size)
             if stream == 1 or not data:
                 return data
-            self.said = (self.said + data)[-2000:]
+            self.stderr_tail = (self.stderr_tail + data)[-2000:]
 
     def exactly(self, size: int) -> bytes:
         while len(self.buffer) < size:
-            data = self.raw.recv(size - len(self.buffer))  # no more: over ssh it waits for all it is asked for
+            data = self.raw.recv(size - len(self.buffer))  # no more: over ssh, recv waits for all bytes asked for
             if not data:
                 return b""
             self.buffer += data
@@ -91,7 +92,7 @@ class DockerConnection:
         self.raw.sendall(data)
 
     def kill(self) -> None:
-        """Cut the line first: a reader must not wait for an engine that hangs."""
+        """Shut the socket down first: a reader must not wait for an engine that hangs."""
         with contextlib.suppress(OSError, AttributeError):  # over ssh there is nothing to shut down
             self.raw.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
@@ -100,7 +101,7 @@ class DockerConnection:
 
 
 def remove(client: Any, container: str) -> None:
-    """Gone is gone: an engine that is down, or has removed it already, leaves nothing to do."""
+    """Remove a container. Errors are ignored: the engine is down or has removed it already."""
     import docker
     import requests
 
@@ -108,7 +109,7 @@ def remove(client: Any, container: str) -> None:
         client.api.remove_container(container, force=True, v=True)
 
 
-class DockerPlace:
+class DockerHost:
     """One engine."""
 
     def __init__(self, config: ExecutorConfig, host: str | None = None) -> None:
@@ -121,7 +122,7 @@ class DockerPlace:
         remove_stale(self.client)
 
     def start(self) -> DockerConnection:
-        """Create, attach, start: in this order, so that not a byte is missed."""
+        """Create, attach and start a container, in this order, so that no output is missed."""
         import docker
 
         try:
@@ -145,7 +146,7 @@ class DockerPlace:
     def alive(self) -> bool:
         try:
             return bool(self.client.ping())
-        except Exception:  # whatever the transport raises: it does not answer
+        except Exception:  # any error of the transport means that it does not answer
             return False
 
     def facts(self) -> dict[str, Any]:
@@ -156,10 +157,10 @@ class DockerPlace:
 
 
 def find_image(client: Any, name: str, engine: str) -> str:
-    """The id of an image whose runner is this package's.
+    """Return the id of the image, if its runner is the one of this package.
 
     Raises:
-        ExecutorUnavailable: missing or of another version, with the command that mends it.
+        ExecutorUnavailable: the image is missing or of another version; the message names the remedy.
     """
     import docker
 
@@ -175,7 +176,7 @@ def find_image(client: Any, name: str, engine: str) -> str:
 
 
 def container_settings(config: ExecutorConfig, slots: int, info: dict[str, Any]) -> dict[str, Any]:
-    """What the engine is asked for. docs/sandbox.md says what each part is for and how it is tested."""
+    """Return the settings of the container. docs/sandbox.md explains each and how it is tested."""
     import docker
 
     uid = 20_002 + random.SystemRandom().randrange(40_000 // (slots + 2)) * (slots + 2)
@@ -201,7 +202,7 @@ def container_settings(config: ExecutorConfig, slots: int, info: dict[str, Any])
 
 
 def owner_tag() -> str:
-    """Who a container belongs to: host, process, and the process' start, for process ids are used again."""
+    """Identify the owner of a container: host, process id, and start time, because process ids are reused."""
     return f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
 
 
@@ -213,7 +214,8 @@ def started(pid: int) -> str:
 
 
 def is_stale(tag: str) -> bool:
-    """Its owner was a process of this host that is no more. Others' containers are theirs to judge."""
+    """True if the owner was a process of this machine that has ended. Containers of other machines are not
+    judged."""
     host, _, rest = tag.rpartition(":")[0].rpartition(":")
     try:
         pid = int(rest)
@@ -228,7 +230,7 @@ def is_stale(tag: str) -> bool:
 
 
 def remove_stale(client: Any) -> int:
-    """Remove what dead runs left; returns how many."""
+    """Remove the containers of dead runs. Returns their number."""
     stale = [c for c in client.api.containers(all=True, filters={"label": LABEL}) if is_stale(c["Labels"][LABEL])]
     for container in stale:
         remove(client, container["Id"])

@@ -1,7 +1,7 @@
-"""Builds the sandbox image on any base with Python 3.11 or newer.
+"""Build the sandbox image on any base with Python 3.11 or newer.
 
-The wheels are fetched here, on the host, for the base's Python, and copied in: the build then needs no
-network, and the same wheels make the same image.
+The wheels are fetched on the host for the base's Python and copied in. The build then needs no network, and the
+same wheels make the same image.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ except ImportError:
     have = False
 print(f"{sys.version_info[0]}.{sys.version_info[1]}", os.uname().machine, have)
 """
-"""Runs in the base; a minimal Python has no json."""
+"""Runs in the base. A minimal Python has no json."""
 
 
 def build_image(base: str, tag: str, host: str | None = None, log: Callable[[str], Any] = print) -> str:
-    """Returns the image's id.
+    """Build the image. Returns its id.
 
     Raises:
-        ExecutorUnavailable: no engine, no base, or a build that failed, with its last words.
+        ExecutorUnavailable: no engine, no base, or a failed build, with the end of its log.
     """
     import docker
 
@@ -68,7 +68,7 @@ def build_image(base: str, tag: str, host: str | None = None, log: Callable[[str
 
 
 def look_at(client: Any, base: str) -> dict[str, Any]:
-    """The base's Python, by asking it."""
+    """Find out the Python of the base by running it."""
     import docker
 
     try:
@@ -85,7 +85,7 @@ def look_at(client: Any, base: str) -> dict[str, Any]:
 
 
 def fetch_wheels(folder: Path, facts: dict[str, Any]) -> None:
-    """By pip on the host, for the base's Python and not for ours."""
+    """Fetch wheels with the host's pip for the base's Python."""
     platforms = [
         f"--platform={kind}_{facts['machine']}" for kind in ("manylinux_2_28", "manylinux_2_27", "manylinux2014")
     ]

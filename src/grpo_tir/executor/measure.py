@@ -1,4 +1,4 @@
-"""How fast an executor is: latency with one call in flight, calls per second with many."""
+"""Measure an executor: latency with one call in flight, calls per second with many."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ PROGRAMS = {
     "numpy": "import numpy as np\nprint(np.linalg.det(np.arange(9).reshape(3, 3) + np.eye(3)))",
     "sympy": "from sympy import symbols, solve\nx = symbols('x')\nprint(solve(x**3 - 6*x**2 + 11*x - 6, x))",
 }
-"""What a model typically writes: an exact value, an array, an equation."""
+"""Typical programs of a model: an exact value, an array, an equation."""
 
 
 def measure(executor: Executor, calls: int = 200) -> dict[str, Any]:
-    """p50 and p99 in milliseconds of `print` alone, and calls per second of each program at 1 to 64 in flight."""
+    """Measure p50 and p99 of `print` in milliseconds, and calls per second of each program at 1 to 64 in
+    flight."""
     latencies = sorted(timed(executor, PROGRAMS["print"]) for _ in range(calls))
     rates = {name: {n: rate(executor, code, n, calls) for n in (1, 4, 16, 64)} for name, code in PROGRAMS.items()}
     return {
@@ -36,7 +37,7 @@ def timed(executor: Executor, code: str) -> float:
 
 
 def rate(executor: Executor, code: str, in_flight: int, calls: int) -> float:
-    """Calls per second with a constant number of them in flight."""
+    """Measure calls per second with a constant number of calls in flight."""
     began = time.perf_counter()
     flight: set[Future[ToolResult]] = set()
     for _ in range(calls):

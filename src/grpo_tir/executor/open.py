@@ -1,4 +1,4 @@
-"""Opens the executor that a recipe asks for, or says in one line why it cannot be had."""
+"""Open the executor that a recipe asks for, or raise one line with the reason."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorUnavailable
 from grpo_tir.executor.pool import Pool
-from grpo_tir.executor.wire import Place
+from grpo_tir.executor.wire import Host
 
 
 def open_executor(config: ExecutorConfig, *, log: Callable[[str], Any] = print) -> Pool:
-    """A pool that serves. `auto` is docker if an engine answers with our image, else this machine.
+    """Return a pool that serves. `auto` is docker if an engine answers and has the image, else this machine.
 
     Raises:
-        ExecutorUnavailable: one line with the mend.
+        ExecutorUnavailable: one line with reason and remedy.
     """
-    kind, places = config.kind, []
+    kind, hosts = config.kind, []
     if kind != "process":
         try:
-            places = docker_places(config)
+            hosts = docker_hosts(config)
             kind = "docker"
         except ExecutorUnavailable as error:
             if config.kind == "docker":
                 raise
             log(f"executor: no docker here ({error}); running programs as processes of this machine")
-    if not places:
-        from grpo_tir.executor.process_client import LocalPlace
+    if not hosts:
+        from grpo_tir.executor.process_client import LocalHost
 
-        kind, places = "process", [LocalPlace(config)]
+        kind, hosts = "process", [LocalHost(config)]
     limits = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("kind", "hosts")}
-    pool = Pool(places, config, {"kind": kind, "limits": limits})
+    pool = Pool(hosts, config, {"kind": kind, "limits": limits})
     try:
         pool.wait_ready()
     except BaseException:
@@ -42,15 +42,15 @@ def open_executor(config: ExecutorConfig, *, log: Callable[[str], Any] = print) 
     return pool
 
 
-def docker_places(config: ExecutorConfig) -> list[Place]:
-    from grpo_tir.executor.docker_client import DockerPlace
+def docker_hosts(config: ExecutorConfig) -> list[Host]:
+    from grpo_tir.executor.docker_client import DockerHost
 
-    return [DockerPlace(config, host) for host in (config.hosts or (None,))]
+    return [DockerHost(config, host) for host in (config.hosts or (None,))]
 
 
 def isolation_line(pool: Pool) -> str:
-    """What stands between a program and this machine, in one line."""
-    facts = pool.stations[0].facts
+    """Describe in one line what isolates a program from this machine."""
+    facts = pool.workers[0].facts
     walls, cell, seccomp = facts["walls"], facts["cell"], facts["seccomp"]
     inside = {
         "uid": "a user id per slot",

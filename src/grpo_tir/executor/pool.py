@@ -1,16 +1,16 @@
-"""Spreads calls over runners, and answers for every one of them.
+"""Distribute calls over runners, and return a result for each of them.
 
-    submit ─► queue (bounded: waits) ─► the place with most free slots ─► runner ─► future
+    submit ─► queue (bounded: waits) ─► the host with most free slots ─► runner ─► future
                  ▲                                        │
                  └── again, with a fresh slot ◄── lost: runner died, fell silent, overran its deadline
 
 Rules, each with its reason:
-- A call lost to the infrastructure is run again up to `retries` times; only then is it `infrastructure`.
-- A call that was in flight when its runner died is a suspect: it is run again *alone*. If that runner dies
-  as well, the call is `killed`, so that breaking the executor is no escape from a penalty.
-- A runner lost because its whole engine is gone casts no suspicion.
-- Too large a share of lost calls, or no place left for too long, opens the circuit: every future and every
-  later `submit` raises `ExecutorOutage`, because training on noise is worse than stopping.
+- A call lost to the infrastructure runs again up to `retries` times. After that its status is `infrastructure`.
+- A call in flight when its runner died is a suspect and runs again *alone*. If that runner dies as well, the call
+  is `killed`: a program cannot escape a penalty by breaking the executor.
+- If the whole engine went down, no call is a suspect.
+- The circuit opens when too many calls were lost, or no runner served for too long. Then every future and every
+  later `submit` raises `ExecutorOutage`: to stop is better than to train on noise.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ from typing import Any
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorOutage, ExecutorUnavailable, GrpoTirError
-from grpo_tir.executor.wire import FRAME, Connection, Frame, Place, frames, pack
+from grpo_tir.executor.wire import FRAME, Connection, Frame, Host, frames, pack
 from grpo_tir.types import ToolResult
 
 HEARTBEAT = 1.0
 """Seconds between pings."""
 SILENCE = 10.0
-"""Seconds without a frame after which a runner counts as dead (SIGSTOP gives no end of file)."""
+"""Seconds without a frame after which a runner counts as dead. A stopped process (SIGSTOP) sends no end of
+file."""
 GRACE = 30.0
-"""Seconds that our own deadline for a call is beyond the runner's wall limit."""
+"""Seconds that the pool waits beyond the runner's own wall limit."""
 STRETCH, STRETCH_ALONE = 4.0, 12.0
-"""Times its wall limit that the runner gives a call which waits for a core (sandbox/runner.py)."""
+"""Factor by which the runner extends the wall limit of a call that waits for a core (sandbox/runner.py)."""
 START = 60.0
-"""Seconds that a runner may take until it is ready."""
+"""Seconds that a runner may take to start."""
 PATIENCE = 120.0
-"""Seconds without any runner after which we give up."""
+"""Seconds without any runner after which the circuit opens."""
 WINDOW, ENOUGH = 200, 10
-"""The circuit opens on the share of lost calls among the last WINDOW, once there are ENOUGH lost."""
+"""The circuit opens on the share of lost calls among the last WINDOW calls, from ENOUGH lost calls on."""
 
 
 @dataclass(eq=False)
@@ -61,58 +62,59 @@ class Call:
     sent: float = 0.0
 
 
-class Station:
-    """One place, its present runner, and the calls in flight there."""
+class Worker:
+    """One host, its current runner, and the calls in flight there."""
 
-    def __init__(self, place: Place, pool: Pool) -> None:
-        self.place, self.pool = place, pool
+    def __init__(self, host: Host, pool: Pool) -> None:
+        self.host, self.pool = host, pool
         self.connection: Connection | None = None
         self.ready = False
-        self.flight: dict[int, Call] = {}
+        self.in_flight: dict[int, Call] = {}
         self.facts: Frame = {}
-        self.heard = 0.0
+        self.last_frame_at = 0.0
         self.starts = 0
-        self.trouble = ""
-        self.outgoing: queue.SimpleQueue[tuple[Connection | None, bytes]] = queue.SimpleQueue()
-        self.threads = [threading.Thread(target=target, daemon=True) for target in (self.live, self.write)]
+        self.problem = ""
+        self.outbox: queue.SimpleQueue[tuple[Connection | None, bytes]] = queue.SimpleQueue()
+        loops = (self.keep_running, self.send_frames)
+        self.threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
 
     @property
     def free(self) -> int:
-        return self.place.slots - len(self.flight) if self.ready else 0
+        return self.host.slots - len(self.in_flight) if self.ready else 0
 
     @property
     def exclusive(self) -> bool:
-        return any(call.alone for call in self.flight.values())
+        return any(call.alone for call in self.in_flight.values())
 
     def send(self, frame: Frame) -> None:
         if self.connection:
-            self.outgoing.put((self.connection, pack(frame)))
+            self.outbox.put((self.connection, pack(frame)))
 
-    def write(self) -> None:
-        """Its own thread: a runner that has stopped reading must not hold up anybody else."""
+    def send_frames(self) -> None:
+        """Send frames in a thread of its own: a runner that stopped reading must not delay other runners."""
         while True:
-            connection, data = self.outgoing.get()
+            connection, data = self.outbox.get()
             if not data:
                 return
             if connection and connection is self.connection:
                 with contextlib.suppress(OSError, ValueError):  # the reader sees the same end
                     connection.write(data)
 
-    def live(self) -> None:
-        """Start a runner, listen until it is gone, and again."""
+    def keep_running(self) -> None:
+        """Start a runner, read its frames until it ends, and start it again."""
         pause = 0.1
         while not self.pool.closed:
             began = time.monotonic()
             try:
-                self.connection = self.place.start()
+                self.connection = self.host.start()
                 self.starts += 1
-                self.heard = time.monotonic()
+                self.last_frame_at = time.monotonic()
                 for frame in frames(self.connection.read):
-                    self.heard = time.monotonic()
-                    self.pool.take(self, frame)
+                    self.last_frame_at = time.monotonic()
+                    self.pool.handle_frame(self, frame)
             except (OSError, ValueError, ExecutorUnavailable) as error:
-                self.trouble = str(error)
-            self.pool.lose(self)
+                self.problem = str(error)
+            self.pool.runner_lost(self)
             pause = 0.1 if time.monotonic() - began > 10 else min(2 * pause, 5.0)
             self.pool.stopping.wait(pause if pause > 0.2 else 0)
 
@@ -122,15 +124,15 @@ class Station:
 
 
 class Pool:
-    """The executor: a bounded queue in front of one or several places."""
+    """The executor: a bounded queue in front of one or more hosts."""
 
-    def __init__(self, places: Sequence[Place], config: ExecutorConfig, describe: dict[str, Any]) -> None:
+    def __init__(self, hosts: Sequence[Host], config: ExecutorConfig, describe: dict[str, Any]) -> None:
         self.config, self.description = config, describe
-        self.slots = sum(place.slots for place in places)
+        self.slots = sum(host.slots for host in hosts)
         self.lock = threading.RLock()
         self.room = threading.BoundedSemaphore(max(4 * self.slots, 64))
         self.waiting: deque[Call] = deque()
-        self.settled: list[tuple[Future[ToolResult], ToolResult | Exception]] = []
+        self.outcomes: list[tuple[Future[ToolResult], ToolResult | Exception]] = []
         self.ids = itertools.count()
         self.recent: deque[bool] = deque(maxlen=WINDOW)
         self.counts = {"calls": 0, "lost": 0, "retried": 0, "runners_lost": 0}
@@ -139,9 +141,9 @@ class Pool:
         self.outage: ExecutorOutage | None = None
         self.served = time.monotonic()
         self.changed = threading.Condition(self.lock)
-        self.stations = [Station(place, self) for place in places]
+        self.workers = [Worker(host, self) for host in hosts]
         self.monitor = threading.Thread(target=self.watch, daemon=True)
-        for thread in (self.monitor, *(t for s in self.stations for t in s.threads)):
+        for thread in (self.monitor, *(t for w in self.workers for t in w.threads)):
             thread.start()
 
     @property
@@ -149,23 +151,27 @@ class Pool:
         return self.stopping.is_set()
 
     def wait_ready(self) -> None:
-        """Every place serves, or we say which does not and why."""
+        """Wait until every host serves.
+
+        Raises:
+            ExecutorUnavailable: a host does not start, with the reason.
+        """
         until = time.monotonic() + START
         with self.changed:
-            while missing := [s for s in self.stations if not s.ready]:
-                broken = [s for s in missing if s.starts >= 3 or (s.trouble and s.connection is None)]
+            while missing := [w for w in self.workers if not w.ready]:
+                broken = [w for w in missing if w.starts >= 3 or (w.problem and w.connection is None)]
                 if broken or (
                     not self.changed.wait(max(until - time.monotonic(), 0)) and time.monotonic() > until
                 ):
-                    station = (broken or missing)[0]
-                    reason = station.trouble or "the runner does not start; what it said is above"
-                    raise ExecutorUnavailable(f"no executor on {station.place.name}: {reason}")
+                    worker = (broken or missing)[0]
+                    reason = worker.problem or "the runner does not start; its error is above"
+                    raise ExecutorUnavailable(f"no executor on {worker.host.name}: {reason}")
 
     def submit(self, code: str, *, timeout: float | None = None) -> Future[ToolResult]:
-        """Queue a program. Blocks while the queue is full; the future never raises for a fault of the code.
+        """Queue a program. Blocks while the queue is full. The future never raises for a failure of the code.
 
         Raises:
-            ExecutorOutage: too many calls were lost (also set on the futures that wait).
+            ExecutorOutage: too many calls were lost. It is also set on all waiting futures.
         """
         while not self.room.acquire(timeout=0.5):
             self.refuse_if_over()
@@ -176,7 +182,7 @@ class Pool:
                 ToolResult("error", stderr="MemoryError: the program is too large", exit_code=1)
             )
             return call.future
-        call.future.set_running_or_notify_cancel()  # it cannot be cancelled: a runner may have it already
+        call.future.set_running_or_notify_cancel()  # no longer cancellable: a runner may have it already
         with self.lock:
             try:
                 self.refuse_if_over()
@@ -189,7 +195,7 @@ class Pool:
         return call.future
 
     def run(self, code: str, *, timeout: float | None = None) -> ToolResult:
-        """Run a program and wait for it."""
+        """Run a program and return its result."""
         return self.submit(code, timeout=timeout).result()
 
     def refuse_if_over(self) -> None:
@@ -199,11 +205,11 @@ class Pool:
             raise ExecutorUnavailable("the executor is closed")
 
     @contextlib.contextmanager
-    def settling(self) -> Iterator[None]:
-        """The lock; futures settled under it are told after it: a callback may well call us again."""
+    def locked_then_notify(self) -> Iterator[None]:
+        """Hold the lock, then set the results of futures after it is released: a callback may submit again."""
         with self.lock:
             yield
-            settled, self.settled = self.settled, []
+            settled, self.outcomes = self.outcomes, []
         for future, outcome in settled:
             if isinstance(outcome, ToolResult):
                 future.set_result(outcome)
@@ -211,38 +217,40 @@ class Pool:
                 future.set_exception(outcome)
 
     def dispatch(self) -> None:
-        """Give waiting calls to free slots. A suspect waits for an idle place and has it to itself."""
+        """Send waiting calls to free slots. A suspect waits for an idle host and gets all of it."""
         while self.waiting:
             call = self.waiting[0]
-            open_ = [s for s in self.stations if s.free > 0 and not s.exclusive and not (call.alone and s.flight)]
-            if not open_:
+            usable = [w for w in self.workers if w.free > 0 and not w.exclusive]
+            if call.alone:
+                usable = [w for w in usable if not w.in_flight]
+            if not usable:
                 return
-            station = max(open_, key=lambda s: s.free)
+            worker = max(usable, key=lambda w: w.free)
             self.waiting.popleft()
             call.sent = time.monotonic()
-            station.flight[call.id] = call
-            station.send({"op": "run", "id": call.id, "code": call.code, "cpu": call.timeout,
+            worker.in_flight[call.id] = call
+            worker.send({"op": "run", "id": call.id, "code": call.code, "cpu": call.timeout,
                           "wall": call.timeout * self.config.wall_factor, "alone": call.alone})  # fmt: skip
 
-    def take(self, station: Station, frame: Frame) -> None:
-        """One frame from a runner."""
-        with self.settling():
+    def handle_frame(self, worker: Worker, frame: Frame) -> None:
+        """Handle one frame from a runner."""
+        with self.locked_then_notify():
             if frame["op"] == "ready":
-                station.facts, station.ready, station.trouble = frame, True, ""
+                worker.facts, worker.ready, worker.problem = frame, True, ""
                 self.served = time.monotonic()
                 self.changed.notify_all()
             elif frame["op"] == "pong":
-                station.facts |= frame
-            elif call := station.flight.pop(frame["id"], None):
+                worker.facts |= frame
+            elif call := worker.in_flight.pop(frame["id"], None):
                 if frame["status"] == "infrastructure":
-                    self.again(call, frame["cause"], died=frame["zygote_died"], alone=True)
+                    self.retry(call, frame["cause"], died=frame["zygote_died"], alone=True)
                 else:
                     keys = ("status", "stdout", "stderr", "exit_code", "signal", "truncated", "seconds")
                     self.resolve(call, ToolResult(**{key: frame[key] for key in keys}))
             self.dispatch()
 
-    def again(self, call: Call, cause: str, *, died: bool, alone: bool = False) -> None:
-        """A call that came back without a result of its own; `alone`: its neighbours may be to blame."""
+    def retry(self, call: Call, cause: str, *, died: bool, alone: bool = False) -> None:
+        """Run a call again that has no result of its own. `alone`: without neighbours, which may be the cause."""
         self.cause = cause
         if died and call.alone:
             call.deaths += 1
@@ -260,94 +268,93 @@ class Pool:
         self.recent.append(result.status == "infrastructure")
         self.counts["lost"] += result.status == "infrastructure"
         self.room.release()
-        self.settled.append((call.future, result))
+        self.outcomes.append((call.future, result))
         lost = sum(self.recent)
         if lost >= ENOUGH and lost > self.config.max_outage * len(self.recent):
             share = f"{lost} of the last {len(self.recent)} tool calls were lost to the executor"
-            self.trip(
+            self.open_circuit(
                 f"{share} (executor.max_outage is {self.config.max_outage:g}); the last because: {self.cause}"
             )
 
-    def lose(self, station: Station) -> None:
-        """A runner is gone: its calls go back to the queue, as suspects unless the whole engine went."""
+    def runner_lost(self, worker: Worker) -> None:
+        """Put the calls of a lost runner back into the queue. They are suspects, unless the whole engine went
+        down."""
         with self.lock:
-            was_ready, station.ready = station.ready, False
-            connection, station.connection = station.connection, None
-            calls, station.flight = list(station.flight.values()), {}
-            if not was_ready and connection and connection.said:
-                station.trouble = connection.said.decode("utf-8", "replace").strip().splitlines()[-1]
+            was_ready, worker.ready = worker.ready, False
+            connection, worker.connection = worker.connection, None
+            calls, worker.in_flight = list(worker.in_flight.values()), {}
+            if not was_ready and connection and connection.stderr_tail:
+                worker.problem = connection.stderr_tail.decode("utf-8", "replace").strip().splitlines()[-1]
             self.changed.notify_all()
         if connection:
-            connection.kill()  # not under the lock: an engine may take its time
+            connection.kill()  # outside the lock: an engine may take long
         if was_ready and not self.closed:
             self.counts["runners_lost"] += 1
-            suspicious = bool(calls) and station.place.alive()
-            with self.settling():
+            suspicious = bool(calls) and worker.host.alive()
+            with self.locked_then_notify():
                 for call in reversed(calls):
-                    self.again(call, f"the runner on {station.place.name} died", died=suspicious)
+                    self.retry(call, f"the runner on {worker.host.name} died", died=suspicious)
                 self.dispatch()
 
     def watch(self) -> None:
-        """Heartbeat, our own deadlines, and patience."""
+        """Ping the runners, and end those that are silent or overdue."""
         while not self.stopping.wait(HEARTBEAT):
             now = time.monotonic()
-            for station in self.stations:
-                station.send({"op": "ping"})
+            for worker in self.workers:
+                worker.send({"op": "ping"})
                 with self.lock:
-                    limit = SILENCE if station.ready else START
-                    mute = station.connection is not None and now - station.heard > limit
-                    late = [c for c in station.flight.values() if now - c.sent > self.longest(c) + GRACE]
+                    limit = SILENCE if worker.ready else START
+                    mute = worker.connection is not None and now - worker.last_frame_at > limit
+                    late = [c for c in worker.in_flight.values() if now - c.sent > self.longest_run(c) + GRACE]
                 if mute or late:
-                    station.trouble = "the runner has stopped answering"
-                    threading.Thread(target=station.kill, daemon=True).start()  # nor may it hold up the heartbeat
-            with self.settling():
-                if any(station.ready for station in self.stations):
+                    worker.problem = "the runner has stopped answering"
+                    threading.Thread(target=worker.kill, daemon=True).start()  # must not delay the heartbeat
+            with self.locked_then_notify():
+                if any(worker.ready for worker in self.workers):
                     self.served = now
                 elif now - self.served > PATIENCE:
-                    self.trip(f"no runner for {PATIENCE:.0f} s ({self.stations[0].trouble})")
+                    self.open_circuit(f"no runner for {PATIENCE:.0f} s ({self.workers[0].problem})")
 
-    def longest(self, call: Call) -> float:
-        """Seconds that a runner may take for a call."""
+    def longest_run(self, call: Call) -> float:
+        """Return the seconds that a runner may take for a call."""
         return call.timeout * self.config.wall_factor * (STRETCH_ALONE if call.alone else STRETCH)
 
-    def trip(self, reason: str) -> None:
-        """Open the circuit: nothing more is run, and everybody who waits is told."""
+    def open_circuit(self, reason: str) -> None:
+        """Open the circuit: run nothing more and fail all waiting calls."""
         mend = "look at `grpo-tir sandbox status`, free memory or lower executor.slots, and resume the run"
         self.outage = self.outage or ExecutorOutage(f"the executor is not reliable: {reason}. {mend}")
-        self.abandon(self.outage)
+        self.fail_all(self.outage)
 
-    def abandon(self, error: Exception) -> None:
-        with self.settling():
-            calls = [*self.waiting, *(c for s in self.stations for c in s.flight.values())]
+    def fail_all(self, error: Exception) -> None:
+        with self.locked_then_notify():
+            calls = [*self.waiting, *(c for w in self.workers for c in w.in_flight.values())]
             self.waiting.clear()
-            for station in self.stations:
-                station.flight = {}
+            for worker in self.workers:
+                worker.in_flight = {}
             for call in calls:
                 self.room.release()
-                self.settled.append((call.future, error))
+                self.outcomes.append((call.future, error))
 
     def describe(self) -> dict[str, Any]:
-        """Kind, version, limits and which isolation is (not) in force, for the run's metadata."""
+        """Describe kind, version, limits, and which isolation is in force, for the run's metadata."""
         hosts = []
-        for station in self.stations:
-            said = {key: value for key, value in station.facts.items() if key not in ("op", "free")}
-            hosts.append(
-                {"name": station.place.name, "slots": station.place.slots, **station.place.facts(), **said}
-            )
+        for worker in self.workers:
+            said = {key: value for key, value in worker.facts.items() if key not in ("op", "free")}
+            hosts.append({"name": worker.host.name, "slots": worker.host.slots, **worker.host.facts(), **said})
         return {**self.description, "hosts": hosts, **self.counts}
 
     def close(self) -> None:
-        """End everything that runs; idempotent."""
+        """End all runners. May be called again."""
         if self.closed:
             return
         self.stopping.set()
-        self.abandon(ExecutorUnavailable("the executor was closed while this call was waiting"))
-        for station in self.stations:
-            station.outgoing.put((station.connection, b""))
-            station.kill()
-        for station in self.stations:
-            station.threads[0].join(10)
-            station.place.close()
+        self.fail_all(ExecutorUnavailable("the executor was closed while this call was waiting"))
+        for worker in self.workers:
+            worker.outbox.put((worker.connection, b""))
+            worker.kill()
+        for worker in self.workers:
+            worker.threads[0].join(10)
+            worker.host.close()
 
     def __enter__(self) -> Pool:
         return self

@@ -1,4 +1,4 @@
-"""The runner on this machine, without an engine: namespaces where Linux grants them, rlimits everywhere."""
+"""Run the runner on this machine without an engine: namespaces where Linux grants them, rlimits everywhere."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from grpo_tir.errors import ExecutorUnavailable
 from grpo_tir.utils.resources import sandbox_dir
 
 PROCESSES = 32
-"""Processes and threads of one call."""
+"""Largest number of processes and threads of one call."""
 
 
 class LocalConnection:
-    """A runner that is our child process."""
+    """A runner that is a child process."""
 
     def __init__(self, process: subprocess.Popen[bytes], folders: Path) -> None:
         self.process, self.folders = process, folders
-        self.said = b""  # its stderr is ours
+        self.stderr_tail = b""  # it inherits our stderr
         self.stdin, self.stdout = cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
 
     def read(self) -> bytes:
@@ -36,13 +36,13 @@ class LocalConnection:
         self.stdin.flush()
 
     def kill(self) -> None:
-        """SIGKILL, and what hangs on it goes with it: by PDEATHSIG, or by the end of its pipes."""
+        """Send SIGKILL. Its children end with it, by PDEATHSIG or because their pipes close."""
         self.process.kill()
         self.process.wait()
         shutil.rmtree(self.folders, ignore_errors=True)
 
 
-class LocalPlace:
+class LocalHost:
     """This machine."""
 
     name = "this machine"
@@ -83,7 +83,7 @@ def runner_command(runner: Path, settings: dict[str, Any]) -> list[str]:
 
 
 def free_uids(slots: int) -> int:
-    """The first of a range of user ids that are nobody's. Only used by root; random, for runs side by side."""
+    """Return the first of a range of unused user ids. Used by root only; random, so that runs do not collide."""
     try:
         mapped = int(Path("/proc/self/uid_map").read_text().split()[2])
     except (OSError, IndexError, ValueError):

@@ -1,6 +1,6 @@
-"""What clients of the runner share: its files, its frames, and what a pool asks of a place where it runs.
+"""Frames, connections and hosts: what all clients of the runner share.
 
-A frame is a JSON object behind its length in four bytes, big-endian (sandbox/protocol.md).
+A frame is a JSON object after its length in four bytes, big-endian (sandbox/protocol.md).
 """
 
 from __future__ import annotations
@@ -14,52 +14,52 @@ from grpo_tir.utils.resources import sandbox_dir
 
 Frame = dict[str, Any]
 FRAME = 32 << 20
-"""Bytes of a frame at most; the runner ends when it is sent a larger one (sandbox/runner.py)."""
+"""Largest frame in bytes. The runner ends if it gets a larger one (sandbox/runner.py)."""
 
 
-class Place(Protocol):
-    """Somewhere a runner can be started: an engine, or this machine."""
+class Host(Protocol):
+    """A host that can start runners: a Docker engine, or this machine."""
 
     name: str
     slots: int
 
     def start(self) -> Connection:
-        """A fresh runner, whatever became of the last one. Raises OSError or ExecutorUnavailable."""
+        """Start a new runner. Raises OSError or ExecutorUnavailable."""
 
     def alive(self) -> bool:
-        """Does the place itself answer? If not, a runner lost there was not the fault of a program."""
+        """True if the host answers. If not, no program is blamed for a runner lost there."""
 
     def facts(self) -> dict[str, Any]:
-        """For the run's metadata."""
+        """Return facts for the run's metadata."""
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Free all resources of the host."""
 
 
 class Connection(Protocol):
-    """A running runner: bytes in, bytes out."""
+    """A running runner, as a stream of bytes in both directions."""
 
-    said: bytes
-    """The end of its stderr, where we get to see it."""
+    stderr_tail: bytes
+    """Last bytes of its stderr, where they can be read."""
 
     def read(self) -> bytes:
-        """What it has said; empty: it is gone."""
+        """Read bytes from its stdout; empty when it has ended."""
 
     def write(self, data: bytes) -> None:
-        """May block, and raises OSError when it is gone."""
+        """Write bytes to its stdin. May block. Raises OSError when it has ended."""
 
     def kill(self) -> None:
-        """End it now, from any thread; idempotent. A blocked `read` returns."""
+        """End it now. May be called from any thread, and again. A blocked `read` returns."""
 
 
 def pack(frame: Frame) -> bytes:
-    """Pure ASCII, so that lone surrogates in a program survive."""
+    """Encode a frame as ASCII, so that lone surrogates in a program survive."""
     body = json.dumps(frame).encode()
     return len(body).to_bytes(4, "big") + body
 
 
 def frames(read: Callable[[], bytes]) -> Any:
-    """Frames as they come, until the other side is gone."""
+    """Yield frames until the other side has ended."""
     buffer = bytearray()
     while data := read():
         buffer += data
@@ -72,7 +72,7 @@ RUNNER_FILES = ("runner.py", "zygote.py", "child.py", "kernel.py", "usage.py")
 
 
 def runner_version() -> str:
-    """A hash of the runner's files: an image made from other files is refused."""
+    """Hash the runner's files. An image made from other files is refused."""
     digest = hashlib.sha256()
     for name in RUNNER_FILES:
         digest.update((sandbox_dir() / name).read_bytes())
