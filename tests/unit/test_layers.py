@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "grpo_tir"
 
 # A module imports from its own row or from below. A name stands for itself and all inside it; the longest counts.
 LAYERS = [
-    ["types", "config", "errors", "utils", "grading", "learning.certificate"],
+    ["types", "config", "errors", "utils", "grading", "learning.certificate", "minimal"],
     ["tools.protocol", "tools.python", "executor.protocol", "monitor.alarms"],
     ["data", "rollouts.rewards", "learning.advantages", "learning.loss", "learning.packing"],
     ["learning.fast_softmax", "learning.logprobs", "learning.batching"],
