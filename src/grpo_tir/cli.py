@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command needs it, so help is instant."""
+"""Parse the command line. Heavy packages are imported only by the command that needs them, so help is instant."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0, 2 for bad input, 1 for a failure of ours."""
+    """Run a command. Returns the exit code: 0, 2 for bad input, 1 for a failure of ours."""
     try:
         return dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def in_one_line(error: Exception) -> str | None:
-    """What the person at the console can act upon; None for a fault of ours, which is shown with its traceback."""
+    """Return the message of an error that the user can act on; None for a fault of ours (shown with traceback)."""
     if isinstance(error, GrpoTirError):
         return str(error)
     if launcher.lost_contact(error):
@@ -62,7 +62,7 @@ def in_one_line(error: Exception) -> str | None:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Find the command, import it, and give it its arguments."""
+    """Import a command and run it with its arguments."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview(), flush=True)
         return 0
@@ -86,7 +86,7 @@ def dispatch(arguments: list[str]) -> int:
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take `--section.key VALUE` and `--section.key=VALUE` out of a command's own arguments."""
+    """Separate `--section.key VALUE` and `--section.key=VALUE` from a command's own arguments."""
     rest: list[str] = []
     overrides: list[str] = []
     pending = list(arguments)
@@ -102,7 +102,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def overview() -> str:
-    """The top-level help."""
+    """Format the top-level help."""
     lines = ["grpo-tir: GRPO that teaches a language model to reason with a Python tool", ""]
     lines += [f"  grpo-tir {name:<11} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join([*lines, "", "grpo-tir COMMAND --help says more."])

@@ -1,4 +1,4 @@
-"""Every failure that is ours, in one tree.
+"""Define all exceptions of this package, in one tree.
 
     GrpoTirError
     ├── UserError            bad input: one line that says what, where and how to mend it; exit code 2
@@ -6,7 +6,7 @@
     │   ├── DataError            a row, with its file and line
     │   ├── ModelError           a model or tokenizer that cannot be loaded or used
     │   ├── TemplateError        a prompt template that does not render
-    │   ├── CheckpointError      nothing whole to resume from, or of another run
+    │   ├── CheckpointError      no complete checkpoint to resume from, or one of another run
     │   ├── OutputError          a folder that cannot be written, a disk that is full
     │   └── ExecutorUnavailable  the executor asked for cannot be started here
     ├── ExecutorOutage       too large a share of tool calls was lost: the run stops, nothing is scored
@@ -14,14 +14,14 @@
     ├── CertificateError     trained tokens are not the sampled tokens
     └── TrainingDiverged     too many optimizer steps in a row had no finite gradient
 
-A failure of the *model's* code is not here: it is data (`types.ToolResult`).
+A failure of the *model's* code is no exception: it is data (`types.ToolResult`).
 """
 
 from __future__ import annotations
 
 
 class GrpoTirError(Exception):
-    """Root of all our exceptions; the message is written for the person at the console."""
+    """Root of all our exceptions. The message is for the user."""
 
     exit_code = 1
 
@@ -49,27 +49,27 @@ class TemplateError(UserError):
 
 
 class CheckpointError(UserError):
-    """No checkpoint to go on from, or one of another run."""
+    """There is no checkpoint to resume from, or it belongs to another run."""
 
 
 class OutputError(UserError):
-    """Where the run should be written cannot be written."""
+    """The output folder cannot be written."""
 
 
 class ExecutorUnavailable(UserError):
-    """The executor that was asked for cannot be started on this machine."""
+    """The requested executor cannot be started on this machine."""
 
 
 class ExecutorOutage(GrpoTirError):
-    """Too many tool calls were lost to the infrastructure; going on would train on noise."""
+    """Too many tool calls were lost to the infrastructure. To continue would train on noise."""
 
 
 class GraderOutage(GrpoTirError):
-    """Too many answers could not be judged for reasons that do not depend on them."""
+    """Too many answers could not be judged, for reasons outside of the answers."""
 
 
 class CertificateError(GrpoTirError):
-    """What is about to be trained is not what was sampled."""
+    """The tokens to be trained are not the tokens that were sampled."""
 
 
 class TrainingDiverged(GrpoTirError):

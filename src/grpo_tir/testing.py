@@ -1,8 +1,8 @@
-"""Small honest doubles, public so that users can test their own tools and rewards with them.
+"""Provide test doubles, public so that users can test their own tools and rewards.
 
 `ByteTokenizer` is a real Hugging Face tokenizer with a token for every byte (and any extra pieces asked for);
 `ScriptedModel` is a real `PreTrainedModel` whose next token follows a script, so that `model.generate`, stopping
-and tool loop run for real; `ScriptedExecutor` answers code from a function.
+and tool loop are the real ones. `ScriptedExecutor` returns results from a function.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EOS = "<|end|>"
 
 
 def byte_tokenizer(extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token a byte. `extra` pieces exist and decode, but encoding never produces them."""
+    """Make a tokenizer with one token for each byte. `extra` pieces decode, but encoding never produces them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     pieces = ["".join(part for part, _ in splitter.pre_tokenize_str(text)) for text in extra]
@@ -45,10 +45,10 @@ class ScriptedConfig(PreTrainedConfig):
 
 
 class ScriptedModel(PreTrainedModel, GenerationMixin):
-    """Says what it is told. `scripts` maps a prompt to the turns (token ids) of its response.
+    """A model that generates a script. `scripts` maps a prompt to the turns (token ids) of its response.
 
-    After a turn has been said, whatever follows it up to and including a line "```" that the next turn can
-    follow is taken for tool output. When all turns are said it says the first end-of-text id.
+    After a turn, the text up to and including a line "```" counts as tool output. After the last turn the model
+    generates the first end-of-text id.
     """
 
     config_class = ScriptedConfig
@@ -62,7 +62,7 @@ class ScriptedModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_text(cls, tokenizer: Any, scripts: dict[str, list[str]]) -> ScriptedModel:
-        """Scripts as text, encoded by `tokenizer`."""
+        """Make a model from scripts given as text."""
         encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
         ids = {tuple(encode(prompt)): [encode(turn) for turn in turns] for prompt, turns in scripts.items()}
         config = ScriptedConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
@@ -71,13 +71,13 @@ class ScriptedModel(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, attention_mask: Any = None, **_: Any
     ) -> dict[str, Any]:
-        """Always the whole row: a script has no cache."""
+        """Return the full row: a script has no cache."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
     ) -> CausalLMOutput:
-        """(B, T) to logits (B, T, V): certainty at the last position."""
+        """Map (B, T) to logits (B, T, V), with one certain token at the last position."""
         logits = torch.full((*input_ids.shape, self.config.vocab_size), -1e4)
         keep = attention_mask if attention_mask is not None else torch.ones_like(input_ids)
         for row, (ids, mask) in enumerate(zip(input_ids.tolist(), keep.tolist(), strict=True)):
@@ -86,7 +86,7 @@ class ScriptedModel(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(logits=logits + 0 * self.anchor)
 
     def next_token(self, row: list[int]) -> int:
-        """What comes after these ids."""
+        """Return the token after these ids."""
         prompt = max((p for p in self.scripts if tuple(row[: len(p)]) == p), key=len)
         turns, at = self.scripts[prompt], len(prompt)
         for number, turn in enumerate(turns):
@@ -99,7 +99,7 @@ class ScriptedModel(PreTrainedModel, GenerationMixin):
         return int(eos[0] if isinstance(eos, list) else eos)
 
     def _end_of_output(self, row: list[int], start: int, turn: list[int]) -> int:
-        """Where the next turn begins; the end of the row if it has not begun."""
+        """Return where the next turn begins, or the end of the row."""
         for end in range(start + len(self.fence), len(row) + 1):
             said = row[end : end + len(turn)]
             if row[end - len(self.fence) : end] == self.fence and said == turn[: len(said)]:
@@ -108,7 +108,7 @@ class ScriptedModel(PreTrainedModel, GenerationMixin):
 
 
 class ScriptedExecutor:
-    """An executor that asks a function; what it was given is kept in `seen`."""
+    """An executor that gets its results from a function and keeps the programs in `seen`."""
 
     slots = 1
 
@@ -116,15 +116,15 @@ class ScriptedExecutor:
         self.answer, self.seen = answer, list[str]()
 
     def submit(self, code: str, *, timeout: float | None = None) -> Future[ToolResult]:
-        """Answered at once."""
+        """Return a finished future."""
         self.seen.append(code)
         future: Future[ToolResult] = Future()
         future.set_result(self.answer(code))
         return future
 
     def describe(self) -> dict[str, Any]:
-        """Says what it is."""
+        """Describe the executor."""
         return {"kind": "scripted"}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resources are held."""

@@ -1,15 +1,15 @@
-"""What travels through the pipeline: problems in, rollouts out.
+"""Define the data of the pipeline: problems, rollouts and their loss mask.
 
-One rollout with c = 1, and the mask that training sees:
+One rollout with c = 1, and its loss mask:
 
     prompt_ids      segments[0] model          segments[1] tool          segments[2] model
     "…Assistant:"   "```python…``````output"   "\\n42\\n```\\n"             "so \\boxed{42}<eos>"
     not trained      1 1 1 1 1 1 1 1 1 1 1      0 0 0 0 0 0 0             1 1 1 1 1 1
 
-Sampled ids are kept as sampled. They are never decoded and encoded again (bug 3 of the reference), so the
-mask cannot drift: it *is* the kind of the segment a token stands in (bug 1).
+Sampled ids are kept as they were sampled. They are never decoded and encoded again (bug 3 of the reference). The
+mask is the kind of the segment that holds a token, so the two cannot disagree (bug 1).
 
-This module imports nothing but the standard library and the certificate's stamps.
+This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What one run of a piece of code came to. The status follows from how it *ended*, never from its text."""
+    """Result of running a program. The status depends on how the program *ended*, never on its output."""
 
     status: ToolStatus
     stdout: str = ""
@@ -52,40 +52,41 @@ class ToolResult:
     exit_code: int | None = None
     signal: int | None = None
     truncated: bool = False
-    """Output beyond 64 KB was dropped."""
+    """True if output beyond 64 KB was dropped."""
     seconds: float = 0.0
-    """Wall time of the run itself, from its fork."""
+    """Wall time of the program, from its fork."""
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call that the model made. `code` is None where it called without a code block."""
+    """One call of the model. `code` is None if it called without a code block."""
 
     code: str | None
     result: ToolResult | None
     seconds: float = 0.0
-    """Wall time from the stop to the result, queueing included."""
+    """Wall time from the call to the result, waiting in the queue included."""
 
     @property
     def failed(self) -> bool:
-        """Some code was executed and did not exit with 0 (the paper's "unexecutable")."""
+        """True if code was executed and did not exit with 0 (the paper's "unexecutable")."""
         return self.result is not None and self.result.status not in ("ok", "infrastructure")
 
 
 @dataclass
 class Segment:
-    """A run of tokens from one source. `logprobs` has one entry a token for the model, none for the tool."""
+    """Consecutive tokens from one source. `logprobs` has an entry for each model token and none for tool
+    tokens."""
 
     kind: Literal["model", "tool"]
     token_ids: list[int]
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
-    """Decoded once, for grading and for people; never encoded again."""
+    """Text of the tokens, decoded once for grading and display; never encoded again."""
 
 
 @dataclass(frozen=True)
 class Reward:
-    """`value` is what is optimised; `parts` says what it is made of (at least `correct`: 0 or 1)."""
+    """A reward. `value` is optimised; `parts` lists its components (at least `correct`: 0 or 1)."""
 
     value: float
     parts: dict[str, float] = field(default_factory=dict)
@@ -98,25 +99,25 @@ class Rollout:
     problem: Problem
     prompt_ids: list[int]
     group: int = 0
-    """Ordinal of its group in the run; with `sample` it keys every random draw."""
+    """Number of its group in the run. Every draw is keyed by seed, group, sample and position."""
     sample: int = 0
     segments: list[Segment] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     finish_reason: FinishReason = "aborted"
     valid: bool = True
-    """False after an outage of sandbox or grader: out of the group's statistics and out of the loss."""
+    """False after an outage of sandbox or grader. It is then left out of group statistics and loss."""
     reward: Reward | None = None
     advantage: float = 0.0
     trained: bool = True
-    """False where an option (flat group, over-long, void turn) takes it out of the loss."""
+    """False if an option (flat group, over-long, void turn) leaves it out of the loss."""
     stamps: list[Stamp] = field(default_factory=list)
-    """Of each segment, made as it entered: what the certificate holds the trained row against."""
+    """Stamp of each segment, made when it was added. The certificate compares the trained tokens with it."""
 
     old_logprobs: Sequence[float] | None = None
-    """(T,) of the learner before its update, 0.0 at tool tokens; known once it has learned from this rollout."""
+    """(T,) log-probs of the learner before its update, 0.0 at tool tokens; None before the update."""
 
     def add(self, segment: Segment) -> None:
-        """Append and stamp a segment; the way in for whatever is sampled or inserted."""
+        """Append and stamp a segment. All sampled and inserted tokens enter here."""
         self.segments.append(segment)
         self.stamps.append(stamp(segment.kind, segment.token_ids))
 
@@ -127,12 +128,12 @@ class Rollout:
 
     @property
     def loss_mask(self) -> list[int]:
-        """1 where the policy chose the token, 0 where the tool wrote it. (T,) The only place where it is made."""
+        """1 where the policy chose the token, 0 where the tool wrote it. (T,) The mask is made only here."""
         return [int(segment.kind == "model") for segment in self.segments for _ in segment.token_ids]
 
     @property
     def logprobs(self) -> list[float]:
-        """What the generator recorded for each sampled token, 0.0 for tool tokens. (T,)"""
+        """Log-probs that the generator recorded, 0.0 for tool tokens. (T,)"""
         return [
             logprob
             for segment in self.segments
@@ -141,30 +142,30 @@ class Rollout:
 
     @property
     def model_text(self) -> str:
-        """All that the model wrote, without what the tool answered."""
+        """Text written by the model, without tool output."""
         return "".join(segment.text for segment in self.segments if segment.kind == "model")
 
     @property
     def text(self) -> str:
-        """The whole response as a reader sees it."""
+        """Text of the complete response."""
         return "".join(segment.text for segment in self.segments)
 
 
 @dataclass
 class RolloutGroup:
-    """The G samples of one problem: GRPO's unit of comparison."""
+    """The G samples of one problem, which GRPO compares."""
 
     problem: Problem
     rollouts: list[Rollout]
 
     @property
     def rewards(self) -> list[float]:
-        """Rewards of the valid rollouts only."""
+        """Rewards of the valid rollouts."""
         return [r.reward.value for r in self.rollouts if r.valid and r.reward is not None]
 
 
 class Stamp(NamedTuple):
-    """One piece of a response as it was when it entered: who wrote it, how many tokens, and their CRC-32."""
+    """Fingerprint of a segment when it was added: its kind, number of tokens, and CRC-32."""
 
     kind: str
     length: int
@@ -172,5 +173,5 @@ class Stamp(NamedTuple):
 
 
 def stamp(kind: str, token_ids: Sequence[int]) -> Stamp:
-    """The stamp of a piece. Costs about 20 ns a token."""
+    """Compute the stamp of a segment. Costs about 20 ns a token."""
     return Stamp(kind, len(token_ids), zlib.crc32(array("q", token_ids).tobytes()))

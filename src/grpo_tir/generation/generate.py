@@ -1,14 +1,14 @@
-"""The readable generator: rounds of Hugging Face `model.generate`.
+"""Generate in rounds of Hugging Face `model.generate`: the readable generator.
 
-A round runs every row that is not waiting for a tool until it calls, ends or spends its budget; rows are
+A round decodes every row that is not waiting for a tool until it calls, ends or spends its budget. Rows are
 left-padded to one width:
 
     pad pad  prompt₀ ……… response so far │ new tokens … <call>  pad
     pad      prompt₁ ……                  │ new tokens …………………… <eos>
                                      start
 
-Everything is prefilled again in the next round, and a finished row is carried along to the round's end: it is
-slow, and it is what a faster engine is held equal to.
+The next round prefills everything again, and a finished row stays in the batch until the round ends. This is slow;
+tests hold the faster engine equal to it.
 
 Shapes: B rows, T width, V vocabulary.
 """
@@ -35,7 +35,7 @@ from grpo_tir.generation.stopping import CodeBlockStopping
 
 
 class KeyedDraw(LogitsProcessor):
-    """Our sampler as a logits processor: it leaves one finite logit, so that greedy decoding takes the draw."""
+    """Draw tokens in a logits processor: leave one finite logit in each row, which greedy decoding then takes."""
 
     def __init__(self, keys: list[int], offsets: list[int], width: int, sampling: Sampling) -> None:
         self.keys, self.offsets = torch.tensor(keys), torch.tensor(offsets)  # (B,)
@@ -43,7 +43,7 @@ class KeyedDraw(LogitsProcessor):
         self.logprobs: list[list[float]] = []  # a list of B for each step
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """`scores` (B, V) to (B, V) with -inf everywhere but at the drawn token."""
+        """Map `scores` (B, V) to (B, V) with -inf everywhere except at the drawn token."""
         positions = self.offsets + (input_ids.shape[1] - self.width)
         u = uniforms(self.keys, positions).to(scores.device)
         ids, logprobs = draw(scores, u, self.sampling)
@@ -52,18 +52,18 @@ class KeyedDraw(LogitsProcessor):
 
 
 class RowBudget(StoppingCriteria):
-    """Stops each row when it has sampled all that its budget leaves."""
+    """Stop each row when its budget is spent."""
 
     def __init__(self, widths: list[int]) -> None:
         self.widths = torch.tensor(widths)  # (B,) full width, padding included, at which a row is spent
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **_: Any) -> torch.BoolTensor:
-        """(B, T) to (B,) bool."""
+        """Map `input_ids` (B, T) to (B,) bool: True where the budget is spent."""
         return (input_ids.shape[1] >= self.widths).to(input_ids.device)  # type: ignore[return-value]
 
 
 class _Row:
-    """One request and what became of it so far."""
+    """One request and its response so far."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -77,7 +77,7 @@ class _Row:
 
 
 class GenerateRounds:
-    """`Generator` on `model.generate`. Takes no more than `max_rows` rows into a round (0: all)."""
+    """Implement `Generator` with `model.generate`. A round takes at most `max_rows` rows; 0 means all."""
 
     barrier = True
 
@@ -96,26 +96,26 @@ class GenerateRounds:
         self.rows: dict[int, _Row] = {}
 
     def submit(self, request: Request) -> None:
-        """Take on a row."""
+        """Add a row."""
         self.rows[request.row] = _Row(request)
 
     def resume(self, row: int, token_ids: list[int], may_call: bool) -> None:
-        """Insert tokens into a parked row and let it go on."""
+        """Insert tokens into a parked row and resume it."""
         state = self.rows[row]
         state.response += token_ids
         state.may_call, state.waiting = may_call, False
 
     def release(self, row: int) -> None:
-        """Forget a row."""
+        """Remove a row."""
         del self.rows[row]
 
     def close(self) -> None:
-        """Nothing is held between rounds."""
+        """Remove all rows."""
         self.rows.clear()
 
     @torch.no_grad()
     def step(self) -> list[Stopped]:
-        """One round. Returns all of its rows: each has called, ended or run out."""
+        """Run one round. Returns all of its rows: each has called, ended or spent its budget."""
         rows = [row for row in self.rows.values() if not row.waiting][: self.max_rows or None]
         if not rows:
             return []
@@ -138,7 +138,7 @@ class GenerateRounds:
         return [self._stop(row, new[i], self.stopping.stopped_at[i], i, sampler) for i, row in enumerate(rows)]
 
     def _stop(self, row: _Row, new: list[int], stopped_at: int | None, i: int, sampler: KeyedDraw) -> Stopped:
-        """Cut a row at whatever ended it first. A padding token is never taken for an end (bug 6)."""
+        """Cut a row where it ended first. A padding token never counts as an end (bug 6)."""
         ends = {"length": row.left}
         first_eos = next((n + 1 for n, token in enumerate(new) if token in self.eos_ids), None)
         if first_eos is not None:
@@ -159,8 +159,8 @@ class GenerateRounds:
 
 @contextmanager
 def _only_our_settings(model: PreTrainedModel, eos_ids: list[int], pad: int) -> Iterator[None]:
-    """`generate` back-fills what it is not told from the checkpoint's own generation_config: temperature 0.7,
-    a repetition penalty, a top-k (what bites users, 10). For the round, the model has a blank one."""
+    """Replace the model's generation_config by a blank one for a round. `generate` takes every option that it is
+    not given from the checkpoint: a temperature of 0.7, a repetition penalty, a top-k."""
     theirs = model.generation_config
     model.generation_config = GenerationConfig(eos_token_id=eos_ids, pad_token_id=pad, do_sample=False)
     try:
@@ -170,7 +170,7 @@ def _only_our_settings(model: PreTrainedModel, eos_ids: list[int], pad: int) -> 
 
 
 def find_eos_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """Every id that ends a response: of the tokenizer, the config and the generation_config, in that order."""
+    """Return every id that ends a response, from tokenizer, config and generation_config, in this order."""
     found: list[int] = []
     for source in (tokenizer, model.config, model.generation_config):
         ids = getattr(source, "eos_token_id", None)

@@ -1,7 +1,7 @@
-"""Decoding that can pause a row at a tool call and go on after its output.
+"""Define the interface of generators: decode rows, pause a row at a tool call, resume it after its output.
 
-`generate` is the readable implementation (rounds of Hugging Face `model.generate`). Both it and any faster one
-speak `Generator`, ask the same `CodeBlockStopping`, and draw with the same keyed sampler.
+`generation.generate` is the readable implementation, `engine.engine` the fast one. Both implement `Generator`, use
+the same `CodeBlockStopping`, and draw with the same keyed sampler.
 """
 
 from __future__ import annotations
@@ -13,51 +13,51 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class Request:
-    """One response to be sampled."""
+    """A response to sample."""
 
     row: int
-    """The caller's name for it."""
+    """Number of the row, chosen by the caller."""
     prompt_ids: list[int]
     key: int
-    """`sampling.row_key(seed, group, sample)`: what its draws depend on, besides the position."""
+    """`sampling.row_key(seed, group, sample)`: with the position, it keys every draw."""
     budget: int
-    """Response tokens in all; tokens given to `resume` count."""
+    """Largest number of response tokens; tokens given to `resume` count."""
     may_call: bool
-    """Whether a tool call pauses it."""
+    """True if a tool call pauses the row."""
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """A row that paused or ended, with what was sampled since it was submitted or resumed."""
+    """A row that paused or ended, with the tokens sampled since it was submitted or resumed."""
 
     row: int
     token_ids: list[int]
     logprobs: list[float]
-    """Of each sampled token, under the distribution that it was drawn from."""
+    """Log-prob of each sampled token, under the distribution that it was drawn from."""
     reason: Literal["call", "eos", "length"]
-    """`call` parks the row until `resume` or `release`; the others end it."""
+    """`call` parks the row until `resume` or `release`. The other reasons end it."""
 
 
 class Generator(Protocol):
-    """Rows in, stopped rows out. A row that waits for its tool must not hold up the others."""
+    """Decode submitted rows and return those that stop. A parked row must not delay the others."""
 
     barrier: bool
-    """True where rows can only go on together, so that results are best collected first."""
+    """True if rows can only continue together, so that all tool results are collected first."""
     ready: Callable[[], bool]
-    """Asked between tokens by a generator without barrier: when true, `step` returns early (even with [])
-    because the caller has rows to resume. Set by the caller; the default says False."""
+    """Set by the caller, and called between tokens by a generator without barrier. If it returns True, `step`
+    returns early, perhaps with [], because the caller has rows to resume. Default: always False."""
 
     def submit(self, request: Request) -> None:
-        """Take on a row."""
+        """Add a row."""
 
     def step(self) -> list[Stopped]:
-        """Decode until at least one row stops or the caller is `ready`; [] at once if no row can go on."""
+        """Decode until a row stops or the caller is `ready`. Returns [] at once if no row can continue."""
 
     def resume(self, row: int, token_ids: list[int], may_call: bool) -> None:
-        """Insert tokens into a parked row and let it go on; they must leave room in its budget."""
+        """Insert tokens into a parked row and resume it. They must leave room in its budget."""
 
     def release(self, row: int) -> None:
-        """Forget a parked row."""
+        """Remove a parked row."""
 
     def close(self) -> None:
-        """Free what is held; idempotent."""
+        """Free all memory. May be called again."""

@@ -1,9 +1,9 @@
-"""Draws that depend on what is sampled, not on which rows share the batch.
+"""Draw tokens with keyed random numbers: a draw does not depend on which rows share the batch.
 
     u = uniform(seed, group, sample, position)         counter-based: no generator state to save or to restore
     token = smallest v with  cumsum(softmax(logits / temperature))[v] > u
 
-A rollout is therefore the same alone or among 64 others, before and after a resume, up to the last bits of
+A rollout is therefore the same alone or in a batch of 64, and before and after a resume, up to the last bits of
 its logits.
 
 Shapes: B rows, V vocabulary.
@@ -20,7 +20,7 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn. `temperature` 0 is greedy; `top_p` 1, `top_k` 0 and `min_p` 0 are off."""
+    """Sampling distribution. `temperature` 0 is greedy; `top_p` 1, `top_k` 0 and `min_p` 0 are off."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -29,12 +29,12 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        """Whether some tokens cannot be drawn at all."""
+        """True if some tokens cannot be drawn at all."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 def row_key(seed: int, group: int, sample: int) -> int:
-    """64 bits for one rollout of one run."""
+    """Return the 64-bit key of one rollout of one run."""
     key = 0
     for part in (seed, group, sample):
         key = _mix_int((key + part + 0x9E3779B97F4A7C15) & _MASK)
@@ -42,21 +42,21 @@ def row_key(seed: int, group: int, sample: int) -> int:
 
 
 def uniforms(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """`keys`, `positions` (B,) int64 to (B,) float64 in [0, 1)."""
+    """Map `keys` and `positions`, (B,) int64, to uniform draws in [0, 1), (B,) float64."""
     bits = _mix(keys + positions * -7046029254386353131)  # 0x9E3779B97F4A7C15, splitmix64's increment
     return _shift(bits, 11).to(torch.float64) * 2.0**-53
 
 
 def draw(logits: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one token a row by inverse CDF.
+    """Draw one token for each row by inverse CDF.
 
     Args:
         logits: (B, V), any float type.
         u: (B,) float64 in [0, 1); ignored when greedy.
 
     Returns:
-        ids (B,) int64 and their log-probs (B,) float32 under the distribution that was sampled from; greedy
-        reports the log-probs of the untruncated distribution at temperature 1.
+        ids (B,) int64, and their log-probs (B,) float32 under the distribution that was sampled from. Greedy draws
+        report log-probs of the untruncated distribution at temperature 1.
     """
     logits = logits.float()
     if sampling.temperature == 0:
@@ -70,15 +70,15 @@ def draw(logits: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> tuple[tor
 
 
 def running_sum(x: torch.Tensor) -> torch.Tensor:
-    """`x.cumsum(-1)`, (…, N). CUDA's adds in an order of its own at every run, and is refused under
-    `train.deterministic`; there it is log2(N) rounds of shifted additions."""
+    """Compute `x.cumsum(-1)`, (…, N). CUDA's cumsum adds in another order in every run and is refused under
+    `train.deterministic`; then use log2(N) rounds of shifted additions."""
     if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
         return x.cumsum(-1)
     return doubling_sum(x)
 
 
 def doubling_sum(x: torch.Tensor) -> torch.Tensor:
-    """Running sum over the last dimension: after round k each entry holds the sum of the 2^k up to itself."""
+    """Compute running sums: after round k, each entry holds the sum of the last 2^k entries."""
     width = 1
     while width < x.shape[-1]:
         x = x + torch.nn.functional.pad(x[..., :-width], (width, 0))
@@ -87,8 +87,8 @@ def doubling_sum(x: torch.Tensor) -> torch.Tensor:
 
 
 def _first_above(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Index of the first entry > target, (B, N) and (B,) to (B,); never one without mass, even where rounding
-    has put the target at the total."""
+    """Return the index of the first entry > target: (B, N), (B,) to (B,). The entry always has mass, even if
+    rounding has put the target at the total."""
     found = torch.searchsorted(cdf, target[:, None].contiguous(), right=True)
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())
     # without a clamp, logits that are not numbers would end a GPU process by an index; the learner names them
@@ -96,7 +96,7 @@ def _first_above(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def truncate(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """-inf where top-k, top-p or min-p leave a token out, in that order. (B, V) to (B, V)"""
+    """Set logits (B, V) to -inf where top-k, top-p or min-p (in this order) leave a token out."""
     if sampling.top_k > 0:
         kth = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -112,19 +112,19 @@ def truncate(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _mix_int(x: int) -> int:
-    """splitmix64's finaliser on Python integers."""
+    """Apply splitmix64's finaliser to a Python integer."""
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return x ^ (x >> 31)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The same on int64 tensors, whose products wrap around."""
+    """Apply splitmix64's finaliser to int64 tensors, whose products wrap around."""
     x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
     return x ^ _shift(x, 31)
 
 
 def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift of int64, which torch shifts arithmetically."""
+    """Shift int64 right logically; torch's own shift is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,12 +1,12 @@
 """Pause a row where the policy calls its tool.
 
-`CodeBlockStopping` is an ordinary `transformers.StoppingCriteria`: hand it to anybody's `model.generate`. It
-looks at a row only when its newest token could close a marker, and then decodes a short tail:
+`CodeBlockStopping` is an ordinary `transformers.StoppingCriteria` and works with any `model.generate`. It checks a
+row only when its newest token could complete the marker, and then decodes a short tail:
 
     tokens   … "```" "\\n" "```" "out" "put\\n"
                              └─ tail ────────┘   "```output" ends inside the newest token: stop
 
-The newest token stays as it was sampled even where it overruns the marker ("put\\n"): it is the policy's.
+The newest token is kept as it was sampled, even if it goes on after the marker ("put\\n"): the policy chose it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FENCE = "```"
 
 
 class CodeBlockStopping(StoppingCriteria):
-    """True for each row whose newest token completes a tool call. Make a new one for each plain `generate`.
+    """Stop each row whose newest token completes a tool call. Make a new object for each plain `generate`.
 
     Args:
         tokenizer: of the policy.
@@ -46,13 +46,13 @@ class CodeBlockStopping(StoppingCriteria):
         self.begin(start)
 
     def begin(self, start: int | None, may_stop: Sequence[bool] | None = None) -> None:
-        """Forget the rows of the last `generate` before the next one."""
+        """Reset before the next `generate`."""
         self.start = start
         self.may_stop = may_stop
         self.stopped_at: list[int | None] = []
 
     def stops(self, token_ids: Sequence[int]) -> bool:
-        """Whether the last of these tokens completes a call. `token_ids`: one model segment so far."""
+        """True if the last token completes a call. `token_ids` is one model segment so far."""
         if not token_ids or token_ids[-1] not in self.closers:
             return False
         # every character of the marker may be a token of its own, and UTF-8 may need three more to start clean
@@ -64,7 +64,7 @@ class CodeBlockStopping(StoppingCriteria):
         return closes_block(self._decode(token_ids)) and not closes_block(self._decode(token_ids[:-1]))
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **_: Any) -> torch.BoolTensor:
-        """`input_ids` (B, T) to (B,) bool."""
+        """Map `input_ids` (B, T) to (B,) bool: True for rows that have stopped."""
         width = input_ids.shape[1]
         if self.start is None:
             self.start = width - 1
@@ -83,24 +83,24 @@ class CodeBlockStopping(StoppingCriteria):
 
 
 def can_close(token: str, marker: str) -> bool:
-    """Whether `marker` can end inside `token`, whatever was sampled before it."""
+    """True if `marker` can end inside `token` after some earlier text."""
     return marker in token or any(token.startswith(marker[-k:]) for k in range(1, len(marker) + 1))
 
 
 def closes_block(text: str) -> bool:
-    """Whether the text holds a closed ```python block."""
+    """True if the text holds a closed ```python block."""
     return find_code(text) is not None
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """Text of tokens as it is, special tokens and spaces included."""
+    """Decode tokens without changes: special tokens and spaces are kept."""
     text = tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
 
 
 def _token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Each token's own text; special tokens cannot be part of a marker."""
+    """Return the text of each token. Special tokens cannot be part of a marker and get an empty text."""
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
     for special in tokenizer.all_special_ids:
         texts[special] = ""

@@ -1,12 +1,12 @@
-"""One rollout batch: problems drawn, responses sampled with the tool, graded while others decode, journalled.
+"""Collect one rollout batch: draw problems, sample responses with the tool, grade and journal them.
 
     problems ──► groups ──► this rank's share ──► waves ──► rollout loop ──► grading ──► groups with rewards
                                                    ▲ └──► journal
-                                                   └───── what an interrupted attempt had finished
+                                                   └───── rollouts that an interrupted attempt had finished
 
-A wave is what decodes together from prompts to ends. There is one to a batch, but with `train.deterministic` and
-`rollout.max_rows` every wave has so many rows and is decoded to its end before the next begins.
-"""
+Rows of a wave are decoded together until all have ended. A batch is one wave, except with `train.deterministic`
+and `rollout.max_rows`: then every wave has that many rows and ends before the next one begins. Responses are
+graded in other threads while the rest of the batch decodes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup
 
 
 class Collector:
-    """Draws problems in the order of the run and turns them into graded groups. All ranks call it together."""
+    """Draw problems in the order of the run and turn them into graded groups. All ranks call it together."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class Collector:
         self.graders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reward")
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the problems the run stands, and how many groups it has had."""
+        """Return the position in the problems and the number of groups so far."""
         return {"next_group": self.next_group, "sampler": self.problems.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from a saved position."""
         self.next_group = state["next_group"]
         self.problems.load_state_dict(state["sampler"])
 
@@ -158,7 +158,7 @@ class Collector:
         return kept + [group for group in flat_groups if group.rollouts[0].group in chosen]
 
     def close(self) -> None:
-        """End the reward threads."""
+        """End the grading threads."""
         self.graders.shutdown(wait=False, cancel_futures=True)
 
     def _waves(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
@@ -167,7 +167,7 @@ class Collector:
         return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
 
     def _decode(self, rollouts: list[Rollout]) -> None:
-        """Sample to the end, with a new generator: the draws of a wave must not depend on the wave before it."""
+        """Sample rollouts to their end, with a new generator: a wave must not depend on the one before it."""
         cost = sample_responses(
             rollouts,
             self.policy,
@@ -196,7 +196,7 @@ class Collector:
         self.stop.check()
 
     def _refuse_outage(self, rollouts: list[Rollout]) -> None:
-        """Go on without a few lost rollouts; stop, without a step, when they are many."""
+        """Raise an outage if more than `executor.max_outage` of the rollouts were lost or could not be graded."""
         lost = sum(r.finish_reason == "aborted" for r in rollouts)
         unjudged = sum(not r.valid for r in rollouts) - lost
         lost, unjudged, number = self.runtime.sum([lost, unjudged, len(rollouts)])  # type: ignore[assignment]
@@ -215,10 +215,10 @@ class Collector:
 def keep_fitting(
     train: list[Problem], config: Config, policy: Policy, log: Callable[[str], None]
 ) -> list[Problem]:
-    """The problems whose prompts fit; the others are counted aloud.
+    """Return the problems whose prompts are short enough; log the number of the others.
 
     Raises:
-        DataError: nothing is left to train on.
+        DataError: no problem is short enough.
     """
     lengths = [len(encode(policy.tokenizer, policy.render(p))) for p in train]
     limit = config.data.max_prompt_length

@@ -1,4 +1,4 @@
-"""The model that is trained, with all that belongs to it: tokenizer, prompt, stop marker, end-of-text ids."""
+"""Load the policy: model, tokenizer, prompt template, stop marker and end-of-text ids."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ FullWeights = Callable[[Any], AbstractContextManager[None]]
 
 
 def unsharded(model: Any) -> AbstractContextManager[None]:
-    """For one that every rank holds in full."""
+    """Do nothing: every rank already holds all weights."""
     return nullcontext()
 
 
 @dataclass
 class Policy:
-    """A loaded model, ready to be prompted."""
+    """A loaded model with its tokenizer, prompt template and stopping criterion."""
 
     model: Any
     tokenizer: Any
@@ -42,13 +42,12 @@ class Policy:
     render: Renderer
     eos_ids: list[int]
     engine_refused: str | None = None
-    """Why the engine cannot decode this model; None if it can."""
+    """Reason why the engine cannot decode this model; None if it can."""
     decode_copy: Any = None
-    """The bf16 copy that a GPU decodes from."""
+    """bf16 copy of the weights that a GPU decodes with."""
 
     def decoder(self, precision: str) -> Any:
-        """What is decoded from: the trained weights or, on a GPU, their bf16 copy. Each call refreshes
-        it."""
+        """Return the model to decode with: the trained one or, on a GPU, its bf16 copy, refreshed here."""
         sharded = any(hasattr(parameter, "ds_id") for parameter in self.model.parameters())
         if precision == "fp32" or not decodes_in_bf16(self.model) or sharded:
             return self.model
@@ -59,7 +58,7 @@ class Policy:
         return self.decode_copy
 
     def generator(self, config: Config, sampling: Sampling | None = None) -> Generator:
-        """A generator for one batch of rollouts, with the weights as they are now."""
+        """Make a generator for one batch of rollouts, with the current weights."""
         self.model.eval()  # gradient checkpointing would switch the cache off in train mode
         settings = config.rollout
         sampling = sampling or sampling_of(settings)
@@ -75,7 +74,7 @@ def sampling_of(settings: RolloutConfig) -> Sampling:
 
 
 def decodes_in_bf16(model: Any) -> bool:
-    """Whether decoding from half precision pays: on a GPU that has bf16, for a model that is not an adapter."""
+    """True on a GPU with bf16, unless the model has adapters."""
     on_gpu: bool = isinstance(model, PreTrainedModel) and model.device.type == "cuda"
     return on_gpu and torch.cuda.is_bf16_supported()
 
@@ -87,7 +86,7 @@ def load_policy(
     full_weights: FullWeights = unsharded,
     prompt_length: int | None = None,
 ) -> Policy:
-    """Load from the Hub or a folder, in float32 (at lr 1e-6 an update is lost in the rounding of a bf16 weight).
+    """Load a policy in float32: at lr 1e-6 an update is lost in the rounding of a bf16 weight.
 
     Args:
         full_weights: gathers the parameters of a model that ZeRO-3 sharded while it was loaded.
@@ -95,7 +94,7 @@ def load_policy(
             `data.max_prompt_length`.
 
     Raises:
-        ModelError: no such model, not a causal language model, or a tokenizer that does not fit it.
+        ModelError: there is no such model, it is no causal language model, or its tokenizer does not fit.
         ConfigError: prompt and completion together exceed the model's positions.
     """
     model, tokenizer = load_model(path, config.model.revision if path == config.model.path else None, full_weights)
@@ -123,7 +122,7 @@ def load_policy(
 
 
 def load_reference(config: Config, full_weights: FullWeights = unsharded) -> Any:
-    """The initial policy, frozen; None where nobody asks for it, or it is the policy without its adapters."""
+    """Load the frozen initial policy; None without `kl_coef`, or with LoRA (turn the adapters off instead)."""
     if not config.algorithm.kl_coef or config.model.lora_rank:
         return None
     model, _ = load_model(config.model.path, config.model.revision, full_weights)
@@ -131,10 +130,10 @@ def load_reference(config: Config, full_weights: FullWeights = unsharded) -> Any
 
 
 def load_model(path: str, revision: str | None = None, full_weights: FullWeights = unsharded) -> tuple[Any, Any]:
-    """Model in float32 and tokenizer.
+    """Load model (float32) and tokenizer.
 
     Raises:
-        ModelError: one line that says what is missing.
+        ModelError: one line with the reason.
     """
     disable_progress_bar()  # a bar for each load and each save would tear ours
     path = hub.locate_model(path)
@@ -166,8 +165,8 @@ def load_model(path: str, revision: str | None = None, full_weights: FullWeights
 
 @torch.no_grad()
 def _try_out(model: Any) -> str | None:
-    """What two tokens say against a model. transformers loads encoders such as BERT as causal models without a
-    word: there the first prediction changes with the token after it."""
+    """Check a model with two tokens; return the fault, or None. transformers silently loads encoders such as BERT
+    as causal models; their first prediction changes with the second token."""
     pairs = torch.tensor([[1, 2], [1, 3]], device=model.device)
     first = model.eval()(input_ids=pairs, use_cache=False).logits[:, 0].float()  # (2, V)
     if first.isnan().any():

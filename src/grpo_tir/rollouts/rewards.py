@@ -1,12 +1,11 @@
-"""Rule-based rewards (paper, section 3.3).
+"""Compute rule-based rewards (paper, section 3.3).
 
     R = +1 if the last box of the model's own text equals the gold answer, else -1
         -0.5 if some executed code failed                      (optional; the paper's ablation)
         -min(1, overrun of the soft limit / buffer)            (optional; DAPO eq. 13)
 
-A reward of one's own is a function `reward(problem, rollout) -> Reward | None`; None says that the response
-could not be judged for a reason that is not its own, and takes it out of group and loss.
-"""
+A custom reward is a function `reward(problem, rollout) -> Reward | None`. None means that the response could not
+be judged, for a reason outside of the response. It is then left out of its group's statistics and of the loss."""
 
 from __future__ import annotations
 
@@ -23,10 +22,10 @@ RewardFunction = Callable[[Problem, Rollout], Reward | None]
 
 
 def math_reward(problem: Problem, rollout: Rollout, grader: Grader | None = None) -> Reward | None:
-    """1 for a right final answer, 0 for any other; the recipe's `correct` and `wrong` are put in later.
+    """Return 1 for a right final answer, else 0. `make_reward` applies the recipe's `correct` and `wrong`.
 
-    Only model-written text is read, and within it only boxes outside of code (bug 18). An answer that hangs
-    the grader is wrong; None is left for an unusable gold or a grader that is down.
+    Only model-written text is read, and in it only boxes outside of code (bug 18). An answer that hangs the grader
+    is wrong. Returns None for an unusable gold answer or a grader outage.
     """
     texts = [segment.text for segment in rollout.segments if segment.kind == "model"]
     grade = (grader or default_grader()).grade(model_answer(texts), problem.answer)
@@ -37,11 +36,11 @@ def math_reward(problem: Problem, rollout: Rollout, grader: Grader | None = None
 
 
 def make_reward(config: RewardConfig, budget: int) -> RewardFunction:
-    """The recipe's reward: its function, then the optional penalties, each kept apart in `parts`.
+    """Make the recipe's reward: its function plus the optional penalties, each recorded in `parts`.
 
     Args:
         config: the section `reward`.
-        budget: `max_completion_length`, in tokens.
+        budget: `max_completion_length` (tokens).
 
     Raises:
         ConfigError: `config.function` cannot be loaded.
@@ -65,8 +64,8 @@ def make_reward(config: RewardConfig, budget: int) -> RewardFunction:
 
 
 def code_penalty(rollout: Rollout, config: RewardConfig) -> float:
-    """Once for a response in which any executed code failed: every call counts, not the last one (bug 11).
-    A response without code failed nothing (bug 12), unless the recipe repeats the reference's accident."""
+    """Return the penalty for a response in which any executed code failed: every call counts, not only the last
+    (bug 11). A response without code gets none (bug 12), unless `no_code_penalty` repeats the reference."""
     executed = [call for call in rollout.calls if call.result is not None]
     if not executed:
         return config.no_code_penalty
@@ -74,7 +73,7 @@ def code_penalty(rollout: Rollout, config: RewardConfig) -> float:
 
 
 def overlong_penalty(length: int, budget: int, buffer: int) -> float:
-    """DAPO eq. 13: 0 up to `budget - buffer` tokens, then linearly down to -1 at the budget."""
+    """Return DAPO's eq. 13: 0 up to `budget - buffer` tokens, then linearly down to -1 at the budget."""
     if buffer <= 0:
         return 0.0
     return -min(1.0, max(0.0, (length - (budget - buffer)) / buffer))

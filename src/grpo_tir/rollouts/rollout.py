@@ -1,14 +1,13 @@
-"""The tool loop: from prompts to whole rollouts.
+"""Run the tool loop: sample responses, run their tool calls, insert the outputs, continue.
 
     submit ──► generator.step() ──► "call" ──► tool.submit(code) ─ ─ future ─ ─► observe ──► resume ─┐
                    ▲      └──► "eos" | "length": done                                                │
                    └─────────────────────────────────────────────────────────────────────────────────┘
 
-A row that waits for its tool is parked and the others go on; the map from rows to futures below is all there is
-to it. After `max_tool_calls` calls a row gets text only. One budget counts every response token, tool output
-included, so nothing is ever cut off after the fact (bug 5 of the reference). What a segment holds was either
-sampled or inserted, and nothing else is ever appended to a response (bugs 2, 3 and 4).
-"""
+A row that waits for its tool is parked while the others continue; a map from rows to futures holds the parked
+ones. After `max_tool_calls` calls a row generates text only. One budget counts every response token, tool output
+included, so that nothing is cut off later (bug 5 of the reference). Every token of a response was either sampled
+or inserted; nothing else is appended (bugs 2, 3 and 4)."""
 
 from __future__ import annotations
 
@@ -31,21 +30,21 @@ from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment, ToolCall, To
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a response."""
+    """Limits of a response."""
 
     max_completion_length: int
-    """Response tokens in all, tool output included."""
+    """Tokens of a response, tool output included."""
     max_tool_calls: int
-    """c; 0 never pauses a row."""
+    """c in the paper; with 0, no row is ever paused."""
     fixed_waves: bool = False
-    """Results are inserted only when no row can go on without, and all of them together: which rows decode
-    together, and so the last bits, repeat exactly."""
+    """Insert results only when no row can continue, and all at once. The same rows then decode together in every
+    run, so that results repeat to the last bit."""
 
 
 def make_groups(
     problems: Sequence[Problem], render: Renderer, tokenizer: Any, samples: int, first_group: int
 ) -> list[RolloutGroup]:
-    """G empty rollouts for each problem; groups are numbered through the run from `first_group` on."""
+    """Make G empty rollouts for each problem. Groups are numbered through the run, here from `first_group` on."""
     groups = []
     for ordinal, problem in enumerate(problems, start=first_group):
         prompt_ids = encode(tokenizer, render(problem))
@@ -55,16 +54,16 @@ def make_groups(
 
 
 def prompt_length(group: RolloutGroup) -> float:
-    """What a group will cost, as far as one can tell beforehand: longer problems get longer responses."""
+    """Estimate the cost of a group: longer problems get longer responses."""
     return len(group.rollouts[0].prompt_ids)
 
 
 @dataclass(frozen=True)
 class SamplingCost:
-    """What sampling a batch took, for the metrics."""
+    """Cost of sampling a batch, for the metrics."""
 
     idle: float
-    """Seconds in which no row could go on, because all of them waited for their tool."""
+    """Seconds in which no row could continue, because all waited for their tool."""
     forwards: int
     """Forward passes of the generator; 0 where it does not count them."""
 
@@ -81,11 +80,11 @@ def sample_responses(
     fixed_waves: bool = False,
     **hooks: Any,
 ) -> SamplingCost:
-    """Sample empty rollouts to their end, in place. Training, evaluation, `solve` and `doctor` all come here.
+    """Sample empty rollouts to their end, in place. Used by training, evaluation, `solve` and `doctor`.
 
     Args:
         rollouts: from `make_groups`.
-        policy: the weights as they are now. Under ZeRO-3 the caller has gathered them (`Runtime.full_weights`).
+        policy: with its current weights. Under ZeRO-3 the caller gathers them first (`Runtime.full_weights`).
         tool: None only where no call is allowed.
         config: its sections `rollout`, `tool` and `train.seed` are read.
         runtime: gives the precision of the forward passes.
@@ -111,17 +110,17 @@ def sample_responses(
 
 
 class RolloutLoop:
-    """Fills empty rollouts in place.
+    """Fill empty rollouts in place.
 
     Args:
-        generator: decodes.
-        tool: finds calls, runs them and words their output; None only with `max_tool_calls` 0.
-        tokenizer: of the policy; used on inserted text and for reading, never on sampled tokens.
-        limits: budget and c.
-        seed: of the run; with group and sample it keys every draw.
-        run_tool: runs a call of a rollout, `(rollout, code) -> future`; the tool's own `submit` unless given.
-        on_finish: told of each finished rollout at once, so that it can be graded while others decode.
-        check: called between steps; may raise to abandon the batch (a signal, log).
+        generator: decodes the rows.
+        tool: finds calls, runs them and formats their output; None only with `max_tool_calls` 0.
+        tokenizer: of the policy. It encodes inserted text and decodes for reading; sampled ids stay as they are.
+        limits: token budget and number of calls.
+        seed: of the run. Every draw is keyed by seed, group, sample and position.
+        run_tool: runs a call of a rollout, `(rollout, code) -> future`; default: the tool's `submit`.
+        on_finish: called with each finished rollout at once, so that it is graded while others decode.
+        check: called between steps with (finished, waiting); may raise to abandon the batch.
     """
 
     def __init__(
@@ -169,7 +168,7 @@ class RolloutLoop:
             self.check(self.finished, len(self.waiting))
 
     def _take(self, stop: Stopped) -> None:
-        """Store what a row sampled, then see why it stopped. Stored first, whatever follows (bug 2)."""
+        """Store the sampled tokens of a row, then handle why it stopped. They are stored in every case (bug 2)."""
         rollout = self.rollouts[stop.row]
         shown = stop.token_ids[:-1] if stop.reason == "eos" else stop.token_ids
         segment = Segment("model", stop.token_ids, stop.logprobs, decode(self.tokenizer, shown))
@@ -186,7 +185,7 @@ class RolloutLoop:
             self.waiting[stop.row] = (self.run_tool(rollout, code), code, time.monotonic())
 
     def _collect(self, block: bool) -> None:
-        """Let rows go on whose results have come; wait for some only if there is nothing else to do."""
+        """Resume the rows whose results have come. Wait for results only if no other row can continue."""
         if not self.waiting or (self.limits.fixed_waves and not block):
             return
         together = self.generator.barrier or self.limits.fixed_waves
@@ -200,7 +199,7 @@ class RolloutLoop:
             self._answer(row, ToolCall(code, future.result(), time.monotonic() - since))
 
     def _answer(self, row: int, call: ToolCall) -> None:
-        """Insert what the tool answered, as far as the budget reaches, and let the row go on."""
+        """Insert the tool's answer, cut to the remaining budget, and resume the row."""
         rollout = self.rollouts[row]
         rollout.calls.append(call)
         if call.result is not None and call.result.status == "infrastructure":

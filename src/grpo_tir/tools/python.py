@@ -1,4 +1,4 @@
-"""The Python tool: which text is code, and what the model reads of its run.
+"""Define the Python tool: which text is code, and what the model reads of its output.
 
 A model segment ends where the policy asks for output. With the paper's marker (`stop: output`):
 
@@ -7,10 +7,9 @@ A model segment ends where the policy asks for output. With the paper's marker (
 
 With the closing fence (`stop: fence`) the sampled part ends one line earlier, and "```output" is inserted too.
 
-Departures from the reference (numbers of its bugs): success is the exit code, not the presence of stdout (9);
-a program that prints nothing is said to print nothing, not to time out (8); only failed runs are cut to
-their last line (10); a marker without code gets a short notice instead of silently vanishing (13).
-"""
+Departures from the reference (with the numbers of its bugs): success is the exit code, not the presence of stdout
+(9); a program that prints nothing is said to print nothing, not to time out (8); only failed runs are cut to their
+last line (10); a marker without code gets a short notice instead of silently vanishing (13)."""
 
 from __future__ import annotations
 
@@ -23,26 +22,27 @@ OUTPUT_MARKER = "```output"
 NO_CODE = "[no code block found]"
 NO_OUTPUT = "[no output]"
 MAX_PART = 256
-"""Characters from which a part of an observation is shortened to its two ends (the reference's rule)."""
+"""Length in characters from which a part of an observation is shortened to its two ends (as the reference
+does)."""
 
 
 def find_code(text: str) -> str | None:
-    """The last closed ```python block of one model segment (facts, section 1, "Loop", 3).
+    """Return the last closed ```python block of one model segment.
 
-    A block that is left open gives nothing, and so does an empty one, even where an earlier block was whole.
+    Returns None if the last block is empty or a block is left open, even after a complete block.
     """
     blocks, left_open = _scan(text)
     return blocks[-1] if blocks and blocks[-1].strip() and not left_open else None
 
 
 def code_blocks(text: str) -> list[str]:
-    """All closed ```python blocks, in order."""
+    """Return all closed ```python blocks, in order."""
     return _scan(text)[0]
 
 
 def _scan(text: str) -> tuple[list[str], bool]:
-    """Closed blocks, and whether one is left open. A line that starts or ends with "```python" opens; a line
-    that starts with "```" closes; an indented fence does neither."""
+    """Return the closed blocks, and whether one is left open. A line that starts or ends with "```python" opens; a
+    line that starts with "```" closes; an indented fence does neither."""
     blocks: list[str] = []
     code: list[str] | None = None
     for line in text.split("\n"):
@@ -57,12 +57,12 @@ def _scan(text: str) -> tuple[list[str], bool]:
 
 
 def shorten(text: str) -> str:
-    """First and last 128 characters of anything that has 256 or more."""
+    """Cut text of 256 or more characters to its first and last 128."""
     return text if len(text) < MAX_PART else f"{text[:128]}...{text[-128:]}"
 
 
 def observation(result: ToolResult | None) -> str:
-    """What the model reads of a run: stdout, and of a failure the last line of stderr below it."""
+    """Return what the model reads of a run: stdout and, after a failure, the last line of stderr."""
     if result is None:
         return NO_CODE
     stdout = shorten(result.stdout.strip())
@@ -73,7 +73,7 @@ def observation(result: ToolResult | None) -> str:
 
 
 def error_line(result: ToolResult) -> str:
-    """The line that names a failure; made here for the kinds that leave none on stderr."""
+    """Return the line that names a failure. Failures without stderr get a line made here."""
     made = {
         "timeout": "TimeoutError: the code ran out of time",
         "memory": "MemoryError: the code ran out of memory",
@@ -87,24 +87,24 @@ def error_line(result: ToolResult) -> str:
 
 
 class PythonTool:
-    """Code blocks in, output blocks back. Holds the executor and closes it."""
+    """Run code blocks and return output blocks. Owns the executor."""
 
     def __init__(self, executor: Executor, stop: str = "output") -> None:
         self.executor = executor
         self.stop = stop
 
     def find_call(self, text: str) -> str | None:
-        """The code a stopped segment wants run. The marker itself is no part of the block rules."""
+        """Return the code of a stopped segment. Text after the marker is ignored."""
         if self.stop == "output":
             text = text.partition(OUTPUT_MARKER)[0]  # the first one stopped it; its token may hold a second
         return find_code(text)
 
     def submit(self, code: str) -> Future[ToolResult]:
-        """Queue the code; blocks while the executor's queue is full."""
+        """Queue the code. Blocks while the executor's queue is full."""
         return self.executor.submit(code)
 
     def observe(self, result: ToolResult | None, text: str) -> str:
-        """The text that is inserted after the segment `text`."""
+        """Return the text to insert after the segment `text`."""
         opening = "" if text.endswith("\n") else "\n"
         if self.stop == "fence":
             opening += f"{OUTPUT_MARKER}\n"
