@@ -1,22 +1,21 @@
-r"""Learning impact measurement (LIMR, arXiv 2502.11886): which problems taught the run that met them.
+r"""Learning impact measurement (LIMR, arXiv 2502.11886): score how much a run learned from each problem.
 
     s_i = 1 - sum_k (r_i^k - avg^k)^2 / sum_k (1 - avg^k)^2
 
-r_i^k is the share of right answers to problem i in epoch k, avg^k its mean over the problems: a problem whose
-accuracy rises as the average one's does scores near 1, one that is always right 0, one that never comes may fall
-below. Selected is s_i >= threshold: 0.6 on the released scores gives the released 1,389 (with > it gives 1,324).
+r_i^k is the share of right answers to problem i in epoch k. avg^k is its mean over the problems. A problem whose
+accuracy rises like the average scores near 1. A problem that is always right scores 0. A problem that is never
+right may score below 0. A problem is selected if s_i >= threshold: 0.6 on the released scores gives the released
+1,389 problems (> gives 1,324).
 
-A history is the `problem_rewards.jsonl` of a run, JSONL with one visit or one problem a line, or a JSON object
-{id: [accuracy of epoch 0, …]}; null is an epoch without a verdict. A number in place of the list is a finished
-score.
+Two inputs are read: the `problem_rewards.jsonl` of a run, from which scores are computed, and the released form of
+finished scores, a JSON object {id: score}.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -27,93 +26,98 @@ from grpo_tir.errors import DataError
 
 Missing = Literal["next", "drop", "observed"]
 MIN_SEEN = 0.5
-"""Share of the problems below which an epoch is left out: a run that stopped in it saw only some of them."""
+"""Share of the problems that an epoch must cover. An epoch in which the run stopped covers only some of them."""
 _DIGITS = 9
-"""Scores are rounded to so many, lest the last bit of a sum decides at the threshold."""
+"""Decimals to which scores are rounded, so that rounding errors of a sum do not decide at the threshold."""
 
 
 @dataclass
 class History:
-    """Accuracy of each problem in each epoch it was met in, or its finished score."""
+    """Accuracy of each problem in each of its epochs, or finished scores."""
 
     visits: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Share of right answers in [0, 1] by problem id and epoch."""
     scores: dict[str, float] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     """One line for each row that could not be used."""
-    met: Counter[str] = field(default_factory=Counter)
-    """How often each problem was visited: its epoch, where the history does not say."""
     unjudged: int = 0
-    """Visits without one verdict: all rollouts were set aside, or the group was replaced."""
+    """Visits without a graded rollout: all rollouts were invalid, or dynamic sampling replaced the group."""
 
 
 @dataclass
 class LimScores:
-    """Scores by problem, in the order of the history, and what was done about gaps."""
+    """Scores by problem, in the order of the history, and how missing epochs were treated."""
 
     scores: dict[str, float]
     accuracy: dict[str, float] = field(default_factory=dict)
-    """Mean over the epochs: the difficulty of the problem for this run."""
+    """Mean accuracy over the epochs: the difficulty of the problem for this run."""
     epochs: list[int] = field(default_factory=list)
     thin_epochs: dict[int, int] = field(default_factory=dict)
     """Epochs left out, with the number of problems seen in them."""
     filled: int = 0
+    """Missing values that were taken from the next epoch."""
     dropped: list[str] = field(default_factory=list)
 
 
 def lim_scores(visits: Mapping[str, Mapping[int, float]], missing: Missing = "next") -> LimScores:
-    """Score every problem.
+    """Compute the LIM score of every problem.
 
     Args:
         visits: accuracy in [0, 1] by problem and epoch.
-        missing: what to do about a problem that an epoch lacks. `next`: take its following epoch's value, where
-            there is one (the reference), else drop it; `drop`: drop it; `observed`: score the epochs it has.
+        missing: how to treat a problem that has no value in an epoch. `next`: take the value of its next epoch if
+            there is one (as the reference does), otherwise drop the problem; `drop`: drop it; `observed`: score
+            the epochs that it has.
     """
+    # 1. Leave out epochs that cover too few problems.
     seen = {epoch: 0 for epoch in sorted({epoch for by_epoch in visits.values() for epoch in by_epoch})}
     for by_epoch in visits.values():
         for epoch in by_epoch:
             seen[epoch] += 1
     kept = [epoch for epoch, number in seen.items() if number >= MIN_SEEN * len(visits)]
     result = LimScores({}, epochs=kept, thin_epochs={e: n for e, n in seen.items() if e not in kept})
-    rows: dict[str, list[float | None]] = {}
+    # 2. Fill or drop missing values.
+    curves: dict[str, list[float | None]] = {}
     for name, by_epoch in visits.items():
-        row = [by_epoch.get(epoch) for epoch in kept]
+        curve = [by_epoch.get(epoch) for epoch in kept]
         if missing == "next":
-            following = [*row[1:], None]
-            result.filled += sum(r is None and after is not None for r, after in zip(row, following))
-            row = [after if r is None else r for r, after in zip(row, following)]
-        if None in row and (missing != "observed" or not any(r is not None for r in row)):
+            following = [*curve[1:], None]
+            result.filled += sum(r is None and after is not None for r, after in zip(curve, following))
+            curve = [after if r is None else r for r, after in zip(curve, following)]
+        if None in curve and (missing != "observed" or not any(r is not None for r in curve)):
             result.dropped.append(name)
         else:
-            rows[name] = row
-    average = [fmean(r for r in column if r is not None) for column in zip(*rows.values())]
-    for name, row in rows.items():
-        result.scores[name] = _score(row, average)
-        result.accuracy[name] = fmean(r for r in row if r is not None)
+            curves[name] = curve
+    # 3. Compare each accuracy curve with the average curve.
+    average = [fmean(r for r in column if r is not None) for column in zip(*curves.values())]
+    for name, curve in curves.items():
+        result.scores[name] = _score(curve, average)
+        result.accuracy[name] = fmean(r for r in curve if r is not None)
     return result
 
 
-def _score(row: Sequence[float | None], average: Sequence[float]) -> float:
-    pairs = [(r, mean) for r, mean in zip(row, average) if r is not None]
-    apart = sum((r - mean) ** 2 for r, mean in pairs)
-    room = sum((1 - mean) ** 2 for _, mean in pairs)
-    # Every problem is always right: 0, as for such a problem among any others.
-    return round(1 - apart / room, _DIGITS) if room else 0.0
+def _score(curve: Sequence[float | None], average: Sequence[float]) -> float:
+    pairs = [(r, mean) for r, mean in zip(curve, average) if r is not None]
+    distance = sum((r - mean) ** 2 for r, mean in pairs)
+    headroom = sum((1 - mean) ** 2 for _, mean in pairs)
+    # No headroom: every problem is always right. The score is 0, as for such a problem among others.
+    return round(1 - distance / headroom, _DIGITS) if headroom else 0.0
 
 
 def read_history(path: Path, on_bad: str = "stop") -> History:
-    """Read a run's folder, a history file or a file of scores.
+    """Read a run folder, its `problem_rewards.jsonl`, or finished scores (`.json`).
 
     Raises:
-        DataError: no such file, nothing usable in it, or a bad row under `stop`, by file and line.
+        DataError: no such file, no usable row, or a bad row if `on_bad` is `stop`, named by file and line or id.
     """
     if path.is_dir():
         path = path / "problem_rewards.jsonl"
         if not path.is_file():
             raise DataError(f"no {path}: a run writes it from its first step on; name a run's folder or a file")
     history = History()
-    for where, row in _objects(path):
+    finished = path.suffix == ".json"
+    for where, row in _score_items(path) if finished else read_rows(str(path)):
         try:
-            _take(history, row)
+            (_take_score if finished else _take_visit)(history, row)
         except ValueError as error:
             fault = f"{path} {where}: {error}"
             if on_bad != "skip":
@@ -121,67 +125,54 @@ def read_history(path: Path, on_bad: str = "stop") -> History:
             history.skipped.append(fault)
     if not history.visits and not history.scores:
         raise DataError(f"{path} holds no score and no reward; {next(iter(history.skipped), 'it is empty')}")
-    if history.visits and history.scores:
-        raise DataError(f"{path} mixes finished scores with rewards of epochs: give one of them")
     return history
 
 
-def _objects(path: Path) -> Iterable[tuple[str, Any]]:
-    """Rows, or the pairs of one JSON object, each with its line."""
-    if path.suffix != ".json" or not path.is_file() or path.read_bytes()[:64].strip()[:1] != b"{":
-        yield from read_rows(str(path))
-        return
+def _score_items(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield ("id ID", (ID, score)) of a JSON object. Equal ids are kept, so that the second one is reported."""
     try:
         text = path.read_text(encoding="utf-8")
-        pairs = json.loads(text, object_pairs_hook=list, parse_int=Numeral, parse_float=Numeral)
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        fault = "wrong encoding: not UTF-8; convert the file with `iconv -t UTF-8`"
-        raise DataError(f"{path} line {line}: {fault}") from None
+        items = json.loads(text, object_pairs_hook=tuple, parse_int=Numeral, parse_float=Numeral)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8: convert it with `iconv -t UTF-8`") from None
     except (ValueError, RecursionError) as error:
-        line, reason = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deeply")
-        raise DataError(f"{path} line {line}: wrong JSON: {reason}") from None
-    at = 0
-    for name, value in pairs:
-        key = json.dumps(name, ensure_ascii=False)
-        at = max(at, text.find(key, at) + len(key))
-        yield f"line {text.count(chr(10), 0, at) + 1}", {"id": name, "values": value}
+        raise DataError(f"{path}: wrong JSON: {error}") from None
+    if not isinstance(items, tuple):
+        raise DataError(f"{path} must be one JSON object {{id: score}}, this is {kind(items)}")
+    for name, score in items:
+        yield f"id {short(name)}", (name, score)
 
 
-def _take(history: History, row: Any) -> None:
-    """Put one row in its place. ValueError: what is wrong with it."""
+def _take_score(history: History, item: tuple[str, Any]) -> None:
+    """Add one finished score. ValueError: what is wrong with it."""
+    name, score = item
+    if name in history.scores:
+        raise ValueError("the same id occurs twice")
+    history.scores[name] = _number(score)
+
+
+def _take_visit(history: History, row: Any) -> None:
+    """Add the accuracy of one problem in one epoch. ValueError: what is wrong with the row."""
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object, this is {kind(row)}")
-    name = row.get("problem_id", row.get("id"))
+    for key in ("problem_id", "epoch", "correct"):
+        if key not in row:
+            raise ValueError(f"no `{key}`: give the problem_rewards.jsonl of a run")
+    name, epoch, correct = row["problem_id"], int(_number(row["epoch"])), row["correct"]
     if not isinstance(name, str) or not name.strip():
-        raise ValueError("`id` is empty" if isinstance(name, str) else "no `problem_id` and no `id`")
-    name = str(name)
-    if "step" in row or "epoch" in row:
-        _take_visit(history, name, row)
-        return
-    if name in history.visits or name in history.scores:
-        raise ValueError(f"the id {short(name)} stands here a second time")
-    values = next((row[key] for key in ("values", "score", "accuracy", "rewards") if key in row), None)
-    if isinstance(values, list):
-        history.visits[name] = {epoch: _share(value) for epoch, value in enumerate(values) if value is not None}
-    else:
-        history.scores[name] = _number(values)
-
-
-def _take_visit(history: History, name: str, row: dict[str, Any]) -> None:
-    """One problem in one epoch. A history without `epoch` counts the visits: the sampler gives each problem once
-    an epoch."""
-    by_epoch = history.visits.setdefault(name, {})
-    values: Any = next((row[key] for key in ("correct", "accuracy", "rewards") if row.get(key) is not None), [])
-    shares = [_share(value) for value in (values if isinstance(values, list) else [values]) if value is not None]
-    epoch = int(_number(row["epoch"])) if "epoch" in row else history.met[name]
-    history.met[name] += 1
+        raise ValueError("`problem_id` is empty or no text")
+    if not isinstance(correct, list):
+        raise ValueError(f"`correct` is a list with one value a rollout, this is {kind(correct)}")
+    by_epoch = history.visits.setdefault(str(name), {})
     if epoch in by_epoch:
         raise ValueError(f"the id {short(name)} has epoch {epoch} a second time")
-    if shares:
-        by_epoch[epoch] = fmean(shares)
+    graded = [_accuracy(value) for value in correct if value is not None]  # null: a custom reward did not grade it
+    if graded:
+        by_epoch[epoch] = fmean(graded)
     else:
         history.unjudged += 1
 
@@ -198,7 +189,7 @@ def _number(value: Any) -> float:
     return number
 
 
-def _share(value: Any) -> float:
+def _accuracy(value: Any) -> float:
     number = _number(value)
     if not 0 <= number <= 1:
         raise ValueError(f"{short(str(value))} is no accuracy: LIM's rewards lie between 0 (wrong) and 1 (right)")

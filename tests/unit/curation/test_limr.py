@@ -51,6 +51,11 @@ def test_an_epoch_that_the_run_only_began_is_left_out() -> None:
     assert set(found.scores) == {"a", "b", "c"}
 
 
+def visit(name: str, correct: object, epoch: object = 0) -> dict[str, object]:
+    """One line of a run's problem_rewards.jsonl."""
+    return {"step": 1, "epoch": epoch, "problem_id": name, "rewards": [], "correct": correct}
+
+
 def save(path: Path, *rows: object) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
@@ -64,17 +69,6 @@ def test_the_released_scores_select_the_released_set(shared_data: Path, tmp_path
         ids = out.read_text().splitlines()
         # the doubled prompt scores .06; the counts of the page are of prompts, these of ids
         assert len(ids) == len(set(ids)) == number
-
-
-def test_a_history_may_be_given_in_each_of_its_forms(tmp_path: Path) -> None:
-    as_object = save(tmp_path / "object.json", WORKED)
-    by_problem = save(tmp_path / "problems.jsonl", *({"id": i, "accuracy": r} for i, r in WORKED.items()))
-    by_visit = save(
-        tmp_path / "visits.jsonl",
-        *({"id": i, "epoch": k, "accuracy": r} for i, row in WORKED.items() for k, r in enumerate(row)),
-    )
-    histories = [read_history(path).visits for path in (as_object, by_problem, by_visit)]
-    assert histories[0] == histories[1] == histories[2] == visits(**WORKED)
 
 
 def test_a_run_s_own_log_is_scored_by_its_right_answers(
@@ -96,16 +90,9 @@ def test_a_run_s_own_log_is_scored_by_its_right_answers(
     assert out.read_text() == "p\n"
 
 
-def test_without_epochs_the_visits_are_counted(tmp_path: Path) -> None:
-    """An unjudged visit counts too, or every later one would move to an earlier epoch."""
-    rows = [{"step": k, "problem_id": "p", "correct": values} for k, values in enumerate([[1, 0], [], [1, 1]])]
-    assert read_history(save(tmp_path / "log.jsonl", *rows)).visits == {"p": {0: 0.5, 2: 1.0}}
-
-
 def test_the_choice_can_be_balanced_and_written_as_problems(tmp_path: Path) -> None:
-    history = save(
-        tmp_path / "h.json", {f"{k}{n}": [k / 10, k / 10] for k, number in ((1, 6), (9, 2)) for n in range(number)}
-    )
+    ids = [(f"{k}{n}", k / 10) for k, number in ((1, 6), (9, 2)) for n in range(number)]
+    history = save(tmp_path / "h.jsonl", *(visit(name, [share]) for name, share in ids))
     rows = [{"id": f"{k}{n}", "problem": "x", "answer": "1"} for k in (9, 1) for n in range(2 if k == 9 else 6)]
     problems = save(tmp_path / "p.jsonl", *rows)
     out = tmp_path / "out.jsonl"
@@ -117,15 +104,19 @@ def test_the_choice_can_be_balanced_and_written_as_problems(tmp_path: Path) -> N
 
 
 BAD = {
-    "wrong JSON": ('{"id": "b", "score": 1', "wrong JSON: Expecting ',' delimiter"),
-    "missing score": ('{"id": "b"}', "a score is a number, this is null"),
-    "words": ('{"id": "b", "score": "high"}', "a score is a number, this is 'high'"),
-    "empty id": ('{"id": " ", "score": 1}', "`id` is empty"),
-    "no id": ('{"score": 1}', "no `problem_id` and no `id`"),
-    "duplicate id": ('{"id": "a", "score": 1}', "the id a stands here a second time"),
-    "gigantic number": ('{"id": "b", "score": 1e999}', "1e999 is no finite number"),
+    "wrong JSON": ('{"epoch": 0', "wrong JSON: Expecting ',' delimiter"),
+    "no verdicts": ('{"epoch": 0, "problem_id": "b"}', "no `correct`: give the problem_rewards.jsonl of a run"),
+    "no epoch": ('{"problem_id": "b", "correct": [1]}', "no `epoch`"),
+    "no id": ('{"epoch": 0, "correct": [1]}', "no `problem_id`"),
+    "no list": (visit("b", 1), "`correct` is a list with one value a rollout, this is the number 1"),
+    "words": (visit("b", ["high"]), "a score is a number, this is 'high'"),
+    "missing value": (visit("b", [True]), "a score is a number, this is true or false"),
+    "empty id": (visit(" ", [1]), "`problem_id` is empty or no text"),
+    "the same visit twice": (visit("a", [1]), "the id a has epoch 0 a second time"),
+    "gigantic number": ('{"epoch": 0, "problem_id": "b", "correct": [1e999]}', "1e999 is no finite number"),
+    "a reward": (visit("b", [1.5]), "1.5 is no accuracy: LIM's rewards lie between 0 (wrong) and 1 (right)"),
     "no object": ("[1]", "a row is an object, this is a list"),
-    "wrong encoding": ('{"id": "é", "score": 1}'.encode("latin-1"), "wrong encoding: not UTF-8 (byte 0xe9"),
+    "wrong encoding": ('{"problem_id": "é"}'.encode("latin-1"), "wrong encoding: not UTF-8 (byte 0xe9"),
 }
 
 
@@ -134,9 +125,12 @@ def test_a_bad_row_is_named_or_skipped_and_counted(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row, fault = BAD[case]
-    path, out = tmp_path / "scores.jsonl", tmp_path / "out.txt"
-    path.write_bytes(b'{"id": "a", "score": 0.7}\n' + (row if isinstance(row, bytes) else row.encode()) + b"\n")
-    arguments = ["data", "limr", "--scores", str(path), "--threshold", "0.6", "--out", str(out)]
+    path, out = tmp_path / "problem_rewards.jsonl", tmp_path / "out.txt"
+    row = json.dumps(row) if isinstance(row, dict) else row
+    path.write_bytes(
+        json.dumps(visit("a", [1, 0])).encode() + b"\n" + (row if isinstance(row, bytes) else row.encode()) + b"\n"
+    )
+    arguments = ["data", "limr", str(tmp_path), "--threshold", "0", "--out", str(out)]
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert f"{path} line 2: {fault}" in said and said.count("\n") == 1
@@ -150,21 +144,21 @@ def test_a_bad_row_is_named_or_skipped_and_counted(
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (b'{\n"a": 0.7,\n"b": "x"\n}', "line 3: a score is a number"),
-        (b'{\n"a": 0.7,\n"a": 0.8\n}', "line 3: the id a stands here a second time"),
-        (b'{\n"a": 0.7,\n"b" 0.8\n}', "line 3: wrong JSON: Expecting ':' delimiter"),
-        (b'{\n"a": 0.7,\n"\xe9": 0.8\n}', "line 3: wrong encoding: not UTF-8"),
-        (b'{\n"a": [0.7, 2]\n}', "line 2: 2 is no accuracy"),
-        (b'{\n"a": [0.7],\n"b": 0.5\n}', " mixes finished scores with rewards of epochs"),
+        (b'{\n"a": 0.7,\n"b": "x"\n}', " id b: a score is a number, this is 'x'"),
+        (b'{\n"a": 0.7,\n"b": [0.7, 2]\n}', " id b: a score is a number, this is a list"),
+        (b'{\n"a": 0.7,\n"a": 0.8\n}', " id a: the same id occurs twice"),
+        (b'{\n"a": 0.7,\n"b" 0.8\n}', ": wrong JSON: Expecting ':' delimiter: line 3 column 5"),
+        (b'{\n"a": 0.7,\n"\xe9": 0.8\n}', " is not UTF-8: convert it with `iconv -t UTF-8`"),
+        (b"[0.7]", " must be one JSON object {id: score}, this is a list"),
         (b"{}", " holds no score and no reward"),
     ],
 )
-def test_in_a_json_object_the_line_is_named_too(text: bytes, fault: str, tmp_path: Path) -> None:
+def test_a_fault_in_finished_scores_is_named_by_id_or_line(text: bytes, fault: str, tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     path.write_bytes(text)
     with pytest.raises(DataError) as stopped:
         read_history(path)
-    assert str(stopped.value).startswith(f"{path}{'' if fault.startswith(' ') else ' '}{fault}")
+    assert str(stopped.value).startswith(f"{path}{fault}")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +167,7 @@ def test_in_a_json_object_the_line_is_named_too(text: bytes, fault: str, tmp_pat
         ([], "name either the folder of a run"),
         (["run", "--scores", "s.json"], "name either the folder of a run"),
         (["."], "a run writes it from its first step on"),
-        (["--scores", "none.json"], "cannot read none.json: there is no such file"),
+        (["--scores", "none.json"], "cannot read none.json: No such file"),
         (["--scores", "s.json", "--balance", "1"], "--balance needs the difficulty"),
         (["--scores", "s.json", "--balance", "1", "--difficulty", "none.json"], "cannot read none.json"),
         (["--scores", "s.json", "--balance", "1", "--difficulty", "list.json"], "must be one JSON object"),
