@@ -1,10 +1,9 @@
-"""A half-precision copy of the policy to decode from, on GPUs.
+"""Keep copies of the policy's weights to decode with: bf16 on a GPU, blocked layouts on a CPU.
 
-Trained weights are float32; decoding reads every weight once a token, so from a bf16 copy it is twice as fast. The
-copy keeps its tensors at fixed addresses and is overwritten in place after each optimizer step: nothing can be
-stale, and nothing is allocated. On a CPU bf16 is slower than float32: there the engine reads the weights
-themselves.
-"""
+Trained weights are float32. Decoding reads every weight once for each token, so a bf16 copy makes it twice as fast
+on a GPU. The copy keeps its tensors at fixed addresses and is overwritten in place before each rollout batch, so
+that it is never stale and allocates nothing. On a CPU bf16 is slower than float32. There the engine decodes with
+float32 weights in oneDNN's layout (`BlockedWeights`)."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 
 
 def make_decode_copy(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
-    """A copy for decoding only. Parameters are cast; buffers are not: RoPE's frequencies need their float32."""
+    """Copy a model for decoding. Parameters are cast; buffers are not, because RoPE's frequencies need float32."""
     decode_copy = copy.deepcopy(model).requires_grad_(False).eval()
     for parameter in decode_copy.parameters():
         if parameter.is_floating_point():
@@ -29,7 +28,7 @@ def make_decode_copy(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16
 
 @torch.no_grad()
 def refresh_decode_copy(decode_copy: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Overwrite the copy with the weights as they are now. Call after every optimizer step."""
+    """Overwrite the copy with the current weights. Call after every optimizer step."""
     torch._foreach_copy_(list(decode_copy.parameters()), list(model.parameters()))
 
 
@@ -37,7 +36,7 @@ ROWS = 64  # for which the layout is chosen; any number may then be multiplied
 
 
 class BlockedWeights:
-    """Makes the copies when they are first used, and holds them until they are dropped."""
+    """Copies of linear weights in a CPU layout, made on first use and kept until dropped."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers: list[Any] = [layer for layer in model.modules() if _fits(layer)]
@@ -45,12 +44,12 @@ class BlockedWeights:
         self.forwards: list[Callable[[torch.Tensor], torch.Tensor]] = []
 
     def drop(self) -> None:
-        """Free the copies. Due before any update: not every way to write to a weight raises its version."""
+        """Free the copies. Call before any update, because some writes to a weight do not raise its version."""
         self.forwards, self.versions = [], []
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """The model computes with the copies, made anew where a weight's version says that it was written to."""
+        """Let the model compute with the copies. A copy is made anew if the version of its weight has changed."""
         if torch.is_autocast_enabled("cpu"):  # which would hand the layers another type
             yield
             return

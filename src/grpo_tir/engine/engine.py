@@ -1,7 +1,7 @@
-"""The fast generator: continuous batching over the live model, for rows that pause for a tool.
+"""Generate with continuous batching over the live model: the fast generator for rows that pause for a tool.
 
-Every forward feeds each running row what it has not computed yet (`kv_cache.RaggedBatch`), so prefill, decoding
-and the return from a tool are one and the same step:
+Every forward feeds each running row the tokens that have no KV yet (`kv_cache.RaggedBatch`). Prefill, decoding and
+the return from a tool are therefore the same step:
 
     row 0   prompt response ▸                1 token
     row 1   prompt response call output▸     the output in one chunk, among the others
@@ -39,16 +39,16 @@ CHUNK_TOKENS = 2048  # prefilled in one forward, over all rows: bounds its activ
 
 
 class Engine:
-    """`Generator` with continuous batching.
+    """Implement `Generator` with continuous batching.
 
     Args:
-        model: any causal language model for which `unsupported_reason` knows no reason. On CUDA a bf16 copy that
+        model: any causal language model for which `unsupported_reason` returns None. On CUDA a bf16 copy that
             is refreshed after each update; on CPU the trained weights themselves.
-        stopping: what pauses a row; None: nothing does.
-        sampling: how tokens are drawn.
+        stopping: criterion that pauses a row; None pauses no row.
+        sampling: distribution of the draws.
         eos_ids: tokens that end a row.
-        max_rows: rows that run at the same time; 0: all.
-        kv_tokens: tokens, padding included, that the KV cache may hold; 0: as many as the rows need.
+        max_rows: largest number of rows that run at the same time; 0 means no limit.
+        kv_tokens: capacity of the KV cache in tokens, padding included; 0 means as many as the rows need.
     """
 
     barrier = False
@@ -70,7 +70,7 @@ class Engine:
         self.max_rows, self.kv_tokens = max_rows, kv_tokens
         self.ready: Callable[[], bool] = lambda: False
         self.counts: Counter[str] = Counter()
-        """`forwards`, `tokens` fed, `evictions`, `sorts`: what the work came to."""
+        """Work done so far: `forwards`, `tokens` fed, `evictions`, `sorts`."""
         self.ages = 0
         self.weights = BlockedWeights(model)
         self._clear()
@@ -83,10 +83,10 @@ class Engine:
     # --- the protocol ---------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
-        """Take on a row.
+        """Add a row.
 
         Raises:
-            ConfigError: it could outgrow the whole KV cache.
+            ConfigError: the row could outgrow the KV cache.
         """
         longest = len(request.prompt_ids) + request.budget
         if self.kv_tokens and longest > self.kv_tokens:
@@ -101,7 +101,7 @@ class Engine:
         self.slots.enqueue(row)
 
     def step(self) -> list[Stopped]:
-        """Decode until at least one row stops or the caller is `ready`; [] at once if no row can go on."""
+        """Decode until a row stops or the caller is `ready`. Returns [] at once if no row can continue."""
         with decoding(self.model), self.weights.used():
             while self.slots.admit():
                 stopped = self._advance()
@@ -112,7 +112,7 @@ class Engine:
         return []
 
     def resume(self, row: int, token_ids: list[int], may_call: bool) -> None:
-        """Insert tokens into a parked row and let it go on."""
+        """Insert tokens into a parked row and resume it."""
         state = self.slots.rows[row]
         state.tokens += token_ids
         state.may_call = may_call
@@ -120,19 +120,19 @@ class Engine:
         self.slots.enqueue(state)
 
     def release(self, row: int) -> None:
-        """Forget a parked row."""
+        """Remove a parked row."""
         self.slots.remove(self.slots.rows[row])
         if not self.slots.rows:
             self._clear()
 
     def close(self) -> None:
-        """Forget all rows and free the cache."""
+        """Remove all rows and free the cache."""
         self._clear()
 
     # --- one forward ----------------------------------------------------------------------------------------
 
     def _advance(self) -> list[Stopped]:
-        """Feed every running row, draw a token for those that have no more to feed."""
+        """Feed every running row, then draw a token for each row that has no more tokens to feed."""
         if self.counts["forwards"] % SORT_EVERY == 0:
             self.slots.sort()
         feeds = self._feed()
@@ -156,7 +156,7 @@ class Engine:
         return self._sample(due, logits) if due else []
 
     def _feed(self) -> list[tuple[int, list[int]]]:
-        """For each running row its first token without KV, and the tokens to feed; makes the slots wide enough."""
+        """Return for each running row the position and ids of the tokens to feed. Widens the slots if needed."""
         while True:
             room, feeds = CHUNK_TOKENS, []
             for row in self.slots.running_rows():
@@ -169,7 +169,7 @@ class Engine:
             self.slots.widen(width)
 
     def _sample(self, rows: list[SequenceState], logits: torch.Tensor) -> list[Stopped]:
-        """Draw a token for each row from `logits` (B, V); returns the rows that it stops."""
+        """Draw a token for each row from `logits` (B, V). Returns the rows that stop."""
         keys = torch.tensor([row.request.key for row in rows])
         positions = torch.tensor([len(row.tokens) - len(row.prompt) for row in rows])
         ids, logprobs = fast_draw(logits, uniforms(keys, positions).to(logits.device), self.sampling)
@@ -186,7 +186,8 @@ class Engine:
         return stopped
 
     def _ends(self, row: SequenceState, token: int) -> Literal["eos", "call", "length"] | None:
-        """Whether the newest token stops the row. An end or a call that just fits the budget is no cut."""
+        """Return why the newest token stops the row, or None. An end or a call that just fits the budget is no
+        cut."""
         if token in self.eos_ids:
             return "eos"
         if (

@@ -13,8 +13,8 @@ _CPU_ELEMENTS = 1 << 19
 
 
 def fast_draw(logits: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """`draw` on two levels, with the same tokens: the cumulative sum runs over blocks of the vocabulary, then
-    inside the one block that `u` falls into.
+    """Draw the same tokens as `draw` on two levels: sum over blocks of the vocabulary, then inside the block that
+    holds `u`.
 
         V = 152k    draw: 152k float64 sums a row        here: 1,188 of blocks + 128 in one block
     """

@@ -1,4 +1,4 @@
-"""The engine as Hugging Face generation:
+"""Offer the engine as a Hugging Face generation function:
 
     model.generate(
         **tokenizer(prompts, return_tensors="pt", padding=True),
@@ -7,10 +7,9 @@
         max_new_tokens=512, do_sample=True, temperature=1.0, top_k=0,
     )
 
-The same `Engine` that training uses, for one batch: `generate` prepares inputs, settings and criteria as always
-and hands them over. Rows end at an end-of-text token, at a tool call (told by `stopping.stopped_at`, as in a plain
-`generate`) or at `max_length`; what the engine has no counterpart for is refused by name, never ignored.
-"""
+This is the `Engine` that training uses, for one batch. `generate` prepares inputs, settings and criteria as usual
+and passes them on. Rows end at an end-of-text token, at a tool call (see `stopping.stopped_at`, as in a plain
+`generate`) or at `max_length`. Options that the engine does not have raise an error; none is ignored."""
 
 from __future__ import annotations
 
@@ -46,10 +45,10 @@ def engine_generate(
     kv_tokens: int = 0,
     **model_kwargs: Any,
 ) -> torch.Tensor:
-    """Called by `generate`. `input_ids` (B, T), left-padded, to (B, T + new), right-padded.
+    """Generate for `model.generate`: left-padded `input_ids` (B, T) to right-padded (B, T + new).
 
     Raises:
-        ModelError: the engine cannot decode this model, or has no counterpart of what was asked for.
+        ModelError: the engine cannot decode this model, or does not have a requested option.
     """
     _refuse_the_rest(logits_processor, stopping_criteria, generation_config, model_kwargs)
     stopping = next((each for each in stopping_criteria if isinstance(each, CodeBlockStopping)), None)

@@ -1,14 +1,14 @@
-"""Keys and values of many rows, each in a slot of its own, and attention of a ragged batch over them.
+"""Store keys and values of many rows, one slot each, and attend to them from a ragged batch.
 
-One forward feeds every row what it has not computed yet: one token where it decodes, a chunk where it enters
-or comes back from its tool. All tokens lie in one sequence, so that no layer computes padding:
+One forward feeds every row the tokens that have no KV yet: one token for a row that decodes, a chunk for a row
+that starts or returns from its tool. All tokens form one sequence, so that no layer computes padding:
 
     tokens    b₁ b₂ b₃ │ a  b₄ c       chunk of b without its last token │ the last token of each row, by slot
     slot       1  1  1 │ 0  1  2
     position  40 41 42 │ 7 43  9
                          └─ one attention for each band of neighbouring slots, over its live part
 
-Queries are grouped by the KV head that they read, so that grouped-query attention never repeats the cache.
+Queries are grouped by their KV head, so that grouped-query attention does not repeat the cache.
 
 Shapes: N tokens, B rows, S slots, L slot width, H query heads, K KV heads, D head dimension.
 """
@@ -26,7 +26,7 @@ ATTENTION = "grpo_tir_ragged"
 
 
 class KVCache:
-    """`slots` x `width` tokens of keys and values for each layer."""
+    """Keys and values of `slots` x `width` tokens for each layer."""
 
     def __init__(
         self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
@@ -37,11 +37,11 @@ class KVCache:
 
     @property
     def device(self) -> torch.device:
-        """Where it stands."""
+        """Device of the cache."""
         return self.layers[0].device
 
     def resize(self, slots: int, width: int, live: int) -> None:
-        """Make room for `slots` x `width` and keep the first `live` tokens of each slot that remains."""
+        """Resize to `slots` x `width`. The first `live` tokens of each remaining slot are kept."""
         keep = min(slots, self.slots)
         for i, old in enumerate(self.layers):
             # zeros, not empty: a masked score is still computed, and 0 x NaN is NaN
@@ -51,17 +51,17 @@ class KVCache:
         self.slots, self.width = slots, width
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """The first `length` tokens of one slot into another."""
+        """Copy the first `length` tokens of one slot into another."""
         for layer in self.layers:
             layer[:, target, :, :length] = layer[:, source, :, :length]
 
     def permute(self, order: list[int], live: int) -> None:
-        """Put the slots `order` into the first ones; `live` tokens of each."""
+        """Move the slots `order` to the front, `live` tokens of each."""
         for layer in self.layers:
             layer[:, : len(order), :, :live] = layer[:, order, :, :live]
 
     def swap(self, a: int, b: int, length_a: int, length_b: int) -> None:
-        """Exchange two slots that hold so many tokens."""
+        """Exchange two slots that hold `live` tokens."""
         for layer in self.layers:
             kept = layer[:, a, :, :length_a].clone()
             layer[:, a, :, :length_b] = layer[:, b, :, :length_b]
@@ -69,7 +69,7 @@ class KVCache:
 
 
 def bands(lengths: list[int]) -> list[tuple[slice, int]]:
-    """Neighbouring slots that are attended together, with the longest of each: at most four, of eight or more."""
+    """Group neighbouring slots that are attended together, each with its longest length: at most four groups."""
     size = max(8, -(-len(lengths) // 4))
     starts = range(0, len(lengths), size)
     return [
@@ -79,7 +79,7 @@ def bands(lengths: list[int]) -> list[tuple[slice, int]]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one row that precede the last one fed: `tokens` of the batch are `positions` of `slot`."""
+    """Tokens of one row before the last one fed: `tokens` of the batch are `positions` of `slot`."""
 
     tokens: slice
     slot: int
@@ -88,7 +88,7 @@ class Chunk:
 
 
 class RaggedBatch:
-    """Where the tokens of one forward stand. `feeds`: for slot 0, 1, ... (first position, token ids)."""
+    """Layout of the tokens of one forward. `feeds` holds (first position, token ids) for slot 0, 1, …"""
 
     def __init__(self, cache: KVCache, feeds: list[tuple[int, list[int]]]) -> None:
         device, dtype = cache.device, cache.layers[0].dtype
@@ -116,7 +116,7 @@ class RaggedBatch:
 
 
 def _hide(longest: int, ends: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """-inf after each row's end (B, 1), else 0: (B, 1, 1, longest), to be added to scores."""
+    """Make a mask to add to scores: -inf after each row's end (B, 1), else 0. (B, 1, 1, longest)"""
     # a multiple of 8 in memory, as CUDA's kernels want it
     hidden = torch.arange(-(-longest // 8) * 8, device=ends.device) > ends
     return torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill(hidden, -torch.inf)[
@@ -135,8 +135,8 @@ def ragged_attention(
     ragged: RaggedBatch,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function of transformers' `AttentionInterface`: writes the batch's keys and values into their
-    slots and attends. `query` (1, H, N, D), `key`, `value` (1, K, N, D) to (1, N, H, D)."""
+    """Write the batch's keys and values into their slots and attend (for transformers' `AttentionInterface`).
+    `query` (1, H, N, D), `key`, `value` (1, K, N, D) to (1, N, H, D)."""
     keys, values = ragged.cache.layers[module.layer_idx]  # type: ignore[index]  # each (S, K, L, D)
     # under autocast RoPE leaves float32 queries and keys beside bf16 values
     query, key, value = (tensor.to(keys.dtype) for tensor in (query, key, value))
@@ -160,7 +160,7 @@ def ragged_attention(
 def _attend_chunk(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: Chunk, scaling: float | None
 ) -> torch.Tensor:
-    """`query` (K, H/K, n, D), `keys`, `values` (K, L, D) to (n, H, D)."""
+    """Attend from a chunk: `query` (K, H/K, n, D), `keys`, `values` (K, L, D) to (n, H, D)."""
     groups, count = query.shape[1], query.shape[2]
     keys = keys[:, None, : chunk.stop].expand(-1, groups, -1, -1)  # a view: nothing is repeated in memory
     values = values[:, None, : chunk.stop].expand(-1, groups, -1, -1)

@@ -1,14 +1,13 @@
-"""Who has a slot of the KV cache: running rows, parked rows, and prompts that are still awaited.
+"""Assign the slots of the KV cache: to running rows, parked rows, and prompts that more samples will use.
 
     slot 0  running   prompt response ▸            the first slots, without gaps, so that attention reads a slice
     slot 1  running   prompt▸
-    slot 2  parked    prompt response call         waits for its tool: keeps its KV, costs nothing
-    slot 3  prefix    prompt                       its samples have not all been admitted yet
+    slot 2  parked    prompt response call         waits for its tool, keeps its KV
+    slot 3  prefix    prompt                       some of its samples have not started yet
 
-A row's whole state is its tokens and how many of them are cached: an evicted row (`cached` = 0) is simply computed
-again when room returns. When room is short, prefixes go first, then parked rows, then the youngest running one;
-the oldest row always runs, so every batch completes in any memory that holds its longest row.
-"""
+The state of a row is its tokens and the number of them that are cached. An evicted row (`cached` = 0) is computed
+again when a slot is free. If slots are short, prefixes are evicted first, then parked rows, then the youngest
+running row. The oldest row always runs, so every batch completes in any memory that holds its longest row."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from grpo_tir.generation.protocol import Request
 
 
 class SequenceState:
-    """One request and how far it is."""
+    """One request and its state."""
 
     def __init__(self, request: Request, age: int, prompt: tuple[int, ...]) -> None:
         self.request, self.age, self.prompt = request, age, prompt
@@ -42,7 +41,7 @@ class SequenceState:
 
 @dataclass
 class Prefix:
-    """A prompt's KV, kept while some of its rows still wait to be admitted."""
+    """KV of a prompt, kept while some of its samples wait for a slot."""
 
     prompt: tuple[int, ...]
     slot: int | None
@@ -53,13 +52,13 @@ class Prefix:
 
 
 class Scheduler:
-    """Rows, the queue of those that wait to run, and the cache that they share.
+    """All rows, the queue of waiting rows, and the cache that they share.
 
     Args:
         cache: empty.
-        max_rows: rows that run at the same time; 0: all.
-        kv_tokens: slots x width that the cache may have; 0: what the rows need.
-        counts: `evictions` and `sorts` are counted there.
+        max_rows: largest number of rows that run at the same time; 0 means no limit.
+        kv_tokens: largest slots x width of the cache; 0 means what the rows need.
+        counts: counter for `evictions` and `sorts`.
     """
 
     def __init__(self, cache: KVCache, max_rows: int, kv_tokens: int, counts: Counter[str]) -> None:
@@ -70,21 +69,21 @@ class Scheduler:
         self.running = 0
 
     def running_rows(self) -> list[SequenceState]:
-        """By slot."""
+        """Running rows, ordered by slot."""
         rows = [owner for owner in self.owners[: self.running] if isinstance(owner, SequenceState)]
         assert len(rows) == self.running
         return rows
 
     def enqueue(self, row: SequenceState) -> None:
-        """Let a row run as soon as there is room, older ones first."""
+        """Queue a row to run; older rows come first."""
         bisect.insort(self.queue, row, key=lambda waiting: waiting.age)
 
     def park(self, row: SequenceState) -> None:
-        """Stop running a row, which keeps its KV."""
+        """Park a row. It keeps its KV."""
         self._close_gap(row.slot)
 
     def remove(self, row: SequenceState) -> None:
-        """Forget a running or parked row."""
+        """Remove a running or parked row."""
         slot = row.slot
         del self.rows[row.request.row]
         self._vacate(row)
@@ -92,7 +91,7 @@ class Scheduler:
             self._close_gap(slot)
 
     def admit(self) -> bool:
-        """Let waiting rows run, oldest first, as far as there is room. Returns whether any row runs."""
+        """Start waiting rows, oldest first, while slots are free. Returns True if any row runs."""
         full = False
         for row in list(self.queue):
             if self.max_rows and self.running >= self.max_rows:
@@ -111,7 +110,7 @@ class Scheduler:
         return self.running > 0
 
     def _place(self, row: SequenceState, source: SequenceState | Prefix | None) -> bool:
-        """Give a row a slot, with its prompt's KV where another sample has it; False if there is no room."""
+        """Give a row a slot, with its prompt's KV if another sample has it. Returns False if there is no room."""
         slot = self._free_slot(len(row.prompt), source)
         if slot is None:
             return False
@@ -125,7 +124,7 @@ class Scheduler:
         return True
 
     def _free_slot(self, width: int, source: SequenceState | Prefix | None) -> int | None:
-        """An empty slot; failing that a new one, the prefix's own, or one that is taken from who needs it less."""
+        """Return an empty slot; else a new one, the prefix's own, or one taken by eviction."""
         if None in self.owners[self.running :]:
             return self.owners.index(None, self.running)
         limit = self._limit(max(self.cache.width, width))
@@ -140,11 +139,11 @@ class Scheduler:
         return None
 
     def _limit(self, width: int) -> int:
-        """Slots of that width that the memory allows."""
+        """Return the number of slots of that width that the memory allows."""
         return self.kv_tokens // width if self.kv_tokens else 1 << 40
 
     def widen(self, width: int) -> None:
-        """Make every slot hold `width` tokens, and some more; evicts what then has no slot."""
+        """Widen every slot to `width` tokens and some reserve. Evicts rows that then have no slot."""
         longest = max(len(row.prompt) + row.request.budget for row in self.rows.values())
         width = min(max(width * 5 // 4, 64), longest)
         slots = min(self._limit(width), max(len(self.rows), 1))
@@ -161,7 +160,7 @@ class Scheduler:
         self.owners = (self.owners + [None] * slots)[:slots]
 
     def sort(self) -> None:
-        """Put rows of like length side by side where that saves a fifth of what attention reads."""
+        """Sort rows by length if that saves a fifth of the tokens that attention reads."""
         rows = self.running_rows()
         order = sorted(rows, key=lambda row: -row.cached)
         if _padded(rows) > 1.2 * _padded(order):
@@ -171,7 +170,7 @@ class Scheduler:
                 self.owners[slot], row.slot = row, slot
 
     def _evict(self, parked: bool = False, running: bool = False) -> bool:
-        """Empty the slot of a prefix, else (if allowed) of a parked row, else of the youngest running one."""
+        """Evict a prefix, else (if allowed) a parked row, else the youngest running row."""
         victim = self._victim(parked, running)
         if isinstance(victim, SequenceState):
             self.counts["evictions"] += 1
@@ -199,13 +198,13 @@ class Scheduler:
         return [owner for owner in self.owners[self.running :] if owner]
 
     def _close_gap(self, slot: int | None) -> None:
-        """Close the gap that a row leaves among the running ones; what is in its slot stays cached."""
+        """Close the gap of a row among the running ones. The content of its slot stays cached."""
         assert slot is not None
         self.running -= 1
         self._swap(slot, self.running)
 
     def _vacate(self, owner: SequenceState | Prefix) -> None:
-        """Empty a slot, unless its prompt is still awaited and nobody else has it."""
+        """Empty a slot, unless waiting samples need its prompt and no other slot has it."""
         slot, owner.slot = owner.slot, None
         if slot is None:
             return
@@ -217,7 +216,7 @@ class Scheduler:
             self.owners[slot] = Prefix(owner.prompt, slot)
 
     def _swap(self, a: int, b: int) -> None:
-        """Exchange two slots, either of which may be empty."""
+        """Exchange two slots. Either may be empty."""
         if a == b:
             return
         first, second = self.owners[a], self.owners[b]
@@ -233,7 +232,7 @@ class Scheduler:
                 owner.slot = slot
 
     def _find(self, prompt: tuple[int, ...]) -> SequenceState | Prefix | None:
-        """Who has most of this prompt's KV."""
+        """Return the slot owner that holds most of this prompt's KV."""
         found = [owner for owner in self.owners if owner and owner.prompt is prompt]
         return max(found, key=lambda owner: owner.cached, default=None)
 
@@ -242,5 +241,5 @@ class Scheduler:
 
 
 def _padded(rows: list[SequenceState]) -> int:
-    """Cached tokens that attention reads, padding of the bands included."""
+    """Count the cached tokens that attention reads, padding included."""
     return sum((slots.stop - slots.start) * longest for slots, longest in bands([row.cached for row in rows]))

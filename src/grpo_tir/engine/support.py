@@ -1,4 +1,4 @@
-"""Which models the engine can decode, and the state that it puts them in while it does."""
+"""Check which models the engine can decode, and put a model into decoding state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REASONS: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
 
 
 def unsupported_reason(model: PreTrainedModel) -> str | None:
-    """One line that says why the engine cannot decode a model; None if it can. Looked into once a model."""
+    """Return in one line why the engine cannot decode a model; None if it can. Checked once for each model."""
     if model not in _REASONS:
         _REASONS[model] = _find_reason(model)
     return _REASONS[model]
@@ -42,7 +42,7 @@ def _find_reason(model: PreTrainedModel) -> str | None:
 
 @torch.no_grad()
 def _probe(model: PreTrainedModel) -> str | None:
-    """Decode a few tokens of two rows and compare with plain forwards: what no list of features foresees."""
+    """Decode a few tokens of two rows and compare with plain forwards. This finds what no feature list covers."""
     rows = [[token % model.config.get_text_config().vocab_size for token in row] for row in ([5, 6, 7, 8], [9, 3])]
     cache = make_cache(model)
     cache.resize(2, 8, 0)
@@ -69,7 +69,7 @@ def _probe(model: PreTrainedModel) -> str | None:
 
 
 def make_cache(model: PreTrainedModel) -> KVCache:
-    """An empty cache in the type in which the model computes."""
+    """Make an empty cache in the model's compute type."""
     device = model.device
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else model.dtype
@@ -77,7 +77,7 @@ def make_cache(model: PreTrainedModel) -> KVCache:
 
 
 def kv_shape(model: PreTrainedModel) -> tuple[int, int, int]:
-    """Layers, KV heads and head dimension: twice their product is what one token keeps."""
+    """Return layers, KV heads and head dimension. Twice their product is the KV size of one token."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -87,8 +87,8 @@ def kv_shape(model: PreTrainedModel) -> tuple[int, int, int]:
 
 @contextmanager
 def decoding(model: PreTrainedModel) -> Iterator[None]:
-    """The model with our attention, without dropout, without gradients. `no_grad`, not `inference_mode`: a buffer
-    that a module makes meanwhile must still be usable for training."""
+    """Set our attention, turn dropout and gradients off. Uses `no_grad`, not `inference_mode`: a buffer that a
+    module makes meanwhile must still be usable for training."""
     theirs = model.config._attn_implementation
     model.config._attn_implementation = ATTENTION
     try:

@@ -1,10 +1,9 @@
-"""Group-relative advantages (GRPO, arXiv 2402.03300, eq. 3).
+"""Compute group-relative advantages (GRPO, arXiv 2402.03300, eq. 3).
 
     A_i = (r_i - mean(r)) / (std(r) + eps)          std with n - 1; Dr. GRPO leaves it out
 
-over the valid rollouts of a group only: one that an outage cut short has no reward, and is neither in mean and
-std nor in the loss.
-"""
+over the valid rollouts of a group. A rollout lost to an outage has no reward. It is left out of mean, std and
+loss."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from grpo_tir.types import Rollout, RolloutGroup
 
 
 def group_advantages(rewards: Sequence[float], *, scale: bool = True, eps: float = 1e-6) -> list[float]:
-    """(G,) rewards to (G,) advantages. A flat group, or one of a single reward, has none."""
+    """Map (G,) rewards to (G,) advantages. They are 0 in a flat group and for a single reward."""
     if is_flat(rewards):
         return [0.0] * len(rewards)
     mean = statistics.fmean(rewards)
@@ -27,13 +26,13 @@ def group_advantages(rewards: Sequence[float], *, scale: bool = True, eps: float
 
 
 def is_flat(rewards: Sequence[float]) -> bool:
-    """All equal: the group teaches nothing."""
+    """True if all rewards are equal: such a group gives no gradient."""
     return len(set(rewards)) < 2
 
 
 def assign_advantages(groups: Sequence[RolloutGroup], config: AlgorithmConfig) -> None:
-    """Write `advantage` and `trained` into every rollout. Options take a rollout out of the loss, not out of
-    its group's statistics: it was sampled, and the others are compared with it."""
+    """Set `advantage` and `trained` of every rollout. Options leave a rollout out of the loss, not out of its
+    group's statistics: the other samples are still compared with it."""
     for group in groups:
         valid = [r for r in group.rollouts if r.valid and r.reward is not None]
         rewards = group.rewards
@@ -50,6 +49,6 @@ def assign_advantages(groups: Sequence[RolloutGroup], config: AlgorithmConfig) -
 
 
 def has_void_turn(rollout: Rollout) -> bool:
-    """SimpleTIR (arXiv 2509.02479): some turn holds neither a whole code block nor a final answer."""
+    """True if some turn has neither a closed code block nor a final answer (SimpleTIR, arXiv 2509.02479)."""
     turns = [segment.text for segment in rollout.segments if segment.kind == "model"]
     return any(find_code(turn) is None and extract_answer(turn) is None for turn in turns)

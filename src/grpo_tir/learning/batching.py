@@ -1,11 +1,11 @@
-"""From rollouts of any length to rectangles of a bounded size.
+"""Turn rollouts of any length into padded micro-batches of bounded size.
 
     prompt₀ response₀            │ loss_mask 0 0 0 1 1 1 0 0 1 1
     prompt₁ response₁ pad pad    │           0 0 1 1 1 1 1 1 0 0
 
-Rows are sorted by length and cut into micro-batches of at most `micro_batch_tokens` tokens. Where the model can
-pack (`packing.py`) the padding is never computed and does not count.
-The gradient does not depend on the cut: the denominator is that of the whole optimizer step.
+Rows are sorted by length and cut into micro-batches of at most `micro_batch_tokens` tokens. If the model can pack
+(`packing.py`), padding is not computed and does not count. The gradient does not depend on the cut, because the
+denominator is that of the whole optimizer step.
 
 Shapes: B rows, T tokens (prompt and response).
 """
@@ -23,25 +23,26 @@ from grpo_tir.types import Rollout
 
 @dataclass
 class TrainingSample:
-    """One rollout as training sees it."""
+    """One rollout as a training row: prompt and response."""
 
     token_ids: list[int]
     loss_mask: list[int]
     sampled_logprobs: list[float]
-    """Recorded by the generator; 0.0 at prompt and tool tokens."""
+    """(T,) recorded by the generator; 0.0 at prompt and tool tokens."""
     advantage: float
     old_logprobs: torch.Tensor | None = None
-    """(T,) of the learner before the first of several updates."""
+    """(T,) of the learner before the first of several updates; None with one update."""
     ref_logprobs: torch.Tensor | None = None
-    """(T,) of the reference policy, with `kl_coef`."""
+    """(T,) of the reference policy; None without `kl_coef`."""
     rollout: Rollout | None = None
-    """Where it comes from; None for an idle row."""
+    """Rollout that the row was made from; None for an idle row."""
     certified: bool = False
-    """Its rollout was stamped as it was sampled, so its log-probs are the generator's."""
+    """True if the rollout has stamps, so that its log-probs come from the generator."""
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """What packed rows of one prompt share: all before the token that predicts the first of the model."""
+        """Tokens that packed rows of one prompt share: all before the token that predicts the first model
+        token."""
         return tuple(self.token_ids[: max(self.loss_mask.index(1) - 1, 0)]) if any(self.loss_mask) else ()
 
 
@@ -57,7 +58,7 @@ class MicroBatch:
     rows: Sequence[TrainingSample]
 
     def agreement(self, old_logprobs: torch.Tensor) -> Agreement:
-        """The learner's log-probs (B, T) against the generator's, at the model tokens of certified rows."""
+        """Compare the learner's log-probs (B, T) with the generator's, at model tokens of certified rows."""
         certified = torch.tensor([row.certified for row in self.rows], device=self.loss_mask.device)
         kept = self.loss_mask.bool() & certified[:, None]  # (B, T)
         x, y = (torch.where(kept, values, 0.0).double() for values in (old_logprobs, self.sampled_logprobs))
@@ -67,21 +68,21 @@ class MicroBatch:
         return Agreement(*[*sums.tolist(), worst])
 
     def remember(self, old_logprobs: torch.Tensor) -> None:
-        """Give each rollout the learner's log-probs (B, T) of its response, for the record."""
+        """Store the learner's log-probs (B, T) in each rollout, for the log."""
         for row, values in zip(self.rows, old_logprobs.cpu()):
             if row.rollout:
                 row.rollout.old_logprobs = values[len(row.rollout.prompt_ids) : len(row.token_ids)]
 
     def stack(self, vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Per-row (T_i,) vectors as one zero-padded (B, T) tensor."""
+        """Stack per-row vectors (T_i,) into one zero-padded tensor (B, T)."""
         return _pad([vector.tolist() for vector in vectors], 0.0).to(self.input_ids.device)
 
 
 def to_row(rollout: Rollout) -> TrainingSample:
-    """Prompt and response in one sequence; the prompt is never in the loss.
+    """Join prompt and response into one row. The prompt is never in the loss.
 
     Raises:
-        CertificateError: the row is not what was sampled.
+        CertificateError: the row differs from what was sampled.
     """
     prompt = len(rollout.prompt_ids)
     row = TrainingSample(
@@ -100,15 +101,18 @@ def to_row(rollout: Rollout) -> TrainingSample:
 
 
 REPEATED = 8
-"""A prompt that is attended to again costs its keys and values: an eighth of the memory of its tokens."""
+"""A prompt that more rows attend to costs only keys and values: 1/8 of the memory of its tokens."""
 
 
 def plan_micro_batches(
     rows: Sequence[TrainingSample], max_tokens: int, packed: bool = False
 ) -> list[list[TrainingSample]]:
-    """Longest first, so that running out of memory happens at once; a row that is longer than `max_tokens`
-    goes alone. Rows are as long as the longest of their batch, but for `packed` ones: those have no padding, stay
-    with the rows of their prompt and pay for it once, and an eighth of it for each further row."""
+    """Group rows into micro-batches of at most `max_tokens`, longest first, so that memory runs out at once or
+    never.
+
+    A row longer than `max_tokens` is alone in its batch. Without `packed`, each row counts as long as the longest
+    of its batch. With `packed`, rows have no padding, stay beside the rows of their prompt, and count the prompt
+    once plus 1/8 of it for each further row."""
     prompts = [row.prompt if packed else () for row in rows]
     longest: dict[tuple[int, ...], int] = {}
     for row, prompt in zip(rows, prompts, strict=True):
@@ -132,7 +136,7 @@ def plan_micro_batches(
 
 
 def collate(rows: Sequence[TrainingSample], device: torch.device) -> MicroBatch:
-    """Pad to the longest row. Padding is masked by length, whatever id it has (bug 6)."""
+    """Pad rows to the longest. Padding is masked by length, whatever its token id (bug 6)."""
     return MicroBatch(
         _pad([row.token_ids for row in rows], 0).to(device),
         _pad([[1] * len(row.token_ids) for row in rows], 0).to(device),
@@ -144,7 +148,7 @@ def collate(rows: Sequence[TrainingSample], device: torch.device) -> MicroBatch:
 
 
 def idle_row() -> TrainingSample:
-    """A row without weight, for a rank that has fewer micro-batches than the others."""
+    """Make a row without loss, for a rank that has fewer micro-batches than the others."""
     return TrainingSample([0, 0], [0, 0], [0.0, 0.0], 0.0)
 
 

@@ -1,18 +1,18 @@
-"""The token certificate: what is trained is what was sampled.
+"""Check that the trained tokens are the sampled tokens: the token certificate.
 
     sampled    the generator's ids, stamped as they come     model 12 crc │ tool 5 crc │ model 9 crc
     trained    the ids and the mask of the learner's row     1 1 1 … 1 1  │ 0 … 0      │ 1 1 … 1
 
-1. every stamped piece stands in the row, id for id, in order, and nothing else behind the prompt;
-2. no token of the prompt or of the tool is in the loss, and every sampled one is;
-3. the generator's log-probs are the learner's, to the accuracy of their arithmetic.
+1. The row holds every stamped segment, id for id and in order, and nothing else after the prompt.
+2. No token of prompt or tool is in the loss, and every sampled token is.
+3. The log-probs of generator and learner agree, up to their numerical precision.
 
-The stamps are made where tokens enter a rollout and read where the learner makes its rows, so nothing in between
-can change an id or the mask unnoticed: no re-tokenisation, no mask that is off by a round (bugs 1, 3 and 4 of the
-reference), no reward function that edits its rollout. The third check sees what the first two cannot: a generator
-that drew at another temperature, with a penalty, from stale weights, or behind another prompt.
+Stamps are made where tokens enter a rollout, and checked where the learner makes its rows. A change of an id or of
+the mask in between is found: re-tokenization, a mask shifted by a round (bugs 1, 3 and 4 of the reference), a
+reward function that edits its rollout. The third check finds a generator that drew at another temperature, with a
+penalty, from stale weights, or after another prompt.
 
-This module imports nothing but the standard library.
+This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from grpo_tir.errors import CertificateError
 from grpo_tir.types import Stamp, stamp
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}
-"""Mean gap of log-probs over a batch, in nats a token, by the precision of the less precise of the two. On the
-quickstart's model it is 5e-7 in fp32 and 6e-4 in bf16; larger models add up more roundings, hence the room."""
+"""Largest mean gap of log-probs over a batch, in nats a token, by the lower of the two precisions. The
+quickstart's model has 5e-7 in fp32 and 6e-4 in bf16. Larger models add up more rounding errors."""
 SINGLE = 10.0
-"""A single response may have so many times the tolerance of the batch: its mean is over few tokens."""
+"""Factor on the tolerance for a single response, whose mean is over few tokens."""
 STEEP = 0.02
-"""Slope of the generator's log-probs over the learner's, away from 1. Drawn at 0.9 for 1.0 it is 0.046 on the
-quickstart's model, where the gap (0.016) is still within the tolerance of bf16; in bf16 alone it is 0.0003."""
+"""Largest deviation from 1 of the slope of the generator's log-probs over the learner's. On the quickstart's model
+it is 0.046 if tokens are drawn at temperature 0.9 instead of 1, while the gap (0.016) is still within the
+tolerance of bf16. With correct draws in bf16 it is 0.0003."""
 
 
 def check_tokens(
     stamps: Sequence[Stamp], prompt: int, token_ids: Sequence[int], loss_mask: Sequence[int], where: str
 ) -> None:
-    """The first two checks, for one row.
+    """Run the first two checks on one row.
 
     Args:
-        stamps: of the response's pieces, in order.
+        stamps: of the response's segments, in order.
         prompt: tokens before the response.
-        token_ids, loss_mask: of the whole row as it is about to be trained.
-        where: the rollout in words, for the error.
+        token_ids, loss_mask: of the row that is about to be trained.
+        where: name of the rollout, for the error.
 
     Raises:
         CertificateError: the row is not what was sampled, or the mask is not its kind.

@@ -9,9 +9,10 @@ from torch.autograd.function import once_differentiable
 
 
 class LogSoftmaxInPlace(torch.autograd.Function):
-    """`plain_log_softmax`, which consumes its logits: one buffer becomes probabilities in the forward pass and, in
-    the backward, d logprob / d logits = (onehot(token) - probabilities) / temperature. The plain lines keep three
-    such buffers and go over them twenty times; here a few rows at a time stay in the processor's cache."""
+    """Compute `plain_log_softmax` in the buffer of its logits. The forward pass turns it into probabilities, the
+    backward pass into d logprob / d logits = (onehot(token) - probabilities) / temperature. The plain version
+    holds three such buffers and reads them twenty times; here a few rows at a time stay in the processor's
+    cache."""
 
     @staticmethod
     def forward(
@@ -44,8 +45,8 @@ class LogSoftmaxInPlace(torch.autograd.Function):
 
 
 def _in_cache(rows: torch.Tensor, *others: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
-    """`rows` (n, V) and tensors of as many rows, cut where the processor's cache ends; a GPU's work is cut where
-    its temporaries would count."""
+    """Cut `rows` (n, V), and tensors with as many rows, into parts that fit the processor's cache (CPU) or keep
+    temporaries small (GPU)."""
     elements = 1 << 19 if rows.device.type == "cpu" else 1 << 24
     size = max(1, elements // rows.shape[-1])
     return tuple(tensor.split(size) for tensor in (rows, *others))

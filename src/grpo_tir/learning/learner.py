@@ -1,14 +1,14 @@
-"""The update: from rollouts with advantages to optimizer steps.
+"""Turn rollouts with advantages into optimizer steps.
 
     for each epoch, for each mini-batch of groups:
         denominator  = sum over all ranks of valid tokens (or rows)
         for each micro-batch:  backward(loss / denominator)
         clip, step
 
-The gradient is that of the whole mini-batch, whatever the number of ranks and the micro-batch size. With one
-update a batch the policy has not moved yet: old_logprobs are its own, and the ratio is 1. With several, the
-learner computes them first. What the generator recorded is only compared with the learner's: the gap is
-measured, logged, and on request corrected by truncated importance weights.
+The gradient is that of the whole mini-batch, for any number of ranks and any micro-batch size. With one update a
+batch, old_logprobs are those of the current policy and the ratio is 1. With several updates, the learner computes
+old_logprobs first. The generator's log-probs are compared with the learner's: the gap is logged and, with
+`importance_cap`, corrected by truncated importance weights.
 
 Shapes: B rows, T tokens.
 """
@@ -40,7 +40,7 @@ from grpo_tir.types import RolloutGroup
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """The samples of one optimizer step: this rank's share of them."""
+    """Samples of one optimizer step: this rank's share."""
 
     samples: list[TrainingSample]
     normalizer: float
@@ -48,8 +48,8 @@ class MiniBatch:
 
 
 class Learner:
-    """Holds the policy, its optimizer and, with `kl_coef`, the reference policy (None: the policy's adapters are
-    turned off for it)."""
+    """Hold the policy, its optimizer and, with `kl_coef`, the reference policy. If `reference` is None, the
+    reference is the policy with its adapters turned off."""
 
     def __init__(self, runtime: Runtime, model: Any, config: Config, reference: Any = None) -> None:
         self.runtime, self.config = runtime, config
@@ -81,10 +81,10 @@ class Learner:
         self.tolerance = config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
         self.tolerance_used = 0.0
         self.sums: dict[str, float] = {}
-        """Of the current rollout batch on this rank."""
+        """Sums over the current rollout batch on this rank."""
         self.dump = Path("dumps")
         self.agreements: list[Agreement] = []
-        """Of the micro-batches of one optimizer step."""
+        """Log-prob agreement of the micro-batches of one optimizer step."""
 
     @contextmanager
     def updating(self, step: int, dump: Path) -> Iterator[None]:
@@ -169,8 +169,8 @@ class Learner:
         return update_metrics(totals, updates, self.optimizer.param_groups[0]["lr"])
 
     def _deal(self, groups: Sequence[RolloutGroup]) -> list[list[TrainingSample]]:
-        """Rows of each mini-batch. Groups are dealt by their rank in the whole batch, not in this process's
-        share of it: the mini-batches are the same for any number of processes."""
+        """Assign groups to mini-batches by their position in the whole batch, not in this rank's share. The
+        mini-batches are then the same for any number of ranks."""
         parts = self.config.algorithm.mini_batches
         ordinals = [group.rollouts[0].group for group in groups]
         place = {ordinal: i for i, ordinal in enumerate(sorted(self.runtime.gather(ordinals)))}
@@ -180,7 +180,7 @@ class Learner:
         return batches
 
     def _annotate_reference(self, rows: list[TrainingSample]) -> None:
-        """Log-probs of the initial policy: a model of its own, or the policy without its adapters."""
+        """Set the log-probs of the initial policy: a second model, or the policy without its adapters."""
         if self.reference is not None:
             self._annotate(self.reference, rows, "ref_logprobs")
         else:
@@ -189,7 +189,7 @@ class Learner:
 
     @torch.no_grad()
     def _annotate(self, module: TokenLogprobs, rows: list[TrainingSample], name: str) -> None:
-        """Give each row the log-probs of a policy that stands still."""
+        """Set the log-probs of a fixed policy in each row."""
         with self.runtime.full_weights(module), self.runtime.autocast():
             for part in plan_micro_batches(rows, self.config.optim.micro_batch_tokens, self.packs):
                 batch = collate(part, self.runtime.device)
@@ -198,7 +198,7 @@ class Learner:
                     setattr(row, name, values[: len(row.token_ids)].cpu())
 
     def _loss(self, batch: MicroBatch, normalizer: float) -> torch.Tensor:
-        """This micro-batch's share of the mini-batch's loss."""
+        """Compute this micro-batch's share of the mini-batch loss."""
         options = self.config.algorithm
         with self.runtime.autocast(self.policy):
             logprobs, entropy = self.policy(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (B, T)
@@ -230,7 +230,7 @@ class Learner:
         return loss
 
     def _certify(self) -> None:
-        """Before a step is taken on them: were these rows drawn from the policy that is about to learn?"""
+        """Check before the step that the rows were drawn from the policy that is about to learn."""
         *sums, worst = (list(column) for column in zip(*map(astuple, self.agreements), strict=True))
         self.agreements.clear()
         found = Agreement(*self.runtime.sum([sum(column) for column in sums]), *self.runtime.max([max(worst)]))
@@ -238,7 +238,7 @@ class Learner:
         check_logprobs(found, self.tolerance)
 
     def _skip(self, batch: MiniBatch, norm: float) -> None:
-        """Keep the weights, keep the batch for replay, and give up when it goes on."""
+        """Dump the mini-batch for replay. Raise after too many skipped steps in a row."""
         self.skipped += 1
         self.dump.mkdir(parents=True, exist_ok=True)
         samples = [{**vars(sample), "rollout": None} for sample in batch.samples]
@@ -255,8 +255,8 @@ class Learner:
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """The policy that learns must be the one that sampled, and its gradient the same for every cut of the batch;
-    with dropout it is neither, and a resumed run would need the generator's state as well."""
+    """Set every dropout to 0. With dropout, the policy that learns would differ from the one that sampled, the
+    gradient would depend on the cut into micro-batches, and a resume would need the random generator's state."""
     for module in model.modules():
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
@@ -266,7 +266,7 @@ def disable_dropout(model: torch.nn.Module) -> None:
 
 
 def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
-    """Of training step `step` (from 0) out of `steps`: linear warm-up, then the schedule."""
+    """Return the learning rate of training step `step` (from 0) of `steps`: linear warm-up, then the schedule."""
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)

@@ -1,10 +1,9 @@
-"""Log-probs and entropies of the tokens that the policy chose, and of no others.
+"""Compute log-probs and entropies of the tokens that the policy chose, and of no others.
 
     hidden (B, T, H) ── positions before a model token ──► (N, H) ── head, / temperature ──► (N, V) ──► (N,)
 
-The head runs on model tokens only: prompt, tool output and padding make no logits. Where N x V would exceed a
-budget it runs in chunks that are recomputed in the backward pass. Logits, probabilities and gradient of the logits
-take turns in one buffer.
+The head runs on model tokens only: prompt, tool output and padding get no logits. If N x V exceeds a budget, the
+head runs in chunks that are recomputed in the backward pass. Logits, probabilities and gradient share one buffer.
 
 Shapes: B rows, T tokens, N model tokens, H hidden size, V vocabulary.
 """
@@ -22,7 +21,7 @@ from grpo_tir.learning.packing import is_packing, pack
 
 
 class TokenLogprobs(nn.Module):
-    """The policy as the learner sees it. Wraps the model, so that DDP and DeepSpeed hook one forward."""
+    """Wrap the policy for learning: one forward that DDP and DeepSpeed can hook."""
 
     def __init__(self, model: Any, temperature: float = 1.0, logits_mb: float = 256) -> None:
         super().__init__()
@@ -39,8 +38,8 @@ class TokenLogprobs(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, loss_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T) ids, attention and loss mask to (B, T) log-probs (with gradient) and entropies (without); 0
-        where the loss mask is 0. Position t holds the log-prob of token t."""
+        """Map ids, attention and loss mask (B, T) to log-probs (with gradient) and entropies (without), (B, T).
+        Both are 0 where the loss mask is 0. Position t holds the log-prob of token t."""
         chosen = loss_mask.bool().clone()
         chosen[:, 0] = False  # nothing predicts the first token
         if is_packing(self.model):
@@ -57,7 +56,7 @@ class TokenLogprobs(nn.Module):
         return empty.masked_scatter(chosen, logprobs), empty.masked_scatter(chosen, entropies)
 
     def _of_tokens(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, H or V) and (N,) ids to (N,) log-probs and entropies."""
+        """Map (N, H or V) and ids (N,) to log-probs and entropies (N,)."""
         size = max(1, int(self.logits_mb * 2**20) // (4 * self.model.config.get_text_config().vocab_size))
         if flat.shape[0] <= size:
             return self._chunk(flat, tokens)
@@ -81,7 +80,8 @@ class TokenLogprobs(nn.Module):
 def plain_log_softmax(
     logits: torch.Tensor, tokens: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of `logits` (n, V): log-probs of `tokens` (n,) at a temperature, and entropies, without a gradient."""
+    """Compute from `logits` (n, V) the log-probs of `tokens` (n,) at a temperature, and entropies without
+    gradient."""
     logits = logits / temperature
     log_z = logits.logsumexp(-1)  # (n,)
     logprobs = logits.gather(-1, tokens[:, None])[:, 0] - log_z
@@ -91,7 +91,7 @@ def plain_log_softmax(
 
 
 def plain_head(model: Any) -> bool:
-    """Whether logits are just `head(hidden)`: some families cap or scale them in between."""
+    """True if logits are `head(hidden)`. Some model families cap or scale them in between."""
     config = model.config.get_text_config()
     scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
     return (

@@ -1,11 +1,10 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): two small matrices a layer are trained, the weights stand still.
+"""Add low-rank adapters (LoRA, arXiv 2106.09685): train two small matrices a layer, freeze the weights.
 
     y = W x + (alpha / rank) B A x        A (rank, in), B (out, rank), B = 0 at first
 
-The model keeps its class, so that every generator decodes the adapted policy as it would any other; the initial
-policy is the same model with the adapters scaled to 0; a checkpoint holds the merged weights, for everybody, and
-the adapters alone, to go on from.
-"""
+The model keeps its class, so that every generator can decode the adapted policy. The initial policy is the same
+model with the adapters scaled to 0. A checkpoint holds the merged weights for users and the adapters to resume
+from."""
 
 from __future__ import annotations
 
@@ -21,11 +20,11 @@ from grpo_tir.config import ModelConfig
 from grpo_tir.errors import CheckpointError, ConfigError
 
 FOLDER = "adapter"
-"""In a checkpoint, in peft's format."""
+"""Folder of the adapters in a checkpoint, in peft's format."""
 
 
 def add_adapters(model: Any, settings: ModelConfig, checkpoint: Path | None = None) -> None:
-    """Freeze the weights and put adapters beside them, fresh ones or those of a checkpoint.
+    """Freeze the weights and add adapters: new ones, or those of a checkpoint.
 
     Raises:
         ConfigError: peft is not installed, or a target that is no linear layer of this model.
@@ -51,12 +50,12 @@ def add_adapters(model: Any, settings: ModelConfig, checkpoint: Path | None = No
 
 
 def has_adapters(model: Any) -> bool:
-    """Whether `add_adapters` was here."""
+    """True if the model has adapters."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def without_adapters(model: Any) -> AbstractContextManager[None]:
-    """While entered, the model is the initial policy."""
+    """Turn the adapters off: the model is then the initial policy."""
     from peft.helpers import rescale_adapter_scale
 
     context: AbstractContextManager[None] = rescale_adapter_scale(model, 0.0)

@@ -1,4 +1,4 @@
-"""The clipped policy loss of GRPO and its relatives.
+"""Compute the clipped policy loss of GRPO and its variants.
 
 For token t of rollout i with ratio  w_it = exp(logprob_it - old_logprob_it)  and advantage A_i:
 
@@ -9,8 +9,8 @@ For token t of rollout i with ratio  w_it = exp(logprob_it - old_logprob_it)  an
     constant  sum_it L_it / (rollouts x max length)            Dr. GRPO, arXiv 2503.20783
 
 GSPO (arXiv 2507.18071) replaces w_it by the geometric mean of the response's ratios. Tool tokens have
-loss_mask 0 and receive no gradient. The denominators are those of the whole optimizer step, over all ranks and
-micro-batches, and are passed in as `normalizer`: a sum of parts then is the gradient of the whole.
+loss_mask 0 and receive no gradient. The denominator is that of the whole optimizer step, over all ranks and
+micro-batches, and is passed in as `normalizer`. The gradients of the parts then sum to the gradient of the whole.
 
 Shapes: B rollouts, T tokens.
 """
@@ -39,17 +39,14 @@ def grpo_loss(
     kl_coef: float = 0.0,
     weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of one micro-batch.
+    """Compute the loss of one micro-batch.
 
     Args:
-        logprobs: (B, T) of the policy, with gradient.
-        old_logprobs: (B, T) of the policy that sampled.
-        advantages: (B,)
-        loss_mask: (B, T) 1 at tokens that the policy chose.
-        normalizer: denominator; None is that of this batch: valid tokens, rollouts with one, or B x T.
-        ratio: `token`, or `sequence` for GSPO.
-        ref_logprobs: (B, T), needed when `kl_coef` is not 0.
-        weights: (B, T) truncated importance weights, generator against learner.
+        logprobs: (B, T) of the policy, with gradient. old_logprobs: (B, T) of the policy that sampled. advantages:
+        (B,) loss_mask: (B, T) 1 at tokens that the policy chose. normalizer: denominator; None takes that of this
+        batch: valid tokens, rollouts with a valid token, or B x T. ratio: `token`, or `sequence` for GSPO.
+        ref_logprobs: (B, T), needed when `kl_coef` is not 0. weights: (B, T) truncated importance weights between
+        learner and generator.
 
     Returns:
         the scalar loss, and sums over tokens to be divided by `tokens`: `clipped_low`, `clipped_high`, `kl`.
@@ -85,7 +82,8 @@ def grpo_loss(
 
 
 def count(loss_mask: torch.Tensor, aggregation: Aggregation, max_length: int | None = None) -> float:
-    """What these rows add to the denominator: valid tokens, rows with one, or rows x max length."""
+    """Return what these rows add to the denominator: valid tokens, rows with a valid token, or rows x max
+    length."""
     if aggregation == "token":
         number = loss_mask.sum().item()
     elif aggregation == "sequence":
@@ -96,6 +94,6 @@ def count(loss_mask: torch.Tensor, aggregation: Aggregation, max_length: int | N
 
 
 def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Schulman's k3 estimator, GRPO eq. 4: never negative, unbiased at the sampling policy. (B, T)"""
+    """Compute Schulman's k3 estimator (GRPO, eq. 4), (B, T): non-negative, and unbiased at the sampling policy."""
     log_ratio = ref_logprobs - logprobs
     return log_ratio.exp() - log_ratio - 1

@@ -1,12 +1,12 @@
-"""Rows end to end in one sequence, each attending to itself and to its prompt: no layer computes padding, or the
-same prompt twice.
+"""Pack rows into one sequence, each attending to itself and to its prompt. No layer computes padding, nor the same
+prompt twice.
 
     padded    p p p a a a       packed    p p p a a a q q b c c
               q q b · · ·       position  0 1 2 3 4 5 0 1 2 2 3       c attends to q q as b does
               q q c c · ·       row       └── 0 ────┘ └─1─┘ └2┘
 
-On CUDA one variable-length kernel attends to all rows; elsewhere each row is attended alone. The gradient is
-that of the padded batch (`optim.packing: false`, the readable twin).
+On CUDA one variable-length kernel attends to all rows; elsewhere each row attends by itself. The gradient is that
+of the padded batch (`optim.packing: false`, the readable twin).
 
 Shapes: B rows, T tokens, N tokens fed of all rows, M keys of all rows, H query heads, K KV heads, D head size.
 """
@@ -29,8 +29,8 @@ LONG = 512  # own tokens
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each row's queries and keys lie. Of its `key_lengths[i]` keys the last `lengths[i]` are its own, the
-    others its prompt in the row that feeds it."""
+    """Positions of each row's queries and keys. The last `lengths[i]` of its `key_lengths[i]` keys are its own;
+    the others are its prompt, in the row that holds it."""
 
     fed: torch.Tensor  # (B, T) bool: tokens that are computed
     lengths: list[int]
@@ -41,8 +41,8 @@ class Packing:
 
     @classmethod
     def of(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor) -> Packing:
-        """Of right-padded rows (B, T). What precedes a row's first chosen token is its prompt. Its last token
-        predicts for this row alone, and is fed in each."""
+        """Plan the packing of right-padded rows (B, T). The prompt of a row is all before its first chosen token.
+        The last prompt token predicts for one row only, so each row feeds its own."""
         fed = attention_mask.bool().clone()
         prompts = (chosen.int().argmax(1) - 1).clamp(min=0)  # (B,)
         sources: dict[tuple[int, ...], int] = {}
@@ -62,8 +62,8 @@ class Packing:
         return cls(fed, lengths, key_lengths, index, ends.to(fed.device, torch.int32))
 
     def mask(self, own: int, seen: int, like: torch.Tensor) -> torch.Tensor:
-        """Added to the scores of the last `own` of `seen` tokens (own, seen). Made once for all layers, each of
-        which keeps it for its backward pass."""
+        """Return the mask to add to the scores of the last `own` of `seen` tokens, (own, seen). All layers share
+        it for their backward passes."""
         if (own, seen) not in self.masks:
             hidden = torch.full((own, seen), -torch.inf, dtype=like.dtype, device=like.device)
             self.masks[own, seen] = hidden.triu_(seen - own + 1)
@@ -72,7 +72,7 @@ class Packing:
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """The model attends within packed rows. Holds over the backward pass too, which may compute forwards again."""
+    """Let the model attend within packed rows. Keep it on for the backward pass, which may recompute forwards."""
     theirs = model.config._attn_implementation
     model.config._attn_implementation = ATTENTION
     try:
@@ -82,7 +82,7 @@ def packed_attention(model: Any) -> Iterator[None]:
 
 
 def is_packing(model: Any) -> bool:
-    """Whether `packed_attention` holds."""
+    """True inside `packed_attention`."""
     return bool(model.config._attn_implementation == ATTENTION)
 
 
@@ -97,7 +97,7 @@ def attend_packed(
     packing: Packing,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function of transformers' `AttentionInterface`: `query` (1, H, N, D), `key`, `value`
+    """Attend within packed rows (for transformers' `AttentionInterface`): `query` (1, H, N, D), `key`, `value`
     (1, K, N, D) to (1, N, H, D)."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast RoPE leaves them in float32
     if packing.keys is not None:
@@ -117,8 +117,8 @@ def attend_packed(
 def _attend_row(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
-    """Torch aligns `is_causal` to the first key, and here the last query belongs to the last key. Short rows are
-    masked; for long ones it costs less to put queries before them that nobody asks for."""
+    """Attend from one row to its keys. Torch aligns `is_causal` to the first key, but here the last query belongs
+    to the last key. Short rows use a mask; for long rows it is cheaper to prepend unused queries."""
     own, seen = q.shape[2], k.shape[2]
     if own < seen < 2 * own and own >= LONG:
         q = torch.nn.functional.pad(q, (0, 0, seen - own, 0))
@@ -128,20 +128,20 @@ def _attend_row(
 
 
 def _select(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """In float32 or more: the gradient of a shared prompt is a sum over the rows that attend to it."""
+    """Select positions, in float32 or more: the gradient of a shared prompt is a sum over its rows."""
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     return wide.index_select(2, places).to(tensor.dtype)
 
 
 def has_kernel(value: torch.Tensor) -> bool:
-    """Whether the variable-length kernel takes it."""
+    """True if the variable-length kernel takes this query."""
     return value.device.type == "cuda" and value.dtype != torch.float32
 
 
 def _attend_varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
-    """FlashAttention's causal mask is aligned to the last key of each row."""
+    """Attend with FlashAttention, whose causal mask is aligned to the last key of each row."""
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N or M, H or K, D)
@@ -159,8 +159,8 @@ AttentionInterface.register(ATTENTION, attend_packed)
 def pack(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """The model's inputs for right-padded rows (B, T) as one row of the N tokens that are fed, and where it stands
-    before a chosen token (1, N)."""
+    """Pack right-padded rows (B, T) into the model's inputs (1, N), and return the positions that predict a chosen
+    token, (1, N)."""
     packing = Packing.of(input_ids, attention_mask, chosen)
     fed = packing.fed
     positions = torch.arange(fed.shape[1], device=fed.device).expand_as(fed)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, lines that are whole or not read, and writing off the critical path."""
+"""Write files atomically, append and read JSONL lines, and write in a background thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A file to write to, which takes the place of `path` when it is whole."""
+    """Open a file that replaces `path` when it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w", encoding="utf-8") as file:
         yield file
@@ -23,13 +23,13 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by a whole new one, or leave it as it is."""
+    """Replace a file by a complete new one, or leave it unchanged."""
     with replacing(path) as file:
         file.write(text)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, have reached the disk."""
+    """Wait until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -38,7 +38,7 @@ def sync(path: Path) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Whole lines only: a torn last line was never finished. A missing file has none."""
+    """Read the complete lines. A torn last line is ignored; a missing file has no lines."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -46,9 +46,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 class Writer:
-    """Does what it is given in a thread of its own, in order: disks are slow, and nobody should wait for them.
+    """Run queued work in order, in a thread of its own, so that training does not wait for a disk.
 
-    What fails there is raised here, at the next `do` or `flush`; after a failure nothing more is done.
+    An exception in the thread is raised at the next `do` or `flush`. After it, no more work is done.
     """
 
     def __init__(self, name: str) -> None:
@@ -56,22 +56,22 @@ class Writer:
         self._failure: BaseException | None = None
 
     def do(self, act: Callable[..., None], *arguments: Any) -> None:
-        """Queue a piece of work."""
+        """Queue a call."""
         self.check()
         self._thread.submit(self._run, act, *arguments)
 
     def flush(self) -> None:
-        """Wait until all is done."""
+        """Wait until all queued calls are done."""
         self._thread.submit(lambda: None).result()
         self.check()
 
     def check(self) -> None:
-        """Raise what has failed."""
+        """Raise the exception of the thread, if there is one."""
         if self._failure is not None:
             raise self._failure
 
     def close(self) -> None:
-        """End the thread, with what is queued done; idempotent, and silent about failures."""
+        """Finish the queued calls and end the thread. Raises nothing; may be called again."""
         self._thread.shutdown()
 
     def _run(self, act: Callable[..., None], *arguments: Any) -> None:

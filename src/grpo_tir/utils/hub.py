@@ -1,9 +1,7 @@
-"""Whether the Hugging Face Hub is there, found out once and shortly.
+"""Find out once whether the Hugging Face Hub answers, and locate models.
 
-Its client tries six times, over half a minute, for each file: without a network a mistyped name took a minute of
-retries. One connection tells. If there is none the client is told to stay offline; what is in its cache it still
-finds.
-"""
+Without a network, the Hub's client retries each file six times over half a minute. One connection attempt tells
+first. If it fails, the client is set offline; files in its cache are still found."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ TRIES, SECONDS = 2, 5.0
 
 @functools.cache
 def go_offline_if_unreachable() -> None:
-    """Call before anything is asked of the Hub."""
+    """Set the Hub's client offline if the Hub does not answer. Call before the first request."""
     proxies = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
     if os.environ.get("HF_HUB_OFFLINE") or any(os.environ.get(n) or os.environ.get(n.lower()) for n in proxies):
         return
@@ -44,9 +42,7 @@ def locate_model(path: str) -> str:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(folder)
-    if (
-        path.startswith((".", "/", "~")) or path.count("/") != 1
-    ):  # the Hub would be asked, with retries
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:  # the Hub would be asked, with retries
         raise ModelError(
             f"no model folder at {path}; model.path is a folder or a Hub id such as Qwen/Qwen2.5-0.5B"
         )
@@ -55,7 +51,7 @@ def locate_model(path: str) -> str:
 
 
 def _fault(endpoint: str) -> str | None:
-    """Why no connection can be made; None: one was."""
+    """Return why no connection can be made; None if one was made."""
     parts = urlsplit(endpoint)
     fault = None
     for _ in range(TRIES):

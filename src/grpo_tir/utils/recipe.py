@@ -1,4 +1,4 @@
-"""Recipes: YAML to `Config` and back, one to one.
+"""Convert recipes: YAML to `Config` and back, one to one.
 
 Unknown and ill-typed keys are refused with the nearest name; `--section.key VALUE` on the command line overrides.
 """
@@ -48,7 +48,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
 
 def parse_overrides(arguments: typing.Sequence[str]) -> list[tuple[str, Any]]:
-    """`--a.b 1`, `--a.b=1` and `--a.flag` (true) as (dotted key, value read as YAML) pairs."""
+    """Parse `--a.b 1`, `--a.b=1` and `--a.flag` (true) into pairs of dotted key and YAML value."""
     pairs: list[tuple[str, Any]] = []
     rest = list(arguments)
     while rest:
@@ -66,19 +66,19 @@ def parse_overrides(arguments: typing.Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The resolved recipe as plain data, in the order of the manual."""
+    """Return the resolved recipe as plain data, in the order of config.py."""
     plain = dataclasses.asdict(config)
     plain["optim"]["betas"] = list(plain["optim"]["betas"])
     return plain
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved recipe, which loads again to an equal `Config`."""
+    """Write the resolved recipe. It loads again to an equal `Config`."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _build(kind: type, raw: dict[str, Any], prefix: str) -> Any:
-    """A dataclass from a mapping, each value checked against its annotation."""
+    """Build a dataclass from a mapping; check each value against its annotation."""
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in raw.items():
@@ -97,7 +97,7 @@ def _build(kind: type, raw: dict[str, Any], prefix: str) -> Any:
 
 
 def _all_names(kind: type) -> list[str]:
-    """Keys of this level, and one level down as `section.key`: people forget the section."""
+    """Return the keys of this level, and one level down as `section.key`, for suggestions."""
     names = []
     for name, hint in typing.get_type_hints(kind).items():
         names.append(name)
@@ -107,7 +107,7 @@ def _all_names(kind: type) -> list[str]:
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
-    """`value` as `hint`. YAML reads 1e-6 as a string and 1 as an int: both are welcome as a float."""
+    """Convert `value` to the type `hint`. YAML reads 1e-6 as a string and 1 as an int; both are valid floats."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     wrong = ConfigError(f"`{name}` must be {_readable(hint)}, not {value!r}")
     if origin is Literal:

@@ -1,9 +1,7 @@
-"""Things found by name: packaged recipes and sandbox files, and a user's own functions and classes.
+"""Find packaged recipes, sandbox files, and a user's own functions and classes by name.
 
-In a checkout the recipes and the sandbox are folders at the root of the repository; in a wheel they travel
-inside the package as `grpo_tir/_recipes` and `grpo_tir/_sandbox`. Everything asks here, so that an installed
-package run from an empty folder does all that the checkout does.
-"""
+In a checkout, recipes and sandbox are folders at the root of the repository. In a wheel they are inside the
+package, as `grpo_tir/_recipes` and `grpo_tir/_sandbox`. An installed package therefore works from any folder."""
 
 from __future__ import annotations
 
@@ -25,12 +23,12 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def recipes_dir() -> Path:
-    """The folder with the recipes that came with the package."""
+    """Return the folder of the packaged recipes."""
     return _packaged("recipes")
 
 
 def sandbox_dir() -> Path:
-    """The folder with the executor's Dockerfile, runner and seccomp profile."""
+    """Return the folder of the executor's Dockerfile, runner and seccomp profile."""
     return _packaged("sandbox")
 
 
@@ -42,10 +40,10 @@ def _packaged(name: str) -> Path:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """A recipe by path, or one of ours by name: `quickstart`, `recipes/quickstart.yaml`, `ablations/c0`.
+    """Find a recipe by path, or a packaged one by name: `quickstart`, `recipes/quickstart.yaml`, `ablations/c0`.
 
     Raises:
-        ConfigError: there is no such file; the nearest of ours is named.
+        ConfigError: there is no such file; the message names the nearest packaged recipe.
     """
     found = find_file(name, suffix=".yaml")
     if found is None:
@@ -57,8 +55,8 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def find_file(name: str | Path, suffix: str = "") -> Path | None:
-    """`name` from the working folder, else from the packaged recipes: a recipe may name its neighbour as
-    `recipes/custom/reward.py` wherever it is run from."""
+    """Find `name` in the working folder, else among the packaged recipes. A recipe may so name
+    `recipes/custom/reward.py` wherever it is run."""
     for base in (Path(), recipes_dir()):
         relative = Path(name).expanduser() if base == Path() else _below_recipes(name)
         for candidate in (base / relative, base / f"{relative}{suffix}"):
@@ -73,10 +71,10 @@ def _below_recipes(name: str | Path) -> Path:
 
 
 def load_object(spec: str) -> Any:
-    """What `package.module:name`, `package.module.name` or `file.py:name` stands for.
+    """Import the object named by `package.module:name`, `package.module.name` or `file.py:name`.
 
     Raises:
-        ConfigError: no such file, module or name, or its import failed.
+        ConfigError: there is no such file, module or name, or its import failed.
     """
     where, colon, name = spec.rpartition(":")
     if not colon:
