@@ -1,17 +1,17 @@
-"""What has been sampled since the last checkpoint, so that a killed run need not sample it again.
+"""Record rollouts and tool results since the last checkpoint, so that a killed run does not sample them again.
 
     journal/step_000012.rank0.jsonl     {"recipe": digest}                                the first line
                                         {"call": [group, sample, number], "code", …}      a result of the tool
                                         {"rollout": [group, sample], "segments", …}       a finished response
 
-A finished rollout is taken from the journal as it is, ids and log-probs to the last bit, and graded again. With
-`train.deterministic` this holds for whole waves: a torn wave starts again from its prompts, because log-probs
-depend in their last bits on which rows decode together, and a call that it makes again is answered with what was
-recorded. Results lost to the executor are not recorded, nor are rollouts that were set aside.
+A finished rollout is read from the journal with its exact ids and log-probs, and graded again. With
+`train.deterministic`, only complete waves are read: log-probs depend in their last bits on which rows decode
+together, so an incomplete wave starts again from its prompts. A call that it repeats gets the recorded result.
+Lost calls and lost rollouts are not recorded.
 
-Each rank writes a file of its own and reads those of all, so that a run may be resumed with another number of
-ranks. A journal of another recipe is not used; nor is one of a step after the first that had to be sampled anew.
-"""
+Each rank writes its own file and reads the files of all ranks, so that a run may resume with another number of
+ranks. A journal of another recipe is ignored, and so are journals of steps after the first one that had to sample
+again."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Journal:
     Args:
         folder: shared by all ranks.
         rank: of this process.
-        recipe: `digest` of the run's.
-        writer: writes the lines, in its own thread.
-        resume: whether to read what is there.
+        recipe: `digest` of the run's recipe.
+        writer: writes the lines in a thread of its own.
+        resume: read existing files.
     """
 
     def __init__(self, folder: Path, rank: int, recipe: str, writer: Writer, resume: bool) -> None:
@@ -54,7 +54,7 @@ class Journal:
         self.file = folder
 
     def begin(self, step: int) -> None:
-        """Read what an earlier attempt left of this step, and write on behind it."""
+        """Start a step: read the journal of an earlier attempt, and append to it."""
         self.calls, self.rollouts = {}, {}
         self.file = self.folder / f"{step_name(step)}.rank{self.rank}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -66,10 +66,10 @@ class Journal:
             self.writer.do(append_lines, self.file, {"recipe": self.recipe})
 
     def recall(self, rollouts: Sequence[Rollout], whole: bool) -> list[Rollout]:
-        """Fill the rollouts that were finished; returns those that are still to be sampled.
+        """Fill the rollouts that the journal holds. Returns those that are still to be sampled.
 
         Args:
-            whole: all or none of them.
+            whole: fill all or none of them.
         """
         missing = [rollout for rollout in rollouts if not self._knows(rollout)]
         if whole and missing:
@@ -80,7 +80,7 @@ class Journal:
         return missing
 
     def run(self, tool: Tool | None, rollout: Rollout, code: str) -> Future[ToolResult]:
-        """The recorded result of this very call, else the tool's, which is recorded as soon as it is there."""
+        """Return the recorded result of a call, else run the tool and record its result."""
         assert tool is not None
         key = (rollout.group, rollout.sample, len(rollout.calls))
         known = self.calls.get(key)
@@ -94,7 +94,7 @@ class Journal:
         return future
 
     def record(self, rollout: Rollout) -> None:
-        """A rollout that has just ended."""
+        """Record a finished rollout."""
         if rollout.valid:
             self.writer.do(_append_rollout, self.file, rollout)
 
@@ -124,23 +124,23 @@ class Journal:
         self.reading = False
 
     def drop_after(self, step: int) -> None:
-        """Forget the rollouts of later steps: they were sampled from another future."""
+        """Delete the journals of later steps: they belong to an abandoned future."""
         for path, of_step in self._files():
             if of_step > step:
                 path.unlink(missing_ok=True)
 
     def drop_through(self, step: int) -> None:
-        """Forget the steps that a checkpoint has made certain."""
+        """Delete the journals of steps that a checkpoint covers."""
         for path, of_step in self._files():
             if of_step <= step:
                 path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Forget everything: a new run."""
+        """Delete all journals, for a new run."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def flush(self) -> None:
-        """Wait until all of it is written."""
+        """Wait until all lines are written."""
         self.writer.flush()
 
     def _knows(self, rollout: Rollout) -> bool:
@@ -158,7 +158,7 @@ class Journal:
                 self.rollouts[tuple(line["rollout"])] = line
 
     def _record_call(self, file: Path, key: Key, code: str, done: Future[ToolResult]) -> None:
-        """Called in a thread of the executor: a writer that has failed tells the main one."""
+        """Record a result, in a thread of the executor. An error of the writer is raised in the main thread."""
         if done.cancelled() or done.exception() or done.result().status == "infrastructure":
             return
         line = {"call": key, "code": code, "result": dataclasses.asdict(done.result())}
@@ -171,7 +171,7 @@ class Journal:
 
 
 def digest(config: Config) -> str:
-    """Of all settings that decide what is sampled; where programs run and what is logged do not."""
+    """Hash all settings that influence what is sampled. Executor and logging settings do not."""
     plain = to_dict(config)
     kept = {name: plain[name] for name in ("model", "data", "rollout", "tool", "reward", "algorithm", "optim")}
     kept["train"] = {name: plain["train"][name] for name in ("seed", "deterministic")}
@@ -181,7 +181,7 @@ def digest(config: Config) -> str:
 
 
 def step_name(step: int) -> str:
-    """How files of a step are called."""
+    """Return the file name prefix of a step."""
     return f"step_{step:06d}"
 
 

@@ -23,10 +23,10 @@ OPTIMIZER = "optimizer-*-of-*.pt"
 
 
 def find_start(run: Path, resume: bool, log: Callable[[str], None]) -> Path | None:
-    """The checkpoint to go on from; None for a beginning.
+    """Return the checkpoint to resume from; None for a new run.
 
     Raises:
-        CheckpointError: all are damaged, or there are some and nobody asked to go on.
+        CheckpointError: all are damaged, or some exist and `resume` is False.
     """
     folder = run / "checkpoints"
     found = list_checkpoints(folder)
@@ -42,16 +42,16 @@ def find_start(run: Path, resume: bool, log: Callable[[str], None]) -> Path | No
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Return the finished checkpoints, oldest first."""
     found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def last_good_checkpoint(folder: Path, log: Callable[[str], None] = print) -> Path:
-    """The newest checkpoint that is whole; each that is not is named on the way.
+    """Return the newest undamaged checkpoint; log each damaged one.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no undamaged checkpoint.
     """
     for path in reversed(list_checkpoints(folder)):
         fault = find_fault(path)
@@ -62,7 +62,7 @@ def last_good_checkpoint(folder: Path, log: Callable[[str], None] = print) -> Pa
 
 
 def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Return what is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -77,16 +77,16 @@ def find_fault(path: Path) -> str | None:
 
 
 def load_trainer(path: Path) -> dict[str, Any]:
-    """Positions and counters of a checkpoint."""
+    """Load positions and counters of a checkpoint."""
     state: dict[str, Any] = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
     return state
 
 
 def load_optimizer(path: Path, model: Any, optimizer: Any, runtime: Runtime) -> None:
-    """Its state, whatever number of ranks and ZeRO stage wrote it.
+    """Load the optimizer state, whatever number of ranks and ZeRO stage wrote it.
 
     Raises:
-        CheckpointError: it is of other parameters.
+        CheckpointError: the state belongs to other parameters.
     """
     files = [
         torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in sorted(path.glob(OPTIMIZER))

@@ -1,14 +1,13 @@
-"""Checkpoints that are whole or not there.
+"""Save checkpoints atomically: complete, or not at all.
 
     checkpoints/step_000020/   model.safetensors, config.json, tokenizer …   loads with from_pretrained
-                               optimizer-0-of-2.pt …   what each rank holds of it
+                               optimizer-0-of-2.pt …   optimizer state of each rank
                                trainer.pt       positions, counters
                                manifest.json    size and SHA-256 of every file, written last
 
-A checkpoint is written under a temporary name, synced and renamed, while training goes on with the next step:
-what is written is a copy in the CPU's memory. On loading, every file is held against the manifest: a torn or
-corrupt one is named, and the one before it is used.
-"""
+A checkpoint is written under a temporary name, synced and renamed. Training continues meanwhile, because a copy in
+CPU memory is written. On loading, every file is compared with the manifest. A damaged checkpoint is reported, and
+the one before it is used."""
 
 from __future__ import annotations
 
@@ -35,17 +34,16 @@ from grpo_tir.utils.files import Writer, sync, write_atomically
 from grpo_tir.utils.recipe import save_config
 
 PATIENCE = 600.0
-"""Seconds that the main process waits for the other ranks' parts."""
+"""Seconds that the main process waits for the optimizer files of other ranks."""
 FAILED_WRITE = ("os error", "unexpected pos", "file write failed")
-"""What safetensors, tokenizers and torch say of a full disk: each in a type of its own, none of them OSError."""
+"""Messages of safetensors, tokenizers and torch about a full disk. Each has its own type; none is OSError."""
 
 
 class Saver:
-    """Writes checkpoints in a thread of its own, one at a time. What fails there is raised at the next call.
+    """Write checkpoints in a thread of its own, one at a time. An error in it is raised at the next call.
 
-    Under ZeRO every rank writes its part of the optimizer, and the main process, which does the rest, waits for
-    these files: its thread must not take part in the collectives of training.
-    """
+    Under ZeRO every rank writes its part of the optimizer. The main process writes the rest and waits for these
+    files: its thread must not take part in collectives."""
 
     def __init__(
         self, folder: Path, config: Config, journal: Journal, log: Callable[[str], None], runtime: Runtime
@@ -55,12 +53,12 @@ class Saver:
         self.writer = Writer("checkpoint")
 
     def tidy(self, step: int) -> None:
-        """What a kill has kept from being done after the checkpoint of `step`."""
+        """Finish the clean-up after the checkpoint of `step` that a kill may have prevented."""
         remove_old(self.folder, self.config.train.save_total_limit)
         self.journal.drop_through(step)
 
     def save(self, step: int, model: Any, tokenizer: Any, optimizer: Any, trainer: dict[str, Any]) -> None:
-        """Begin to write; returns as soon as the state is copied. All ranks call it together."""
+        """Start writing. Returns as soon as the state is copied. All ranks call it together."""
         self.writer.flush()  # two copies at a time would be one too many
         if self.runtime.is_main:
             make_partial(self.folder, step)
@@ -75,15 +73,15 @@ class Saver:
             self.writer.flush()
 
     def check(self) -> None:
-        """Raise what has failed."""
+        """Raise the error of an earlier write, if there is one."""
         self.writer.check()
 
     def flush(self) -> None:
-        """Wait for the checkpoint that is being written."""
+        """Wait until the current checkpoint is written."""
         self.writer.flush()
 
     def close(self) -> None:
-        """The same, without a word about failures."""
+        """Wait until the current checkpoint is written. Raises nothing."""
         self.writer.close()
 
     def _write(self, snapshot: Snapshot, model: Any, tokenizer: Any) -> None:
@@ -94,10 +92,10 @@ class Saver:
 
 
 def make_partial(folder: Path, step: int) -> Path:
-    """An empty folder for the next checkpoint.
+    """Make an empty folder for the next checkpoint.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: the folder cannot be made.
     """
     partial = partial_folder(folder, step)
     with refusing_full_disk(partial):
@@ -107,10 +105,10 @@ def make_partial(folder: Path, step: int) -> Path:
 
 
 def save_part(folder: Path, snapshot: Snapshot) -> None:
-    """This rank's part of the optimizer, whole or not there.
+    """Write this rank's part of the optimizer atomically.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     path = partial_folder(folder, snapshot.step) / snapshot.part
     if not path.parent.is_dir():
@@ -122,13 +120,13 @@ def save_part(folder: Path, snapshot: Snapshot) -> None:
 
 
 def partial_folder(folder: Path, step: int) -> Path:
-    """Where a checkpoint is written before it is whole."""
+    """Return the temporary folder of a checkpoint."""
     return folder / f".step_{step:06d}.partial"
 
 
 @contextmanager
 def refusing_full_disk(partial: Path) -> Iterator[None]:
-    """Say in one line that a checkpoint could not be written, and leave nothing of it behind."""
+    """Raise one line if a checkpoint cannot be written, and delete what was written of it."""
     try:
         yield
     except Exception as error:
@@ -146,13 +144,13 @@ def refusing_full_disk(partial: Path) -> Iterator[None]:
 def save_checkpoint(
     folder: Path, snapshot: Snapshot, model: Any, tokenizer: Any, config: Config, keep: int
 ) -> Path:
-    """Write `folder/step_NNNNNN`, from `make_partial` on, and remove the oldest beyond `keep` (0: keep all).
+    """Write `folder/step_NNNNNN` after `make_partial`, and delete the oldest beyond `keep` (0 keeps all).
 
     Args:
-        model: says how to write the weights; its own are not looked at.
+        model: its config and format are written; its own weights are not read.
 
     Raises:
-        OutputError: the disk is full or cannot be written; what was there before is untouched.
+        OutputError: the disk is full or cannot be written. Older checkpoints are untouched.
     """
     final = folder / f"step_{snapshot.step:06d}"
     partial = partial_folder(folder, snapshot.step)
@@ -173,7 +171,7 @@ def save_checkpoint(
 
 
 def _save_weights(folder: Path, model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """In Hugging Face format. Adapters are merged into the weights, and written alone as well."""
+    """Write weights in Hugging Face format. Adapters are merged into the weights, and also written alone."""
     if lora.has_adapters(model):
         model.save_pretrained(folder / lora.FOLDER, state_dict=dict(weights))
         model, weights = lora.merge(model, weights)
@@ -181,7 +179,7 @@ def _save_weights(folder: Path, model: Any, weights: dict[str, torch.Tensor]) ->
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` (0: keep all), and what a kill in the middle of a save left behind."""
+    """Delete all but the newest `keep` checkpoints (0 keeps all), and remains of an interrupted save."""
     for old in list_checkpoints(folder)[:-keep] if keep else []:
         old.rename(folder / f".{old.name}.partial")  # never half a checkpoint under its name
     for stale in folder.glob(".step_*.partial"):
@@ -189,10 +187,10 @@ def remove_old(folder: Path, keep: int) -> None:
 
 
 def _wait_for_parts(partial: Path, number: int) -> None:
-    """All ranks' parts of the optimizer.
+    """Wait for the optimizer files of all ranks.
 
     Raises:
-        OutputError: some do not come.
+        OutputError: some files do not appear in time.
     """
     deadline = time.monotonic() + PATIENCE
     while len(list(partial.glob(OPTIMIZER))) < number:
@@ -202,10 +200,10 @@ def _wait_for_parts(partial: Path, number: int) -> None:
 
 
 def make_writable(folder: Path) -> None:
-    """Make the folder of a run and try it, before anything is paid for.
+    """Make the folder of a run and check that it can be written.
 
     Raises:
-        OutputError: it cannot be made or written to.
+        OutputError: the folder cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,26 +226,26 @@ def _write_manifest(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a checkpoint holds, with tensors that training does not touch."""
+    """Content of a checkpoint, in tensors that training does not change."""
 
     step: int
     weights: dict[str, torch.Tensor]
-    """On the main process; elsewhere empty."""
+    """Weights on the main process; empty on other ranks."""
     generation: GenerationConfig
-    """Samples as training did."""
+    """Generation config that samples as training did."""
     moments: dict[str, Any] | None
-    """This rank's part of the optimizer's; None: the main process has it all."""
+    """This rank's optimizer state; None if the main process holds it."""
     part: str
-    """The name of its file."""
+    """Name of the optimizer file."""
     parts: int
     trainer: dict[str, Any]
-    """Positions and counters."""
+    """Positions and counters of the run."""
 
 
 def take_snapshot(
     step: int, model: Any, optimizer: Any, trainer: dict[str, Any], runtime: Runtime, copy: bool = True
 ) -> Snapshot:
-    """Copy everything to the CPU, or hold on to it as it is. All ranks call it together."""
+    """Copy the state of a run to the CPU, or reference it without `copy`. All ranks call it together."""
     with runtime.full_weights(model):
         weights = model.state_dict() if runtime.is_main else {}
         if copy or runtime.stage == 3:  # what was gathered is gone afterwards
@@ -269,7 +267,8 @@ def take_snapshot(
 
 
 def copy_to_cpu(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
-    """A nested structure with its tensors copied; those that share memory (tied weights) go on sharing it."""
+    """Copy the tensors of a nested structure to the CPU. Tensors that share memory (tied weights) still share
+    it."""
     copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
         place = (value.data_ptr(), value.shape, value.stride(), value.dtype)

@@ -1,10 +1,10 @@
-"""Under a launcher the last lines on the console name the process that failed first, and why.
+"""Report a failure to torchrun, so that its summary names the rank that failed first, and why.
 
-    the culprit   writes its reason where torchrun looks for one (TORCHELASTIC_ERROR_FILE), then ends
-    its peers     lose contact in the middle of a collective, within milliseconds. They wait until the launcher,
-                  which sees the culprit's end, ends them: the first to exit is the one that torchrun names
+    failed rank   writes its reason to torchrun's error file (TORCHELASTIC_ERROR_FILE), then ends other ranks
+    lose contact in the middle of a collective, within milliseconds. They wait until the launcher ends
+                  them, because torchrun names the rank that exits first
 
-A line for the user is said once: ranks other than 0 let it go first.
+Rank 0 reports first, so that a message for the user is printed once.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from pathlib import Path
 from grpo_tir.errors import GrpoTirError
 
 VERDICT = 60.0
-"""Seconds that a process which lost contact waits for the launcher to end it: on another node none may come."""
+"""Seconds that a rank which lost contact waits for the launcher to end it. On another node it may not come."""
 TURN = 30.0
-"""Seconds that the other ranks leave rank 0 to say what is wrong on all of them; its end ends their wait."""
+"""Seconds that other ranks wait for rank 0 to report an error that all ranks have."""
 CONTACT = ("gloo", "nccl", "closed by peer", "reset by peer", "broken pipe", "monitoredbarrier", "tcpstore")
-"""What the transports write when a peer is gone; they share no type."""
+"""Messages of the transports when a peer has ended; they have no common exception type."""
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Of this process, by the launcher's word."""
+    """Return rank and number of ranks, as the launcher set them."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def lost_contact(error: BaseException) -> bool:
-    """Whether a collective failed because of another process. Errors of torch.distributed are RuntimeErrors; the
-    same words in one of the network's (a download, log) mean something else."""
+    """True if a collective failed because of another rank. Errors of torch.distributed are RuntimeErrors. The same
+    words in another error (a failed download) mean something else."""
     several = rank_and_world()[1] > 1
     return several and isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in CONTACT)
 
 
 def report_failure(error: Exception) -> None:
-    """Tell the launcher what this process ends of; does nothing where there is none. May wait for its turn."""
+    """Write this rank's error to torchrun's error file. Ranks above 0 wait, so that rank 0 reports first."""
     rank, world = rank_and_world()
     if world == 1:
         return
@@ -54,7 +54,7 @@ def report_failure(error: Exception) -> None:
 
 
 def tell_launcher(text: str) -> None:
-    """Write torchrun's error file: its summary ends with this text."""
+    """Write torchrun's error file. Its summary ends with this text."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
         Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}), encoding="utf-8")

@@ -1,12 +1,12 @@
-"""AdamW's moments, written down by parameter and place, so that any launch can go on from any other's.
+"""Save AdamW state per parameter slice, so that a run can resume on any number of ranks or ZeRO stage.
 
-Each rank writes what it holds, a stretch of each flattened parameter, and reads whatever overlaps with what it is
-to hold, out of as many files as there are:
+Each rank writes its slice of each flattened parameter. On loading, each rank reads from all files the parts that
+overlap with its slice:
 
     written by two ranks      [0 ……… 5)[5 ……… 10)
     read by three             [0 … 4)[4 … 8)[8 … 10)
 
-One process and plain data parallelism hold whole parameters and write one file.
+Without ZeRO every rank holds complete parameters, and rank 0 writes one file.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ KEYS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class ParamShard:
-    """A part of one flattened parameter, and where this rank's optimizer keeps its state."""
+    """Slice of one flattened parameter, and the tensor that holds its optimizer state on this rank."""
 
     name: str
     start: int
     size: int
     owner: torch.Tensor
-    """The tensor that the optimizer steps: the parameter itself, or a flat buffer of several."""
+    """Tensor that the optimizer updates: the parameter itself, or a flat buffer of several."""
     offset: int
-    """In the owner."""
+    """Start of the slice in the owner."""
 
     def of(self, state: torch.Tensor) -> torch.Tensor:
-        """(size,) view of a tensor shaped like the owner."""
+        """Return the slice, (size,), of a tensor shaped like the owner."""
         return state.view(-1)[self.offset : self.offset + self.size]
 
 
 def full_parameters(model: torch.nn.Module) -> Iterable[ParamShard]:
-    """All of every trained parameter."""
+    """Return every trained parameter as one slice."""
     return [ParamShard(n, 0, p.numel(), p, 0) for n, p in model.named_parameters() if p.requires_grad]
 
 
 def read_state(
     optimizer: torch.optim.Optimizer, stretches: Iterable[ParamShard], copy: bool = True
 ) -> dict[str, Any]:
-    """`{"step", "moments": {name: {"start", "exp_avg", …}}}` on the CPU; step 0 without moments at first."""
+    """Return `{"step", "moments": {name: {"start", "exp_avg", …}}}` on the CPU; before the first step it is
+    empty."""
     step, moments = 0, {}
     for part in stretches:
         if state := optimizer.state.get(part.owner):
@@ -61,10 +62,10 @@ def read_state(
 def write_state(
     optimizer: torch.optim.Optimizer, stretches: Iterable[ParamShard], files: Sequence[dict[str, Any]]
 ) -> None:
-    """Fill an optimizer from what `read_state` gave on all ranks of some launch.
+    """Fill an optimizer from the states that `read_state` returned on all ranks of a launch.
 
     Raises:
-        CheckpointError: it is of other parameters.
+        CheckpointError: the state belongs to other parameters.
     """
     step = max(file["step"] for file in files)
     if not step:
@@ -83,7 +84,7 @@ def write_state(
 
 
 def _copy_overlap(target: torch.Tensor, start: int, source: dict[str, Any] | None, key: str) -> int:
-    """Copy what two stretches of one parameter have in common; returns the number of elements."""
+    """Copy the overlap of two slices of one parameter. Returns the number of elements."""
     if source is None:
         return 0
     low = max(start, source["start"])

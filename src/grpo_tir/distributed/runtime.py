@@ -1,8 +1,7 @@
-"""One process or many: everything that accelerate does for us, behind a few words.
+"""Wrap accelerate and DeepSpeed: one process or many, behind a small interface.
 
-Groups are dealt to ranks, each rank samples and learns on its own, and what must be known to all (denominators,
-metrics, a request to stop) is summed. This package alone imports accelerate and, where the launch asks for it,
-DeepSpeed (`zero`).
+Groups are assigned to ranks. Each rank samples and learns on its own. Denominators, metrics and stop requests are
+summed over all ranks. Only this package imports accelerate and, if the launch asks for it, DeepSpeed (`zero`).
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from grpo_tir.errors import ConfigError
 
 
 class Runtime:
-    """This process among its peers.
+    """One rank, and its communication with the others.
 
     Args:
-        precision: of autocast.
-        patience: minutes that a collective waits for the slowest process.
-        trains: under ZeRO-3, whether models are sharded as they are loaded; else each rank holds them whole.
+        precision: of forward passes; `auto` is bf16 on a GPU that has it, else fp32.
+        patience: minutes that a collective waits for the slowest rank.
+        trains: under ZeRO-3, shard models while they are loaded; else each rank holds all weights.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Runtime:
         cpu = not torch.cuda.is_available()
         sharded = zero.wanted()
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        # without an explicit gloo, accelerate on a CPU believes in one process
+        # without an explicit gloo, accelerate on a CPU assumes one process
         group = InitProcessGroupKwargs(backend="gloo" if cpu else None, timeout=timedelta(minutes=patience))
         bf16 = precision == "bf16" or (precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
         self._accelerator = Accelerator(
@@ -63,12 +62,12 @@ class Runtime:
         self._engine: Any = None  # DeepSpeed's, around the policy
         self._deepspeed = self._accelerator.deepspeed_plugin.deepspeed_config if sharded else {}
         self.stage = zero.configure(self._deepspeed, bf16, shard_on_loading=trains) if sharded else 0
-        """Of ZeRO; 0: plain data parallelism, or one process."""
+        """ZeRO stage; 0 means plain data parallelism or one process."""
 
     def prepare(
         self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
     ) -> tuple[Any, Any]:
-        """Module and optimizer, wrapped for this launch. Gradients will be clipped to `max_norm`."""
+        """Wrap module and optimizer for this launch. `step` clips gradients to `max_norm`."""
         self.max_norm = max_norm
         if self.stage:
             self._deepspeed["gradient_clipping"] = max_norm
@@ -88,21 +87,22 @@ class Runtime:
         return f"{'bf16' if self.bf16 else 'fp32'} on {self.device.type}"
 
     def full_weights(self, model: torch.nn.Module) -> AbstractContextManager[None]:
-        """All weights of a model at hand on this rank: for sampling, scoring and saving. Enter it together."""
+        """Gather all weights of a model on this rank, for sampling, scoring and saving. All ranks enter
+        together."""
         if self.stage == 3:
             self.progress.enter("gathering the weights")
         return zero.full_weights(model, self._engine)
 
     def hold_sync(self, module: Any, hold: bool) -> AbstractContextManager[Any]:
-        """No gradient exchange inside, except at the last micro-batch of an optimizer step."""
+        """Exchange no gradients inside, except at the last micro-batch of an optimizer step (`hold` False)."""
         if self.stage:
             module.set_gradient_accumulation_boundary(not hold)
             return nullcontext()
         return self._accelerator.no_sync(module) if hold else nullcontext()
 
     def backward(self, module: Any, loss: torch.Tensor) -> None:
-        """Add this loss's gradient. The loss is already divided by the global denominator, and data-parallel
-        wrappers take the mean over ranks: hence the factor."""
+        """Add the gradient of a loss that is already divided by the global denominator. Data-parallel wrappers
+        take the mean over ranks, so the loss is multiplied by their number."""
         self.progress.enter("backward")
         loss = loss * self.world
         if self.stage:
@@ -111,8 +111,8 @@ class Runtime:
             self._accelerator.backward(loss)
 
     def step(self, module: Any, optimizer: Any) -> float:
-        """Clip by global norm, step, and clear the gradients. Returns the norm before clipping; where that is not
-        finite, the weights stay as they are."""
+        """Clip by global norm, step, and clear the gradients. Returns the norm before clipping. If it is not
+        finite, the weights stay unchanged."""
         self.progress.enter("clipping the gradient and stepping")
         if self.stage:
             module.step()
@@ -124,32 +124,32 @@ class Runtime:
         return norm
 
     def read_state(self, model: torch.nn.Module, optimizer: Any, copy: bool = True) -> dict[str, Any] | None:
-        """What this rank has to write down of the optimizer, a copy or (on a CPU) the thing itself; None where the
-        main process has it all."""
+        """Return this rank's optimizer state to save: a copy or, without `copy` on a CPU, the tensors themselves.
+        None on ranks whose state the main process also has."""
         if not self.stage and not self.is_main:
             return None
         return optimizer_state.read_state(*self._optimizer_state(model, optimizer), copy)
 
     def write_state(self, model: torch.nn.Module, optimizer: Any, files: Sequence[dict[str, Any]]) -> None:
-        """Take the optimizer up again, from what all ranks of this or another launch wrote down.
+        """Load the optimizer from the states that all ranks of this or another launch saved.
 
         Raises:
-            CheckpointError: it is of other parameters.
+            CheckpointError: the state belongs to other parameters.
         """
         optimizer_state.write_state(*self._optimizer_state(model, optimizer), files)
 
     def _optimizer_state(self, model: torch.nn.Module, optimizer: Any) -> tuple[Any, Any]:
-        """Torch's own optimizer below its wrappers, and what it holds on this rank."""
+        """Return torch's optimizer inside its wrappers, and the slices that it holds on this rank."""
         if self.stage:
             return self._engine.optimizer.optimizer, zero.stretches(model, self._engine, self.rank)
         return optimizer.optimizer, optimizer_state.full_parameters(model)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Element-wise over all ranks, in float64."""
+        """Sum element-wise over all ranks, in float64."""
         return self._reduce(numbers, dist.ReduceOp.SUM)
 
     def max(self, numbers: Sequence[float]) -> list[float]:
-        """Element-wise over all ranks."""
+        """Take the maximum element-wise over all ranks."""
         return self._reduce(numbers, dist.ReduceOp.MAX)
 
     def _reduce(self, numbers: Sequence[float], op: Any) -> list[float]:
@@ -161,7 +161,7 @@ class Runtime:
         return [float(number) for number in tensor.tolist()]
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """The lists of all ranks, chained in rank order, on every rank."""
+        """Return the lists of all ranks, joined in rank order, on every rank."""
         if self.world == 1:
             return items
         self.progress.enter("gathering from all ranks")
@@ -170,12 +170,12 @@ class Runtime:
         return [item for part in parts for item in part]
 
     def share(self, items: Sequence[Any], cost: Callable[[Any], float] = lambda item: 0) -> list[Any]:
-        """This rank's part of what all ranks hold, in the order in which it stands there."""
+        """Return this rank's share of items that all ranks hold, in their order."""
         ranks = deal([cost(item) for item in items], self.world)
         return [item for item, rank in zip(items, ranks, strict=True) if rank == self.rank]
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all ranks."""
         self.progress.enter("waiting for all ranks")
         self._accelerator.wait_for_everyone()
 
@@ -186,8 +186,8 @@ class Runtime:
 
 
 def deal(costs: Sequence[float], ranks: int) -> list[int]:
-    """The rank of each item: dearest first and to and fro, so that all ranks get as many (one less or more) and
-    about as much.
+    """Assign each item to a rank. Items go in order of cost to ranks 0, 1, …, n, n, …, 1, 0, so that all ranks get
+    about the same number and the same cost.
 
     costs       9 8 7 6 5 4
     three ranks 0 1 2 2 1 0    13 each

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask for an end; the second one takes it."""
+"""Handle Ctrl-C and SIGTERM: the first one asks the run to stop, the second one ends it at once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 from grpo_tir.distributed.runtime import Runtime
 
 ECHO_SECONDS = 3.0
-"""Under torchrun, a second signal within this time is the launcher's copy of the first."""
+"""Seconds within which a second signal under torchrun is the launcher's copy of the first."""
 
 
 class Interrupted(Exception):
-    """Asked to stop in a phase that can be abandoned; raised on all ranks together."""
+    """A signal came in a phase that can be abandoned. Raised on all ranks together."""
 
 
 class StopRequest:
-    """While entered, a first signal is remembered and a second ends the process at once."""
+    """Record a first signal, and end the process at a second one, while entered."""
 
     def __init__(self, runtime: Runtime, log: Callable[[str], None], doing: str = "saving and stopping") -> None:
         self.runtime, self.log, self.doing = runtime, log, doing
@@ -41,30 +41,30 @@ class StopRequest:
             signal.signal(number, handler)
 
     def requested(self) -> bool:
-        """Whether any rank was asked to stop. All ranks must call it together."""
+        """True if any rank got a signal. All ranks must call it together."""
         return bool(self.runtime.max([float(self.signal or 0)])[0])
 
     def check(self) -> None:
-        """Called within a phase that can be abandoned, by each rank for itself; a sign of progress, too."""
+        """Raise `Interrupted` after a signal. Each rank calls it by itself; it also counts as progress."""
         self.runtime.progress.beat()
         if self.signal is not None:
             raise Interrupted
 
     @contextmanager
     def abandonable(self) -> Iterator[None]:
-        """A phase that all ranks enter together and leave together: done, or by `Interrupted`."""
+        """Run a phase that all ranks enter and leave together: completed, or by `Interrupted`."""
         with suppress(Interrupted):
             yield
         self.agree()
 
     def agree(self) -> None:
-        """Raise `Interrupted` on all ranks if any was asked to stop. All ranks must call it together."""
+        """Raise `Interrupted` on all ranks if any got a signal. All ranks must call it together."""
         if self.requested():
             raise Interrupted
 
     @property
     def exit_code(self) -> int:
-        """The shell's convention: 130 after Ctrl-C, 143 after SIGTERM, else 0."""
+        """Exit code by the shell's convention: 130 after Ctrl-C, 143 after SIGTERM, else 0."""
         number = int(self.runtime.max([float(self.signal or 0)])[0])
         return 128 + number if number else 0
 

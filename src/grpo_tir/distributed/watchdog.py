@@ -1,13 +1,13 @@
-"""Finds the rank that hangs, while all others wait for it.
+"""Find the rank that hangs while all others wait for it.
 
-Every rank counts the collectives that it enters and, in between, its signs of progress (a token, a micro-batch),
-and publishes both in a small file in the folder of the run:
+Every rank counts the collectives that it enters and its signs of progress between them (a token, a micro-batch).
+It writes both to a small file in the folder of the run:
 
     rank 0   collectives 17   waits in the 17th            all ranks enter the same collectives in the same order,
     rank 1   collectives 16   no progress for long         so the one with the lowest count is waited for
 
-A rank that finds itself to be the culprit says where its threads stand and ends. One that cannot even do that (a
-stopped process, an extension that never lets go of the interpreter) is named by the others.
+A rank that finds itself hanging prints the stacks of its threads and ends. The other ranks name one that cannot (a
+stopped process, an extension that holds the interpreter lock).
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from typing import Any
 from grpo_tir.distributed.launcher import tell_launcher
 
 GRACE = 1.5
-"""A rank is named by the others after this many times the limit: it has had its chance to do so itself."""
+"""Factor on the limit after which other ranks name a hanging rank that did not end itself."""
 
 
 class Progress:
-    """What one rank counts."""
+    """Counters of one rank."""
 
     def __init__(self) -> None:
         self.collectives = self.beats = 0
         self.phase = "starting"
 
     def enter(self, phase: str) -> None:
-        """Just before a collective."""
+        """Count a collective. Call just before entering it."""
         self.collectives += 1
         self.phase = phase
 
     def beat(self) -> None:
-        """Anything has got done."""
+        """Count a sign of progress."""
         self.beats += 1
 
 
 class Watchdog:
-    """While entered, a thread that ends this process if a rank has hung for `minutes` (0: never, nor alone)."""
+    """End this process if a rank hangs for `minutes`, while entered. 0 turns it off, and so does a single rank."""
 
     def __init__(self, folder: Path, rank: int, world: int, progress: Progress, minutes: float) -> None:
         self.folder, self.rank, self.world, self.progress = folder, rank, world, progress
@@ -77,7 +77,8 @@ class Watchdog:
                 end(f"rank {culprit} hangs and does not answer: {describe(states[culprit], silence)}")
 
     def find_culprit(self, states: dict[int, dict[str, Any]], now: float) -> tuple[int | None, float]:
-        """The rank that all wait for, if it has made no progress for the limit; and the seconds since it did."""
+        """Return the rank that all wait for, if it made no progress within the limit, and the seconds since
+        then."""
         if not states:
             return None, 0.0
         for rank, state in states.items():
@@ -102,7 +103,7 @@ class Watchdog:
 
 
 def describe(state: dict[str, Any], silence: float) -> str:
-    """Where a rank was seen last."""
+    """Describe the last known state of a rank."""
     return (
         f"no progress for {silence:.0f} s (train.watchdog_minutes) after collective {state['collectives']} "
         f"({state['phase']}), process {state['pid']} on {state['host']}"
@@ -110,7 +111,7 @@ def describe(state: dict[str, Any], silence: float) -> str:
 
 
 def stacks() -> str:
-    """Where the threads stand that do not idle in the standard library; the main one last."""
+    """Format the stacks of threads that are not idle in the standard library, the main thread last."""
     library, main = sysconfig.get_path("stdlib"), threading.main_thread()
     lines = []
     for thread in sorted(threading.enumerate(), key=lambda thread: thread is main):
@@ -124,7 +125,7 @@ def stacks() -> str:
 
 
 def end(reason: str) -> None:
-    """The main thread cannot be asked: it hangs."""
+    """End the process from this thread: the main thread hangs."""
     tell_launcher(f"grpo-tir: {reason}")
     print(f"grpo-tir: {reason}", file=sys.stderr, flush=True)
     os._exit(1)

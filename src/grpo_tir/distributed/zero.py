@@ -1,9 +1,9 @@
-"""What DeepSpeed's ZeRO asks for on top of accelerate.
+"""Configure DeepSpeed ZeRO beyond what accelerate does.
 
     stage   sharded over the ranks
-    1       the optimizer's moments
-    2       and gradients
-    3       and weights
+    1       optimizer state
+    2       optimizer state and gradients
+    3       optimizer state, gradients and weights
 
 All of it stays in float32 (at lr 1e-6 a bf16 weight would round updates away); bf16 is DeepSpeed's own autocast.
 """
@@ -25,7 +25,7 @@ from grpo_tir.errors import ConfigError
 
 
 def wanted() -> bool:
-    """Whether the launcher was told to use DeepSpeed.
+    """True if the launch asks for DeepSpeed.
 
     Raises:
         ConfigError: it is not installed.
@@ -45,11 +45,10 @@ def wanted() -> bool:
 
 
 def configure(config: dict[str, Any], bf16: bool, shard_on_loading: bool) -> int:
-    """Put into DeepSpeed's config what our loop does itself, counting micro-batches and choosing the precision.
-    Returns the stage.
+    """Set in DeepSpeed's config what our loop does itself: micro-batch counting and precision. Returns the stage.
 
     Raises:
-        ConfigError: a DeepSpeed setting that would train something else than the recipe says.
+        ConfigError: a DeepSpeed setting contradicts the recipe.
     """
     stage: int = config["zero_optimization"]["stage"]
     if stage not in (1, 2, 3):
@@ -74,8 +73,8 @@ def configure(config: dict[str, Any], bf16: bool, shard_on_loading: bool) -> int
 
 
 def stretches(model: torch.nn.Module, engine: Any, rank: int) -> Iterator[ParamShard]:
-    """What this rank's optimizer holds of each trained parameter. ZeRO-3 cuts every parameter into a part
-    for each rank; ZeRO-1 and 2 cut the row of all parameters."""
+    """Yield the slices of trained parameters in this rank's optimizer. ZeRO-3 cuts every parameter into a part for
+    each rank. ZeRO-1 and 2 cut the concatenation of all parameters."""
     optimizer = engine.optimizer
     parameter: Any  # it has attributes of DeepSpeed's
     for name, parameter in model.named_parameters():
@@ -95,14 +94,15 @@ def stretches(model: torch.nn.Module, engine: Any, rank: int) -> Iterator[ParamS
 
 @contextmanager
 def full_weights(model: torch.nn.Module, engine: Any = None) -> Iterator[None]:
-    """Every weight of a sharded model on this rank, hooks off, so that ranks may run it as often as they like.
+    """Gather all weights of a sharded model and remove its hooks, so that each rank may run any number of
+    forwards.
 
-    All ranks enter together; they leave alone. Hooks left on would gather and release layer by layer: slower,
-    and a rank with more forwards than the others would wait for them for ever.
+    All ranks enter together and leave by themselves. With the hooks, layers would be gathered one by one: slower,
+    and a rank with more forwards than the others would wait for ever.
 
     Args:
         model: any model, sharded or not.
-        engine: around the policy; where that is the model, its hooks are taken off.
+        engine: DeepSpeed's engine around the policy. If it holds the model, its hooks are removed.
     """
     parameters = [p for p in model.parameters() if hasattr(p, "ds_id")]
     if not parameters:
@@ -123,7 +123,7 @@ def full_weights(model: torch.nn.Module, engine: Any = None) -> Iterator[None]:
 
 
 def _remove_hooks(offload: Any) -> None:
-    """Take ZeRO-3's hooks off; the lists are emptied too, or they would grow at every rollout phase."""
+    """Remove ZeRO-3's hooks and empty their lists, which would grow at every rollout phase."""
     for parameter in offload.module.parameters():
         parameter.ds_active_sub_modules.clear()
     for hook in (*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook):

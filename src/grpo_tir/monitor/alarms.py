@@ -1,12 +1,11 @@
-"""What has gone wrong with a run, in words, from its metrics alone.
+"""Find what is wrong with a run from its metrics.
 
-Training with a tool fails without a sound: the executor is down and the score drifts, the policy stops calling,
-the budget cuts every answer. Each rule below looks at the history up to a step and says whether it holds *at* that
-step; console and report ask the same rules, so they say the same. A healthy run, the quickstart's, raises none.
+Training with a tool can fail silently: the executor is down and the score drifts, the policy stops calling, the
+budget cuts every answer. Each rule below reads the history up to a step and tells whether it holds *at* that step.
+Console and report use the same rules. A healthy run such as the quickstart raises no alarm.
 
-A history is the lines of metrics.jsonl in order. Means are over `WINDOW` steps: one batch of a hundred rollouts is
-too noisy to ring a bell.
-"""
+A history is the lines of metrics.jsonl in order. Means are over `WINDOW` steps: a single batch of a hundred
+rollouts is too noisy."""
 
 from __future__ import annotations
 
@@ -19,37 +18,36 @@ from grpo_tir.config import Config
 Line = Mapping[str, float | None]
 
 WINDOW = 5
-"""Steps of a mean: 640 rollouts in the quickstart, where the standard error of a share is then below .02."""
+"""Steps in a mean. In the quickstart these are 640 rollouts; the standard error of a share is below .02."""
 MEMORY = 500
-"""Steps that are looked back on, so that asking costs the same late in a run as early."""
+"""Steps of history that a rule reads, so that its cost does not grow with the run."""
 COLLAPSED_CODE = 0.5
-"""Of its own best: the paper's code ratio never falls below 4/5 of it (Figure 5)."""
+"""Share of its own maximum. The paper's code ratio never falls below 4/5 of it (Figure 5)."""
 COLLAPSED_ENTROPY = 0.1
-"""Of what it was at first. The quickstart ends near 0.15 of it, with nine of ten answers right."""
+"""Share of its initial value. The quickstart ends near 0.15 of it, with nine of ten answers right."""
 SOLVED = 0.9
-"""Accuracy from which a policy may well be sure of itself."""
+"""Accuracy from which low entropy is expected."""
 CUT_OFF = 0.5
-"""Share of responses beyond the budget: the reward then mostly measures length (trl#5697, #6263)."""
+"""Share of responses cut by the budget. Beyond it, the reward mostly measures length (trl#5697, #6263)."""
 SPIKE = 10.0
-"""Times the median of the steps before. The quickstart's largest is below 4."""
+"""Factor on the median of the steps before. The quickstart's largest is below 4."""
 LOST = 0.2
-"""Of `executor.max_outage`, the share at which the run stops: 1% by default."""
+"""Share of `executor.max_outage`, at which the run stops (1% by default)."""
 TOLERANCE_USED = 0.5
-"""Of the certificate's tolerance, above which the run stops."""
+"""Share of the certificate's tolerance, above which the run stops."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """One thing that is wrong at a step."""
+    """An alarm: one rule that holds at a step."""
 
     name: str
     text: str
-    """What was seen, against what, and where to look."""
+    """What was measured, the limit, and where to look."""
 
 
 def find_alarms(history: Sequence[Line], config: Config) -> list[Alarm]:
-    """Alarms that hold at the last step of `history`; lines without a step of training (evaluations) are passed
-    over."""
+    """Return the alarms at the last step of `history`. Lines without a training step (evaluations) are skipped."""
     trained = [line for line in history if line.get("loss") is not None or line.get("skipped_updates")][-MEMORY:]
     if not trained:
         return []
@@ -58,7 +56,7 @@ def find_alarms(history: Sequence[Line], config: Config) -> list[Alarm]:
 
 
 def alarm_stretches(history: Sequence[Line], config: Config) -> list[tuple[int, int, Alarm]]:
-    """(first step, last step, the alarm as it stood first) for each unbroken stretch of an alarm, oldest first."""
+    """Return (first step, last step, first alarm) for each unbroken stretch of an alarm, oldest first."""
     stretches: list[tuple[int, int, Alarm]] = []
     open_at: dict[str, int] = {}  # name to its place in `stretches`
     for end in range(1, len(history) + 1):
@@ -76,7 +74,7 @@ def alarm_stretches(history: Sequence[Line], config: Config) -> list[tuple[int, 
 
 
 def grad_norm_spiked(history: Sequence[Line]) -> bool:
-    """Whether the last gradient norm stands out from the twenty before it; what is usual takes eight to know."""
+    """True if the last gradient norm is far above the median of up to twenty before it (at least eight)."""
     norms = _known(history, "grad_norm")[-21:]
     usual = statistics.median(norms[:-1]) if len(norms) > 8 else 0.0
     return bool(usual and norms[-1] > SPIKE * usual)
@@ -133,7 +131,7 @@ def _unjudged(history: Sequence[Line], config: Config) -> str | None:
 
 
 def _lost(history: Sequence[Line], config: Config, name: str, text: str) -> str | None:
-    """A share of the batch that was set aside, above a fifth of what stops the run."""
+    """Warn if the lost share of the batch is above a fifth of the limit that stops the run."""
     lost, sampled = history[-1].get(name), history[-1].get("rollouts/sampled")
     if not lost or not sampled or lost / sampled <= LOST * config.executor.max_outage:
         return None

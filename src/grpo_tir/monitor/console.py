@@ -1,10 +1,10 @@
-"""What a person sees while a run goes on.
+"""Print the progress of a run.
 
     step   12/60  reward -0.34  right 0.33 …  left 4 min        one line a step, alarms and reasons below it
-    training  20%|████      | 12/60 [01:10<04:40]               on a terminal: all steps, with their end
-      step 13  45%|█████    | 58/128 rollouts, 3 calls in flight               and the one that is being taken
+    training  20%|████      | 12/60 [01:10<04:40]               on a terminal: all steps, with the expected end
+      step 13  45%|█████    | 58/128 rollouts, 3 calls in flight               and the current step
 
-Without a terminal a step that takes minutes says every minute how far it is.
+Without a terminal, a long step prints a progress line every minute.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from grpo_tir.types import Rollout
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 STEP_BAR = "  {desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} rollouts{postfix}"
 REFRESH = 0.2
-"""Seconds between two drawings of the bar: progress is reported with every token."""
+"""Seconds between two updates of the bar; progress is reported with every token."""
 PLAIN = 60.0
-"""Seconds between two lines about one step, where there is no bar."""
+"""Seconds between two progress lines of one step, without a bar."""
 QUIET = 10
-"""Steps without a reason for a loss of 0 after which it is given again."""
+"""Steps after which the reason for a loss of 0 is printed again."""
 
 
 class Console:
-    """Prints on the main process only; the bars go to stderr, the lines to stdout."""
+    """Print on the main process only: bars to stderr, lines to stdout."""
 
     def __init__(self, active: bool = True) -> None:
         self.active = active
         self.bar: Any = None
         self.step_bar: Any = None
         self.done, self.took = 0, 0.0
-        """Steps of this process, and their seconds."""
+        """Steps of this process, and seconds spent on them."""
         self.last = self.said = time.monotonic()
         self.reasons: dict[str, int] = {}
-        """The last step for which each reason held."""
+        """Last step at which each reason held."""
         self.ringing: set[str] = set()
         self.terminal = sys.stderr.isatty()
 
     def log(self, text: str) -> None:
-        """A line that does not tear the bars."""
+        """Print a line without breaking the bars."""
         if self.active:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def start(self, total: int, done: int) -> None:
-        """A bar over all steps, if somebody is looking."""
+        """Start a bar over all steps, on a terminal."""
         self.last = self.said = time.monotonic()
         if self.active and self.terminal:
             self.bar = tqdm(total=total, initial=done, desc="training", bar_format=BAR, file=sys.stderr)
 
     def progress(self, finished: int, total: int, waiting: int) -> None:
-        """Within a step: rollouts done, calls in flight."""
+        """Show the progress within a step: finished rollouts and calls in flight."""
         now = time.monotonic()
         if not self.active or now - self.said < (REFRESH if self.bar is not None else PLAIN):
             return
@@ -73,7 +73,7 @@ class Console:
         self.step_bar.refresh()
 
     def step(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
-        """The line of a step, and in words why there is nothing to learn or its loss is 0."""
+        """Print the line of a step, and why there is nothing to learn or the loss is 0."""
         self._close_step()
         if self.bar is not None:
             self.bar.update()
@@ -95,7 +95,7 @@ class Console:
             self.log(f"           held-out accuracy {metrics['eval/accuracy']:.3f} (greedy)")
 
     def alarms(self, alarms: Iterable[Alarm]) -> None:
-        """What is wrong, once for each stretch of steps in which it is."""
+        """Print each alarm once for each stretch of steps in which it holds."""
         now = {alarm.name: alarm.text for alarm in alarms}
         for name, text in now.items():
             if name not in self.ringing:
@@ -105,12 +105,12 @@ class Console:
         self.ringing = set(now)
 
     def trajectory(self, rollout: Rollout) -> None:
-        """One response as it was sampled, tool output marked."""
+        """Print one sampled response with its tool output marked."""
         reward = f"{rollout.reward.value:+.1f}" if rollout.reward else "set aside"
         self.log(format_trajectory(rollout, f"a sample (reward {reward}, {rollout.finish_reason})"))
 
     def finish(self) -> None:
-        """Take the bars down."""
+        """Close the bars."""
         self._close_step()
         if self.bar is not None:
             self.bar.close()
@@ -136,7 +136,7 @@ COLUMNS = [
 
 
 def why_no_loss(metrics: dict[str, Any]) -> str | None:
-    """In words why a step taught nothing, or why its loss is 0 although it did; None where neither is so."""
+    """Explain why a step taught nothing, or why its loss is 0 although it did; None otherwise."""
     if metrics.get("reward") is None:
         return "nothing to learn from: not one response could be scored (rollouts/lost, rollouts/unjudged)"
     if metrics.get("frac_reward_zero_std") == 1:
@@ -163,7 +163,7 @@ def why_no_loss(metrics: dict[str, Any]) -> str | None:
 
 
 def span(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`, `2 d 7 h`."""
+    """Format seconds as `45 s`, `12 min`, `3 h 05 min` or `2 d 7 h`."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if seconds < 99.5:
         return f"{seconds:.0f} s"
@@ -173,13 +173,13 @@ def span(seconds: float) -> str:
 
 
 def format_trajectory(rollout: Rollout, title: str) -> str:
-    """Problem and response behind a bar: `|` the model, `>` the tool."""
+    """Format problem and response, each line after a mark: `|` for the model, `>` for the tool."""
     lines = [f"--- {title}", *(f"    {line}" for line in rollout.problem.problem.splitlines())]
     lines += segment_lines((segment.kind, segment.text) for segment in rollout.segments)
     return "\n".join([*lines, f"--- gold answer: {rollout.problem.answer}"])
 
 
 def segment_lines(segments: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines of (kind, text) segments behind their bars."""
+    """Return the marked lines of (kind, text) segments."""
     signs = {"model": "  | ", "tool": "  > "}
     return [signs[kind] + line for kind, text in segments for line in text.strip("\n").split("\n")]

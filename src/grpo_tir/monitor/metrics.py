@@ -1,13 +1,13 @@
-"""What is measured of a step, and where it is written.
+"""Compute the metrics of a training step. Every metric name is made in this module.
 
     RUN/config.yaml  metadata.json            the resolved recipe; versions, executor, isolation
     RUN/metrics.jsonl                         one object a step
     RUN/problem_rewards.jsonl                 rewards of each problem in each step (what LIMR scores)
-    RUN/rollouts/step_000012.jsonl            whole trajectories
+    RUN/rollouts/step_000012.jsonl            complete trajectories
     RUN/tensorboard/
-    RUN/checkpoints/  journal/  alive/        of checkpoint.py, journal.py and watchdog.py
+    RUN/checkpoints/  journal/  alive/        of checkpoint/ and distributed/watchdog.py
 
-Names are TRL's where TRL has one; `tools/*` is ours. docs/metrics.md defines each. A share over nothing is
+Names are TRL's where TRL has one; `tools/*` is ours. docs/metrics.md defines each. A ratio with denominator 0 is
 null, never 0.
 """
 
@@ -27,7 +27,7 @@ BOX = "\\boxed"
 
 
 def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
-    """The numbers of one rollout; the only thing that travels between ranks."""
+    """Summarize one rollout in numbers. Ranks exchange only these summaries."""
     model = [segment.text for segment in rollout.segments if segment.kind == "model"]
     executed = [call.result for call in rollout.calls if call.result is not None]
     return {
@@ -61,31 +61,31 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
 
 
 def count_fake_outputs(rollout: Rollout) -> int:
-    """Output blocks that the model opened and that no tool answered: it made the output up."""
+    """Count output blocks that the model opened and no tool answered: invented outputs."""
     return fake_outputs(
         [segment.text for segment in rollout.segments if segment.kind == "model"], len(rollout.calls)
     )
 
 
 def fake_outputs(model: Sequence[str], calls: int) -> int:
-    """The same of the model's turns; each call ended one of them, by its marker."""
+    """Count invented outputs in the model's turns. Each of the first `calls` turns ends with one real marker."""
     return sum(max(0, text.count(OUTPUT_MARKER) - (number < calls)) for number, text in enumerate(model))
 
 
 def contradicts(answer: str | None, status: str | None, stdout: str) -> bool | None:
-    """Whether the final answer is nowhere in what the last call printed; None without both."""
+    """True if the last call's output does not contain the final answer; None if either is missing."""
     if not answer or status != "ok" or not stdout.strip():
         return None
     return answer.replace(" ", "") not in stdout.replace(" ", "")
 
 
 def _wanted_after_limit(rollout: Rollout, model: Sequence[str], limit: int) -> int:
-    """Blocks of the turn behind the last call, if there was room for one."""
+    """Count code blocks after the last allowed call."""
     return len(code_blocks(model[-1])) if len(model) > len(rollout.calls) >= limit else 0
 
 
 def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Metrics of a rollout batch from the summaries of all ranks."""
+    """Compute the metrics of a rollout batch from the summaries of all ranks."""
     rows = [row for row in summaries if row["valid"]]
     groups: dict[int, list[float]] = {}
     responses: dict[int, set[int]] = {}
@@ -115,12 +115,12 @@ def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]
 
 
 def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: float) -> dict[str, float]:
-    """Metrics of the optimizer steps of one batch, under TRL's names: means over all tokens of all ranks.
+    """Compute the metrics of an update under TRL's names: means over all tokens of all ranks.
 
     Args:
         totals: sums over all ranks (`Learner.report`).
         updates: optimizer steps that the recipe asks for in a batch.
-        learning_rate: of the last of them.
+        learning_rate: of the last optimizer step.
     """
     tokens, steps = max(totals["tokens"], 1.0), max(totals["steps"], 1.0)
     metrics = {
@@ -144,7 +144,7 @@ def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: flo
 def time_metrics(
     tokens: int, sampling: float, learning: float, idle: float, shares: tuple[float | None, float | None]
 ) -> dict[str, float | None]:
-    """Seconds and rates of one training step.
+    """Compute seconds and rates of one training step.
 
     Args:
         tokens: response tokens of all ranks.
@@ -165,7 +165,7 @@ def time_metrics(
 
 
 def eval_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Accuracy on held-out problems and use of the tool; None where nothing could be judged."""
+    """Compute accuracy and tool use on held-out problems; None where nothing could be judged."""
     rows = [row for row in summaries if row["valid"] and row["correct"] is not None]
     tools = tool_metrics(rows)
     return {
@@ -177,7 +177,7 @@ def eval_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]
 
 
 def tool_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The paper's Figure 5, and what else says how the tool is used."""
+    """Compute the metrics of the paper's Figure 5 and further metrics of tool use."""
     executed, written = _total(rows, "executed"), _total(rows, "written")
     metrics = {
         "tools/code_ratio": _mean(float(row["written"] > 0) for row in rows),
@@ -201,7 +201,7 @@ def tool_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _recovered(rollout: Rollout) -> int:
-    """Failed calls that a good one follows in the same response."""
+    """Count failed calls that a successful call follows in the same response."""
     passed = [call.result is not None and call.result.status == "ok" for call in rollout.calls]
     return sum(call.failed and any(passed[n + 1 :]) for n, call in enumerate(rollout.calls))
 
@@ -213,7 +213,7 @@ def _contradicts(rollout: Rollout, model: Sequence[str]) -> bool | None:
 
 
 def _blocks_before_answer(model: Sequence[str]) -> int:
-    """Blocks that stand before the final answer; all of them where there is no answer."""
+    """Count code blocks before the final answer; all blocks if there is no answer."""
     for number in range(len(model) - 1, -1, -1):
         if extract_answer(model[number]) is not None:
             here = code_blocks(model[number][: model[number].rfind(BOX)])

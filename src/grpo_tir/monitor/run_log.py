@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # to read or write a log takes no torch
 
 
 def describe_run(config: Config, tool: Tool | None) -> dict[str, Any]:
-    """What one needs to know to believe or to repeat a run."""
+    """Collect the facts needed to repeat a run."""
     executor = getattr(tool, "executor", None)
     return {
         "name": config.train.output_dir,
@@ -44,14 +44,14 @@ def describe_run(config: Config, tool: Tool | None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a result depends on."""
+    """Return the versions of all packages that a result depends on."""
     packages = ("torch", "transformers", "accelerate", "numpy", "sympy", "math-verify", "docker")
     ours = {"grpo-tir": grpo_tir.__version__, "python": platform.python_version()}
     return {**ours, **{name: metadata.version(name) for name in packages}}
 
 
 def trajectory(rollout: Rollout, step: int) -> dict[str, Any]:
-    """All of one rollout, for the report and for replay."""
+    """Return all data of one rollout, for the report and for replay."""
     return {
         "step": step,
         "group": rollout.group,
@@ -79,14 +79,13 @@ def trajectory(rollout: Rollout, step: int) -> dict[str, Any]:
 
 
 class RunLog:
-    """The files of a run. Only the main process writes.
+    """Write the files of a run, on the main process only.
 
     Args:
         folder: of the run.
         report_to: trackers besides metrics.jsonl.
-        resume_at: the step to go on from; lines of later steps belong to an abandoned future and are cut off.
-            -1 is a new beginning.
-        writer: does the writing.
+        resume_at: the step to resume after. Lines of later steps are cut off. -1 means a new run.
+        writer: writes in a thread of its own.
     """
 
     def __init__(
@@ -104,21 +103,21 @@ class RunLog:
         self.trackers = [make_tracker(name, folder, resume_at) for name in report_to]
 
     def sync(self) -> None:
-        """See to it that all lines survive a power cut: a checkpoint is about to rely on them."""
+        """Flush all lines to the disk, before a checkpoint that relies on them."""
         self.writer.flush()
         for path in self.files:
             if path.exists():
                 sync(path)
 
     def metrics(self, step: int, metrics: dict[str, float | None]) -> None:
-        """One line, one step. JSON has no NaN: what a skipped step left without a value is null."""
+        """Write the line of a step. A value that is not finite becomes null, because JSON has no NaN."""
         metrics = {name: value if _finite(value) else None for name, value in metrics.items()}
         self.history.append({"step": step, **metrics})
         self.writer.do(self._track, step, metrics)
 
     def rewards(self, step: int, summaries: Sequence[dict[str, Any]], problems: int) -> None:
-        """The reward history of each problem. Groups are numbered as the sampler hands problems out, each of the
-        `problems` once an epoch."""
+        """Write the rewards of each problem. Group numbers follow the order of the sampler, which returns each of
+        the `problems` once an epoch."""
         groups: dict[int, dict[str, Any]] = {}
         for row in summaries:
             entry = {"step": step, "epoch": row["group"] // problems, "problem_id": row["problem_id"]}
@@ -129,7 +128,7 @@ class RunLog:
         self.writer.do(append_lines, self.folder / "problem_rewards.jsonl", *groups.values())
 
     def rollouts(self, step: int, trajectories: Iterable[dict[str, Any]]) -> None:
-        """Whole trajectories of one step, replacing what an interrupted attempt may have left."""
+        """Write the trajectories of one step; replaces those of an interrupted attempt."""
         path = self.folder / "rollouts" / f"step_{step:06d}.jsonl"
         self.writer.do(lambda: write_atomically(path, "".join(json.dumps(item) + "\n" for item in trajectories)))
 
@@ -147,7 +146,7 @@ class Recorder:
         runtime: gathers from the ranks.
         log: files of the run; on the main process only.
         console: prints the line of a step.
-        limits: what this machine can do; for the shares of it that a step used.
+        limits: of this machine; a step reports the share that it used.
     """
 
     def __init__(
@@ -226,10 +225,10 @@ class Recorder:
 
 
 def make_tracker(name: str, folder: Path, resume_at: int = -1) -> Any:
-    """A function `(step, metrics)` for one entry of `train.report_to`; later steps are drawn anew.
+    """Make a function `(step, metrics)` for one entry of `train.report_to`. Steps after `resume_at` are replaced.
 
     Raises:
-        ConfigError: it is not installed, or does not start.
+        ConfigError: the tracker is not installed, or does not start.
     """
     if importlib.util.find_spec(name) is None:
         raise ConfigError(
@@ -260,7 +259,7 @@ def make_tracker(name: str, folder: Path, resume_at: int = -1) -> Any:
 
 
 def _old_logprobs(rollout: Rollout) -> list[list[float]]:
-    """The learner's log-probs of each model segment; empty where it has not learned from the rollout."""
+    """Split the learner's log-probs by segment; empty if it has not learned from the rollout."""
     walk = iter([float(value) for value in rollout.old_logprobs] if rollout.old_logprobs is not None else ())
     parts = [list(itertools.islice(walk, len(segment.token_ids))) for segment in rollout.segments]
     return [part if segment.kind == "model" else [] for part, segment in zip(parts, rollout.segments, strict=True)]

@@ -1,14 +1,12 @@
-"""How much of what this machine can do a step has used.
+"""Estimate which share of this machine's limit a step has reached.
 
     update          6 x weights x tokens / rate of a large matrix product       forward 2, backward 4 a weight
     decode, CPU     2 x weights x tokens / the same rate
     decode, GPU     (weights x forwards + live keys and values) / rate of a large copy, in bytes
 
-over the seconds that it took. Tokens are those of the responses and, in the update, of their prompts, once a
-group; padding, recomputation and attention do not count in our favour. The two rates are measured once, at the
-start of a run, in a fraction of a second: on a machine that others use at the time, too low. `grpo-tir bench`
-measures with more care.
-"""
+divided by the measured seconds. Tokens are those of the responses and, in the update, of their prompts, once a
+group. Padding, recomputation and attention are not counted as useful work. The two rates are measured once at the
+start of a run, in a fraction of a second. They are too low if other jobs use the machine at that moment."""
 
 from __future__ import annotations
 
@@ -22,14 +20,14 @@ import torch
 from grpo_tir.engine.support import kv_shape
 
 CPU_SIZE, GPU_SIZE = 768, 8192
-"""Edge of the matrices: large enough for the full rate, small enough for milliseconds."""
+"""Size of the square matrices: large enough for the full rate, small enough for milliseconds."""
 COPIED = 1 << 30
-"""Bytes, far beyond any cache."""
+"""Bytes of the copy, far larger than any cache."""
 REPEATS = 5
 
 
 class MachineLimits:
-    """This process's device, and what the model weighs on it."""
+    """Rates of this process's device, and the size of the model."""
 
     def __init__(self, model: Any, bf16: bool) -> None:
         device = next(model.parameters()).device
@@ -40,7 +38,7 @@ class MachineLimits:
         self.weights = count_weights(model)
         self.element = dtype.itemsize
         self.kv_elements = 2 * math.prod(kv_shape(model))
-        """Keys and values of one token."""
+        """KV elements of one token."""
 
     def shares(
         self,
@@ -56,7 +54,7 @@ class MachineLimits:
         Args:
             rows: summaries of all ranks, with `group`, and `prompt` and `length` in tokens.
             sampling, learning: seconds.
-            forwards: of the generator, on one rank; 0: unknown.
+            forwards: of the generator, on one rank; 0 means unknown.
             passes: over the batch (`algorithm.epochs`).
             world: number of ranks.
         """
@@ -74,7 +72,7 @@ class MachineLimits:
 
 
 def count_weights(model: Any) -> int:
-    """Weights that every token is multiplied with: all but an input embedding of its own."""
+    """Count the weights that every token is multiplied with: all except an untied input embedding."""
     total = sum(numel(parameter) for parameter in model.parameters())
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
@@ -82,12 +80,12 @@ def count_weights(model: Any) -> int:
 
 
 def numel(parameter: Any) -> int:
-    """Elements of a parameter; ZeRO-3 leaves an empty one in its place, which knows."""
+    """Return the number of elements of a parameter, also if ZeRO-3 has sharded it."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square matrix product."""
+    """Measure floating-point operations a second of a large square matrix product."""
     size = GPU_SIZE if device.type == "cuda" else CPU_SIZE
     source = torch.Generator(device).manual_seed(0)  # the global one is not ours to advance
     a, b = (torch.rand(size, size, device=device, generator=source).to(dtype) for _ in range(2))
@@ -95,14 +93,14 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes a second that the device reads and writes in a large copy."""
+    """Measure bytes a second that the device reads and writes in a large copy."""
     source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * COPIED / best_seconds(lambda: target.copy_(source), device)
 
 
 def best_seconds(function: Callable[[], object], device: torch.device) -> float:
-    """The fastest of a few calls, warmed up."""
+    """Return the seconds of the fastest of a few calls, after a warm-up."""
     seconds = []
     for _ in range(REPEATS + 1):
         began = time.perf_counter()
