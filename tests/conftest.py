@@ -58,8 +58,8 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Problem sets that are not ours to publish; they lie beside the checkout where somebody put them."""
+    """Published problem sets, which this repository must not hold. Only tests of their own text use them."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("no ../shared/data beside the checkout")
+        pytest.skip("checks published texts: put bench/, limr/ and train/ into ../shared/data")
     return folder

@@ -1,5 +1,8 @@
-"""A real training run in a process of its own: a random Qwen2 that happens to write programs, real problems, a
-real executor, and a reward that can be held at a chosen moment, so that a kill hits where it is meant to."""
+"""A real training run in a process of its own.
+
+The policy is a random Qwen2 that happens to write programs. The problems are the quickstart's, the executor is
+real, and the reward can be held at a chosen moment, so that a kill hits where it is meant to.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors.torch import load_file
 
+from grpo_tir.quickstart.world import WorldConfig, make_problems
 from grpo_tir.testing import byte_tokenizer
+from grpo_tir.types import Problem
 from tiny_policy import tiny_qwen2
 
 ROWS = 4  # rollouts in a step: 2 problems x 2
@@ -44,9 +49,22 @@ def reward(problem, rollout):
 '''
 
 
-def prepare(folder: Path, problems: Path) -> Path:
-    """Model, reward and recipe in `folder`. A token in three is a whole program with its marker, every fourth of
-    which divides by zero."""
+def write_problems(path: Path, problems: Sequence[Problem]) -> None:
+    """Write a problem file. Every third problem is worded at length, so that prompts differ in their tokens."""
+    with path.open("w") as file:
+        for number, problem in enumerate(problems):
+            text = "Think step by step, then answer. " * (number % 3 == 2) + problem.problem
+            file.write(json.dumps({**vars(problem), "problem": text}) + "\n")
+
+
+def prepare(folder: Path) -> Path:
+    """Write model, reward, recipe, `train.jsonl` (200 problems) and `held_out.jsonl` (50) to `folder`.
+
+    A token in three is a whole program with its marker; every fourth program divides by zero.
+    """
+    train, held_out, _ = make_problems(WorldConfig(seed=0, train_problems=200, eval_problems=50))
+    write_problems(folder / "train.jsonl", train)
+    write_problems(folder / "held_out.jsonl", held_out)
     tokenizer = byte_tokenizer([*CALLS, *BOXES])
     model = tiny_qwen2(3, len(tokenizer) + 7, eos_token_id=tokenizer.eos_token_id, max_position_embeddings=4096)
     model.save_pretrained(folder / "model")
@@ -54,7 +72,7 @@ def prepare(folder: Path, problems: Path) -> Path:
     (folder / "reward.py").write_text(REWARD)
     recipe = {
         "model": {"path": "model"},
-        "data": {"train": str(problems), "template": "torl", "max_prompt_length": 1000, "on_bad": "skip"},
+        "data": {"train": "train.jsonl", "template": "torl", "max_prompt_length": 1000},
         "rollout": {"prompts_per_step": 2, "samples_per_prompt": 2, "max_completion_length": 60},
         "tool": {"max_tool_calls": 2},
         "executor": {"kind": "process", "slots": 2},

@@ -99,8 +99,8 @@ def test_checkpoint_goes_on_to_the_last_bit_and_in_any_other_launch(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
-    return prepare(tmp_path_factory.mktemp("launch"), shared_data / "train" / "math_sample.jsonl")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("launch"))
 
 
 def launch(folder: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -8,25 +8,26 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from training_run import finish, launcher, metrics_without_time, prepare, start, weights_hash
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: make test EXTRAS=dev,deepspeed")
 
-OPTIONS = "--optim.lr 1e-4 --rollout.prompts_per_step 3 --train.eval_every 2 --train.eval_size 3".split()
+OPTIONS = (
+    "--optim.lr 1e-4 --rollout.prompts_per_step 3 "
+    "--data.eval held_out.jsonl --train.eval_every 2 --train.eval_size 3"
+).split()
 """Three problems for two ranks: one has twice the rollouts of the other, in training and in evaluation."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
-    return prepare(tmp_path_factory.mktemp("nodes"), shared_data / "train" / "math_sample.jsonl")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("nodes"))
 
 
 def run(folder: Path, name: str, steps: int, *more: str, launch: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    problems = yaml.safe_load((folder / "recipe.yaml").read_text())["data"]["train"]
-    arguments = ("--train.output_dir", name, "--train.steps", str(steps), "--data.eval", problems, *OPTIONS, *more)
+    arguments = ("--train.output_dir", name, "--train.steps", str(steps), *OPTIONS, *more)
     return start(folder, *arguments, launcher=(*launch, "-m", "grpo_tir"))
 
 

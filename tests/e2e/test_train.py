@@ -1,4 +1,4 @@
-"""A real run on real problems goes through; stopped by a signal it goes on. (Kills: tests/faults/test_kill.py)"""
+"""A real run goes through; stopped by a signal it goes on. (Kills: tests/faults/test_kill.py)"""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from training_run import ROWS, finish, metrics_without_time, prepare, start, wai
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
-    return prepare(tmp_path_factory.mktemp("train"), shared_data / "train" / "math_sample.jsonl")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("train"))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def check_run(run: Path) -> None:
         assert trajectory["prompt_ids"]
 
 
-def test_three_steps_on_real_problems_with_the_torl_template(uninterrupted: Path) -> None:
+def test_three_steps_with_the_torl_template(uninterrupted: Path) -> None:
     check_run(uninterrupted)
     hashes = [weights_hash(uninterrupted / "checkpoints" / step) for step in steps(uninterrupted)]
     assert len(set(hashes)) == 3, "a step that moves nothing"

@@ -58,11 +58,8 @@ MOMENTS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
-    made = prepare(tmp_path_factory.mktemp("kill"), shared_data / "train" / "math_sample.jsonl")
-    lines = (shared_data / "train" / "math_sample.jsonl").read_text().splitlines()[:50]
-    (made / "held_out.jsonl").write_text("\n".join(lines) + "\n")
-    return made
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("kill"))
 
 
 def run(

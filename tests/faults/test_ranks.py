@@ -14,8 +14,8 @@ STRIKE = str(Path(__file__).with_name("strike.py"))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
-    return prepare(tmp_path_factory.mktemp("ranks"), shared_data / "train" / "math_sample.jsonl")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("ranks"))
 
 
 def launch(folder: Path, name: str, strike: str = "", *arguments: str) -> tuple[int, str, str]:

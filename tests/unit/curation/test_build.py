@@ -17,6 +17,7 @@ from grpo_tir.curation.sources import open_source
 from grpo_tir.data.problems import load_problems
 from grpo_tir.errors import DataError
 from grpo_tir.testing import byte_tokenizer
+from made_benchmarks import write_benchmarks
 
 NUMINA = [
     {
@@ -307,17 +308,17 @@ def test_a_data_set_is_streamed_through_the_hub_s_own_library(tmp_path: Path) ->
 
 
 def test_benchmarks_are_kept_out_by_name_and_held_to_their_pins(
-    build: Callable[..., int], shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    build: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AIME's 60 problems planted among others: all are found; a benchmark file that was touched is refused."""
-    names = ["aime24", "aime25"]
-    planted = [row for name in names for row in read(shared_data / "bench" / f"{name}.jsonl")]
+    """Problems of two benchmarks among others: all are found. A benchmark file that was changed is refused."""
+    made = write_benchmarks(tmp_path, monkeypatch)
+    planted = [{"problem": p.problem, "answer": p.answer} for name in ("aime24", "aime25") for p in made[name]]
     save(tmp_path / "mixed.jsonl", [*planted, *DEEPSCALER])
-    folder = str(shared_data / "bench")
-    assert build("--bench", ",".join(names), "--bench-dir", folder, sources=("mixed.jsonl",)) == 0
+    folder = ("--bench-dir", str(tmp_path))
+    assert build("--bench", "aime24,aime25", *folder, sources=("mixed.jsonl",)) == 0
     card = json.loads((tmp_path / "out.jsonl.card.json").read_text())
-    assert {name: card["overlap"][name]["problems"] for name in names} == {"aime24": 30, "aime25": 30}
+    assert {name: card["overlap"][name]["problems"] for name in ("aime24", "aime25")} == {"aime24": 3, "aime25": 2}
     assert len(read(tmp_path / "out.jsonl")) == 2
-    save(tmp_path / "aime24.jsonl", planted[:29])
-    assert build("--bench", "aime24", "--bench-dir", str(tmp_path), sources=("mixed.jsonl",)) == 2
-    assert "aime24 has 30 problems, this copy 29" in capsys.readouterr().err
+    save(tmp_path / "aime24.jsonl", [vars(problem) for problem in made["aime24"][:2]])
+    assert build("--bench", "aime24", *folder, sources=("mixed.jsonl",)) == 2
+    assert "aime24 has 3 problems, this copy 2" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import random
 import re
 from collections.abc import Callable
@@ -12,6 +12,9 @@ import pytest
 
 from grpo_tir.curation.contamination import Benchmarks
 from grpo_tir.curation.fingerprint import fingerprint
+from grpo_tir.data.problems import load_problems
+from grpo_tir.quickstart.world import WorldConfig, make_problems
+from grpo_tir.types import Problem
 
 WALK = (
     "Every evening Ida rides a $12$-mile loop and rests at a bridge on the way. When she rides at a "
@@ -131,39 +134,45 @@ def with_words_lost(text: str) -> str:
     return " ".join(kept)
 
 
-@pytest.mark.parametrize(
-    ("change", "least"),
-    [
-        (str, 1.0),
-        (in_other_words, 0.99),
-        (with_other_letters, 0.99),
-        (moved_and_framed, 0.98),
-        (with_words_lost, 0.96),
-    ],
-)
-def test_planted_copies_of_all_five_benchmarks_are_found(
-    change: Callable[[str], str], least: float, shared_data: Path
-) -> None:
-    rows = [
-        json.loads(line)
-        for name in ("aime24", "aime25", "amc23", "math500", "olympiadbench")
-        for line in (shared_data / "bench" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    bench = Benchmarks((row["source"], row["id"], row["problem"]) for row in rows)
-    hits = sum(bench.find(fingerprint(change(row["problem"]))) is not None for row in rows)
-    assert len(rows) == 1275
-    assert hits / len(rows) >= least
+CHANGES: dict[Callable[[str], str], float] = {
+    str: 1.0,
+    in_other_words: 0.99,
+    with_other_letters: 0.99,
+    moved_and_framed: 0.98,
+    with_words_lost: 0.96,
+}
+"""How a copy may be changed, and the share of copies that must still be found."""
 
 
-def test_few_problems_of_another_set_are_lost(shared_data: Path) -> None:
-    """LIMR's prompts are MATH's training set, the nearest there is to MATH500's siblings: about 1% go."""
-    bench = Benchmarks(
-        (row["source"], row["id"], row["problem"])
-        for row in map(json.loads, (shared_data / "bench/math500.jsonl").read_text(encoding="utf-8").splitlines())
-    )
-    prompts = [
-        json.loads(line)["problem"]
-        for line in (shared_data / "limr/prompts.jsonl").read_text(encoding="utf-8").splitlines()[::4]
+def found_share(problems: list[Problem], change: Callable[[str], str]) -> float:
+    bench = Benchmarks((problem.source, problem.id, problem.problem) for problem in problems)
+    found = [bench.find(fingerprint(change(problem.problem))) for problem in problems]
+    return sum(one is not None and one.id == problem.id for one, problem in zip(found, problems)) / len(problems)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_of_any_made_problem_is_found(change: Callable[[str], str]) -> None:
+    """Each is two sentences long; its numbers are its own."""
+    problems, _, _ = make_problems(WorldConfig(seed=3, train_problems=60, eval_problems=0))
+    long = [
+        dataclasses.replace(
+            problem,
+            problem=f"Let Anna write {number + 2} numbers on a board such that each is a positive integer. "
+            f"{problem.problem} Compute how many of the numbers on the board are smaller than that, if any.",
+        )
+        for number, problem in enumerate(problems)
     ]
-    lost = sum(bench.find(fingerprint(problem)) is not None for problem in prompts)
+    assert found_share(long, change) >= CHANGES[change]
+
+
+def test_changed_copies_of_the_published_five_are_found_and_few_other_problems_are_lost(shared_data: Path) -> None:
+    """LIMR's prompts are MATH's training set, the nearest siblings of MATH500: about 1% of them are lost."""
+    names = ("aime24", "aime25", "amc23", "math500", "olympiadbench")
+    problems = [p for name in names for p in load_problems(shared_data / "bench" / f"{name}.jsonl")[0]]
+    assert len(problems) == 1275
+    for change, least in CHANGES.items():
+        assert found_share(problems, change) >= least, change.__name__
+    math500 = Benchmarks((p.source, p.id, p.problem) for p in problems if p.source == "math500")
+    prompts = load_problems(shared_data / "limr" / "prompts.jsonl", on_bad="skip")[0][::4]
+    lost = sum(math500.find(fingerprint(prompt.problem)) is not None for prompt in prompts)
     assert lost / len(prompts) < 0.012

@@ -228,12 +228,6 @@ def test_a_function_that_is_not_there_is_a_config_error(write: Write) -> None:
         load_problems(f"{write(GENERATOR, name='mine.py')}:sum")
 
 
-def test_the_shared_training_sample_loads_whole(shared_data: Path) -> None:
-    problems, skipped = load_problems(shared_data / "train" / "math_sample.jsonl")
-    assert len(problems) == len({problem.id for problem in problems}) == 2000
-    assert not skipped
-
-
 def test_the_limr_prompts_lose_exactly_their_two_empty_answers(shared_data: Path) -> None:
     problems, skipped = load_problems(shared_data / "limr" / "prompts.jsonl", on_bad="skip")
     assert len(problems) == 8521

@@ -34,6 +34,7 @@ from grpo_tir.grading.grader import Grader
 from grpo_tir.rollouts.policy import Policy, load_policy
 from grpo_tir.testing import ScriptedExecutor
 from grpo_tir.types import Problem, ToolResult
+from made_benchmarks import write_benchmarks
 from tiny_policy import change, save_byte_model
 
 CPU = torch.device("cpu")
@@ -143,14 +144,15 @@ def test_each_fault_of_a_recipe_is_named(
     assert any(line.startswith(f"FAULT {check}") and says.format(folder=folder) in line for line in named), named
 
 
-def test_training_on_a_benchmark_is_named(folder: Path, config: Config, shared_data: Path) -> None:
-    bench = shared_data / "bench"
-    stolen = json.loads((bench / "aime24.jsonl").read_text().splitlines()[0])
-    copy = {"id": "mine", "problem": stolen["problem"].replace("$", "").upper(), "answer": stolen["answer"]}
+def test_training_on_a_benchmark_is_named(
+    folder: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stolen = write_benchmarks(tmp_path, monkeypatch)["aime24"][0]
+    copy = {"id": "mine", "problem": stolen.problem.upper(), "answer": stolen.answer}
     (folder / "stolen.jsonl").write_text((folder / "problems.jsonl").read_text() + json.dumps(copy) + "\n")
     for name, named in (("problems", 0), ("stolen", 1)):
         own = change(config, data__train=str(folder / f"{name}.jsonl"), rollout__prompts_per_step=2)
-        found = faults(check_problems(own, [], str(bench)))
+        found = faults(check_problems(own, [], str(tmp_path)))
         assert len(found) == named
     assert "1 of 5 copy a problem of aime24; the first, mine, is aime24 " in found[0]
 
