@@ -176,6 +176,11 @@ def test_the_recipe_that_counts_is_what_decides_the_rollouts() -> None:
         {"optim__lr": 1.0},
         {"train__seed": 2},
         {"tool__max_tool_calls": 0},
+        {"algorithm__epochs": 2},
+        {"data__template": "plain"},
+        {"model__path": "another"},
+        {"reward__wrong": 0.0},
+        {"train__deterministic": True},
     ):
         assert digest(change(Config(), **other)) != base
     cosine = change(Config(), optim__schedule="cosine")

@@ -9,7 +9,7 @@ import torch
 
 from grpo_tir.generation.stopping import CodeBlockStopping, can_close
 from grpo_tir.testing import byte_tokenizer
-from scripted import BYTES, CALL, ids, read, reference_code, script_model
+from scripted import BLOCK, BYTES, CALL, ids, read, reference_code, script_model
 
 SUBSTRINGS = [("```output")[a:b] for a in range(9) for b in range(a + 1, 10)]
 OTHERS = [
@@ -65,6 +65,15 @@ def test_fence_stops_where_a_block_closes_for_the_first_time() -> None:
         assert first_stop(stopping, tokens) == expected, repr(read(tokens, PIECES))
         stopped += expected is not None
     assert stopped > 100
+
+
+@pytest.mark.parametrize("stop", ["output", "fence"])
+def test_a_marker_stops_once_whatever_is_written_behind_it(stop: str) -> None:
+    """Behind the call stand the marker's own letters and, in the second case, further fences."""
+    behind = "\nt ut put tput output ``" + ("\n```\nx\n```" if stop == "fence" else "")
+    stopping, tokens = CodeBlockStopping(BYTES, stop), ids(CALL + behind)
+    call = CALL if stop == "output" else BLOCK.rstrip("\n")
+    assert [n for n in range(1, len(tokens) + 1) if stopping.stops(tokens[:n])] == [len(call)]
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,12 @@ def test_one_clipped_token_by_hand() -> None:
 
 def test_low_clip_counts_only_where_it_bites() -> None:
     # ratio e^-1 = 0.37 < 0.8: it bites for A < 0 (the push downwards ends) and not for A > 0
-    _, info = grpo_loss(torch.full((2, 1), -1.0), torch.zeros(2, 1), torch.tensor([1.0, -1.0]), torch.ones(2, 1))
-    assert (info["clipped_low"].item(), info["clipped_high"].item()) == (1, 0)
+    advantages = torch.tensor([1.0, -1.0, -2.0])
+    _, info = grpo_loss(torch.full((3, 1), -1.0), torch.zeros(3, 1), advantages, torch.ones(3, 1))
+    assert (info["clipped_low"].item(), info["clipped_high"].item()) == (2, 0)
+    # ratio e = 2.7 > 1.2: the other way round
+    _, info = grpo_loss(torch.full((3, 1), 1.0), torch.zeros(3, 1), advantages, torch.ones(3, 1))
+    assert (info["clipped_low"].item(), info["clipped_high"].item()) == (0, 1)
 
 
 def test_aggregations_weigh_lengths_as_their_papers_say() -> None:

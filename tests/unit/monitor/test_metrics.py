@@ -53,6 +53,7 @@ def test_a_summary_travels_as_json() -> None:
         ([CALL, SHOWN, BLOCK + END + "\n" + BLOCK], 3, 2),
         ([CALL, SHOWN, "no answer"], 1, 1),
         (["\\boxed{1} " + CALL, SHOWN, BLOCK + END], 2, 2),  # the last box is the answer
+        (["\\boxed{1}\n" + BLOCK + END + "\n" + BLOCK], 2, 1),  # within a turn, too
         (["```python\nopen"], 0, 0),
     ],
 )
@@ -131,6 +132,48 @@ def test_how_the_tool_was_used_from_four_responses() -> None:
     tool = 2 * len(error) + 2 * len(SHOWN)
     model = 5 * len(CALL) + 2 * len(END) + len("\\boxed{1}") + len("\n7\n```\n\\boxed{7}") + 1 + len(BLOCK)
     assert metrics["tools/token_share"] == pytest.approx(tool / (tool + model))  # a byte is a token here
+
+
+def test_each_share_has_its_own_denominator() -> None:
+    """5 rollouts, 7 blocks, 4 calls, of which 3 had code, 2 of them passed."""
+    rollouts = [
+        rollout_of(CALL, SHOWN, END, calls=[OK]),
+        rollout_of(CALL, "\nNameError\n```\n", CALL, SHOWN, END, calls=[FAILED, OK]),
+        rollout_of("```output", "\n[no code block found]\n```\n", END, calls=[NO_CODE]),
+        rollout_of(END + "\n" + BLOCK + BLOCK),
+        rollout_of(BLOCK + BLOCK),
+    ]
+    metrics = tool_metrics([summarize(scored(r, 1.0, 1.0), 2) for r in rollouts])
+    assert metrics["tools/code_ratio"] == 4 / 5  # of rollouts
+    assert metrics["tools/calls_mean"] == 4 / 5
+    assert metrics["tools/executed_ratio"] == 3 / 7  # of blocks written
+    assert metrics["tools/code_before_answer_ratio"] == 5 / 7
+    assert metrics["tools/pass_ratio"] == 2 / 3  # of calls with code
+    assert metrics["time/tool_wait"] == pytest.approx(2.5 / 4)  # of all calls
+
+
+LOST = ToolCall("x", ToolResult("infrastructure"))
+
+
+@pytest.mark.parametrize(
+    ("calls", "failed", "recovered"),
+    [
+        ([FAILED], 1, 0),
+        ([FAILED, OK], 1, 1),
+        ([OK, FAILED], 1, 0),  # a good call before it mends nothing
+        ([FAILED, FAILED], 2, 0),  # nor does another failure behind it
+        ([FAILED, FAILED, OK], 2, 2),
+        ([FAILED, OK, FAILED], 2, 1),
+        ([FAILED, NO_CODE], 1, 0),
+        ([FAILED, LOST], 1, 0),
+        ([OK, OK], 0, 0),
+    ],
+)
+def test_a_failed_call_recovers_only_by_a_good_one_behind_it(
+    calls: list[ToolCall], failed: int, recovered: int
+) -> None:
+    row = summarize(rollout_of(*[CALL, SHOWN] * len(calls), END, calls=calls), 3)
+    assert (row["failed"], row["recovered"]) == (failed, recovered)
 
 
 def test_a_share_of_nothing_is_null_and_never_zero() -> None:
