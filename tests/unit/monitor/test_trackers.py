@@ -35,7 +35,7 @@ SENT = {1: {"reward": -0.5, "tools/code_ratio": 0.25}, 2: {"reward": 0.75, "tool
 def send(tracker: str, folder: Path) -> Path:
     """A process that logs two steps, offline, and ends as a trainer does."""
     if importlib.util.find_spec(tracker) is None:
-        pytest.skip(f"{tracker} is not installed (the `tracking` extra)")
+        pytest.skip(f"{tracker} is not installed: make test EXTRAS=dev,tracking")
     (folder / "sends.py").write_text(SENDS)
     offline = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
