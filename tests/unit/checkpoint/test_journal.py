@@ -11,6 +11,7 @@ import pytest
 
 from grpo_tir.checkpoint.journal import Journal, digest
 from grpo_tir.config import Config
+from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.testing import ScriptedExecutor
 from grpo_tir.tools.python import PythonTool
 from grpo_tir.types import Rollout, Segment, ToolCall, ToolResult, stamp
@@ -102,6 +103,26 @@ def test_steps_before_a_checkpoint_and_after_a_new_turn_are_forgotten(tmp_path: 
         "step_000002.rank0.jsonl",
         "step_000003.rank0.jsonl",
     ]
+
+
+@pytest.mark.parametrize(("sampled", "forgotten"), [(0, False), (1, True)])
+def test_once_a_step_had_to_be_sampled_later_steps_are_another_future(
+    sampled: int, forgotten: bool, tmp_path: Path
+) -> None:
+    """Step 1 has two rollouts; step 2 was journalled by the attempt before."""
+    later = rollout_of("a")
+    left_behind(tmp_path, later, step=2)
+    resumed = journal(tmp_path, step=1)
+    resumed.end_batch(1, sampled, 2, Runtime("fp32"), print)
+    resumed.begin(2)
+    assert bool(resumed.recall([blank(later)], whole=False)) is forgotten
+
+
+def test_a_run_that_begins_anew_reads_and_deletes_nothing_of_other_steps(tmp_path: Path) -> None:
+    left_behind(tmp_path, rollout_of("a"), step=2)
+    fresh = journal(tmp_path, resume=False, step=1)
+    fresh.end_batch(1, 2, 2, Runtime("fp32"), print)
+    assert len(list(tmp_path.glob("step_000002.*"))) == 1
 
 
 def test_what_was_lost_to_the_executor_is_tried_again(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_truncations_by_hand() -> None:
         (Sampling(top_p=0.6), [0, 1]),
         (Sampling(top_p=0.5), [0]),
         (Sampling(min_p=0.25), [0, 1, 2]),
+        (Sampling(min_p=1.0), [0]),
         (Sampling(top_k=3, min_p=0.5), [0, 1]),
     ):
         assert truncate(logits, sampling)[0].isfinite().nonzero()[:, 0].tolist() == left

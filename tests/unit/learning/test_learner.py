@@ -38,6 +38,19 @@ def test_optimizer_steps_are_mini_batches_times_epochs(
     assert len(steps) == expected
 
 
+def test_mini_batches_are_of_equal_size_whatever_the_numbers_of_the_groups(tmp_path: Path) -> None:
+    """Dynamic sampling leaves gaps: here only even numbers are left."""
+    groups = make_groups(groups=4)
+    for number, group in enumerate(groups):
+        for rollout in group.rollouts:
+            rollout.group = 2 * number
+    learner = make_learner(tiny_qwen2(), algorithm__mini_batches=2)
+    with learner.updating(0, tmp_path):
+        batches = list(learner.mini_batches(groups))
+    dealt = [sorted({sample.rollout.group for sample in batch.samples if sample.rollout}) for batch in batches]
+    assert dealt == [[0, 4], [2, 6]]
+
+
 def test_one_update_per_batch_has_ratio_one_and_clips_nothing(tmp_path: Path) -> None:
     metrics = update(make_learner(tiny_qwen2(), optim__lr=0.1), make_groups(), 0, tmp_path)
     assert metrics["clip_ratio/region_mean"] == 0

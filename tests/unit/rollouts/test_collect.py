@@ -1,4 +1,7 @@
-"""One rollout batch: flat groups are replaced, unjudged rollouts leave it, an abandoned batch is drawn again."""
+"""One rollout batch: flat groups are replaced, unjudged rollouts leave it, an abandoned batch is drawn again.
+
+The last tests are of the evaluation, which samples by the same code.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,20 @@ from grpo_tir.checkpoint.journal import Journal, digest
 from grpo_tir.config import Config
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import Interrupted, StopRequest
-from grpo_tir.errors import GraderOutage
+from grpo_tir.errors import DataError, ExecutorOutage, GraderOutage
 from grpo_tir.evaluation import held_out
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning.advantages import assign_advantages
 from grpo_tir.monitor.console import Console
 from grpo_tir.rollouts import rollout as rollout_module
-from grpo_tir.rollouts.collect import Collector
+from grpo_tir.rollouts.collect import Collector, keep_fitting
 from grpo_tir.rollouts.policy import Policy
+from grpo_tir.rollouts.rewards import RewardFunction
+from grpo_tir.testing import ScriptedExecutor
+from grpo_tir.tools.python import PythonTool
 from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup
 from grpo_tir.utils.files import Writer
-from scripted import BYTES, script_model
+from scripted import BYTES, CALL, Answer, script_model, stdout
 from tiny_policy import change, make_learner, tiny_qwen2
 
 Rewards = Mapping[str, Sequence[float | None]]
@@ -34,8 +40,8 @@ def make_policy(names: Sequence[str]) -> Policy:
     return Policy(model, BYTES, stopping, lambda problem: problem.problem, [BYTES.eos_token_id], "scripted")
 
 
-def make_collector(folder: Path, rewards: Rewards, **settings: object) -> Collector:
-    """Two problems a step in the order of `rewards`, and as many samples as each has rewards. None: not judged."""
+def make_collector(folder: Path, rewards: Rewards, resume: bool = False, **settings: object) -> Collector:
+    """Two problems a step in the order of `rewards`, with two samples each. A reward of None: not judged."""
     settings = {"executor__max_outage": 1.0, "rollout__samples_per_prompt": 2, **settings}
     config = change(Config(), rollout__prompts_per_step=2, tool__max_tool_calls=0, data__shuffle=False, **settings)
 
@@ -44,7 +50,7 @@ def make_collector(folder: Path, rewards: Rewards, **settings: object) -> Collec
         return None if value is None else Reward(value, {"correct": float(value > 0)})
 
     runtime = Runtime("fp32")
-    journal = Journal(folder / "journal", 0, digest(config), Writer("test"), resume=False)
+    journal = Journal(folder / "journal", 0, digest(config), Writer("test"), resume)
     problems = [Problem(name, name, "yes") for name in rewards]
     stop, console = StopRequest(runtime, print), Console(active=False)
     return Collector(config, runtime, make_policy(list(rewards)), None, reward, problems, journal, stop, console)
@@ -113,6 +119,42 @@ def test_more_unjudged_rollouts_than_allowed_stop_the_run(limit: float, stops: b
         assert [r.valid for group in collect(collector) for r in group.rollouts] == [True, False, False, True]
 
 
+@pytest.mark.parametrize(("limit", "stops"), [(0.25, True), (0.5, False)])
+def test_more_lost_rollouts_than_allowed_stop_the_run(limit: float, stops: bool, tmp_path: Path) -> None:
+    """Two of four; a third is not judged, and the lost ones do not count as unjudged as well."""
+    collector = make_collector(tmp_path, {"A": [1, 1], "B": [None, 0]}, executor__max_outage=limit)
+    with collector.batch(1):
+        groups = collector.sample_rollouts()
+        for rollout in groups[0].rollouts:
+            rollout.valid, rollout.finish_reason = False, "aborted"
+        if stops:
+            with pytest.raises(ExecutorOutage, match="2 of 4 rollouts were lost to the executor"):
+                collector.assign_rewards(groups)
+        else:
+            collector.assign_rewards(groups)
+            assert [r.valid for group in groups for r in group.rollouts] == [False, False, False, True]
+
+
+def test_what_an_interrupted_attempt_had_finished_is_not_sampled_again(tmp_path: Path) -> None:
+    first = collect(make_collector(tmp_path, FLAT_AND_MIXED))
+    resumed = make_collector(tmp_path, FLAT_AND_MIXED, resume=True)
+    again = collect(resumed)
+    assert (resumed.sampled, resumed.finished) == (0, 4)
+    for ours, theirs in zip(again, first, strict=True):
+        assert ours.rewards == theirs.rewards
+        assert [vars(r)["segments"] for r in ours.rollouts] == [vars(r)["segments"] for r in theirs.rollouts]
+
+
+def test_a_prompt_of_exactly_the_limit_is_kept() -> None:
+    """Prompts of 1, 4 and 5 tokens; a byte is a token here."""
+    problems = [Problem(text, text, "yes") for text in ("a", "four", "fives")]
+    config, said = change(Config(), data__max_prompt_length=4), list[str]()
+    kept = keep_fitting(problems, config, make_policy(["a"]), said.append)
+    assert [problem.id for problem in kept] == ["a", "four"] and "1 of 3 problems left out" in said[0]
+    with pytest.raises(DataError, match=r"the shortest prompt has 5 tokens, data\.max_prompt_length is 4"):
+        keep_fitting(problems[2:], config, make_policy(["a"]), said.append)
+
+
 def test_an_abandoned_batch_is_drawn_again(tmp_path: Path) -> None:
     collector = make_collector(tmp_path, FLAT_AND_MIXED)
     assert drawn(collect(collector)) == [("A", 0), ("B", 1)]
@@ -142,3 +184,30 @@ def test_evaluation_draws_with_keys_that_no_training_step_has(
     assert len(training) == 6 and len(set(keys)) == 5 and not training & set(keys)
     # nor has one of a run of a million steps with a thousand problems each
     assert min(group for _, group, _ in keys) >= 10**9
+
+
+def evaluate(policy: Policy, answer: Answer, seed: int = 1) -> held_out.Evaluation:
+    """Two problems, of one greedy sample each. Every response that is judged is right."""
+    config = change(Config(), rollout__max_completion_length=60, train__seed=seed)
+    runtime = Runtime("fp32")
+    problems = [Problem(name, name, "yes") for name in ("A", "B")]
+    tool = PythonTool(ScriptedExecutor(answer))
+    right: RewardFunction = lambda problem, rollout: Reward(1.0, {"correct": 1.0})  # noqa: E731
+    return held_out.evaluate(policy, tool, right, problems, config, runtime, StopRequest(runtime, print))
+
+
+def test_evaluation_is_greedy() -> None:
+    """A random policy gives the same responses under another seed, which keys the draws."""
+    model = tiny_qwen2(0, len(BYTES))
+    policy = Policy(model, BYTES, CodeBlockStopping(BYTES), lambda p: p.problem, [BYTES.eos_token_id], "small")
+    first, second = (evaluate(policy, stdout("42\n"), seed).rollouts for seed in (1, 2))
+    assert [r.token_ids for r in first] == [r.token_ids for r in second]
+    assert first[0].token_ids != first[1].token_ids, "responses differ by their prompt"
+
+
+def test_a_response_lost_to_the_executor_is_no_wrong_answer_in_the_evaluation() -> None:
+    policy = make_policy(["A", "B"])
+    policy.model = script_model({"A": [CALL, "yes"], "B": ["yes"]}).eval()
+    found = evaluate(policy, stdout("", status="infrastructure"))
+    assert [rollout.valid for rollout in found.rollouts] == [False, True]
+    assert (found.metrics()["eval/accuracy"], found.metrics()["eval/unjudged"]) == (1.0, 1.0)
