@@ -18,7 +18,8 @@ from recorded_update import SETTINGS, resume, weights_of
 from training_run import LAUNCH, environment, finish, launcher, metrics_without_time, prepare, start, wait_for
 
 TESTS = Path(__file__).resolve().parents[1]
-LAUNCHES = ["cpu", "zero1", "zero2", "zero3"]
+LAUNCHES = ["cpu", "zero1", pytest.param("zero2", marks=pytest.mark.slow), "zero3"]
+"""ZeRO-2 differs from ZeRO-1 by where gradients are summed only, so it is left to `make test-all`."""
 
 
 def record(out: Path, *others: Path, launch: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def test_launched_run_equals_a_plain_one_and_says_everything_once(folder: Path) 
 
 
 @pytest.mark.parametrize("everybody", [True, False], ids=["Ctrl-C to all", "SIGTERM to the launcher"])
-def test_signal_to_a_launch_saves_and_the_run_can_be_resumed(everybody: bool, folder: Path) -> None:
+def test_signal_to_a_launch_saves_a_checkpoint_that_resumes(everybody: bool, folder: Path) -> None:
     run = folder / ("ctrl_c" if everybody else "term")
     process = launch(folder, "--train.output_dir", run.name, "--train.steps", "10000", "--train.save_every", "0")
     wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size, process)
@@ -142,6 +143,8 @@ def test_signal_to_a_launch_saves_and_the_run_can_be_resumed(everybody: bool, fo
     assert code != 0
     done = len(metrics_without_time(run))
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step_{done:06d}"], out + err
+    if not everybody:
+        return  # what was saved is resumed once
     code, out, err = finish(
         launch(folder, "--train.output_dir", run.name, "--train.steps", str(done + 1), "--resume")
     )
