@@ -1,11 +1,11 @@
-"""The paper's five benchmarks (section 4.1), each pinned by its number of rows and the hash of its text.
+"""Load the paper's five benchmarks (section 4.1). Each is pinned by its number of problems and a hash of its text.
 
-134 of the 500 problems of MATH500 are still a benchmark of that name to whoever does not count (ToRL, issue 13).
-The hash is of all problems and answers, without white space and in any order: it is the same for every copy of
-the same text. A file with other text is refused. A Hub copy is held by its commit, where one is known, and its
-hash goes into the result: copies differ in how they spell an answer (`27.0`, `$27$`).
+Without a count, a file with 134 of the 500 problems of MATH500 passes for MATH500 (ToRL, issue 13). The hash
+covers all problems and answers, but neither white space nor order, so that every copy of the same text has the
+same hash. A local file with another hash is refused. A Hub copy is pinned by its commit, where one is known. Its
+hash is written to the result, because copies differ in how they write an answer (`27.0`, `$27$`).
 
-This module imports neither torch nor, until it asks the Hub, datasets.
+This module does not import torch. It imports datasets only to load from the Hub.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from grpo_tir.utils import hub
 
 @dataclass(frozen=True)
 class Pin:
-    """Where a benchmark is found, and what it must be."""
+    """Source of a benchmark, with its expected size and hash."""
 
     rows: int
     sha256: str
-    """`content_hash` of the text that the tables are made on."""
+    """`content_hash` of the text that the published tables use."""
     hub: str
     split: str
     revision: str | None
-    """Commit on the Hub; None where none is known."""
+    """Commit on the Hub; None if unknown, which loads `main`."""
     problem_field: str = "problem"
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Problems, and what says which ones they are."""
+    """Problems with their name, source and hash."""
 
     name: str
     problems: list[Problem]
@@ -48,11 +48,11 @@ class Benchmark:
 
     @property
     def pinned(self) -> bool:
-        """Whether this is the text that the pin was made on."""
+        """True if the hash equals the pinned one."""
         return self.name in PINS and self.sha256 == PINS[self.name].sha256
 
     def card(self) -> dict[str, Any]:
-        """What a result says about it."""
+        """Describe the benchmark for a result file."""
         about = {"rows": len(self.problems), "sha256": self.sha256, "source": self.source}
         return {**about, "pinned": self.pinned}
 
@@ -99,36 +99,36 @@ PINS = {
 
 
 def load_benchmark(name: str, folder: str | None = None, log: Callable[[str], None] = print) -> Benchmark:
-    """A benchmark by name: `folder/NAME.jsonl` (or .json, .parquet), without a folder from the Hub.
+    """Load a benchmark by name from `folder/NAME.jsonl` (or .json, .parquet); without a folder, from the Hub.
 
     Raises:
-        DataError: no such benchmark or file, the Hub does not answer, or it is not what it is pinned to be.
+        DataError: no such benchmark or file, the Hub does not answer, or count or hash are not the pinned ones.
     """
     if name not in PINS:
-        raise DataError(f"no benchmark `{name}`; known: {', '.join(PINS)}; a file of your own goes to --data")
+        raise DataError(f"no benchmark `{name}`; known: {', '.join(PINS)}; for your own file use --data")
     made = _from_folder(name, folder) if folder else _from_hub(name)
     wanted = PINS[name].rows
     if len(made.problems) != wanted:
         raise DataError(
-            f"{made.source}: {name} has {wanted} problems, this copy {len(made.problems)}; get a whole one"
+            f"{made.source}: {name} has {wanted} problems, this copy {len(made.problems)}; get a complete copy"
         )
     if not made.pinned and folder:
         raise DataError(
             f"{made.source}: this is not the pinned text of {name} (sha256 {made.sha256[:12]}…, "
-            f"pinned {PINS[name].sha256[:12]}…); to evaluate on it all the same, name it with --data"
+            f"pinned {PINS[name].sha256[:12]}…); to evaluate on it anyway, give the file to --data"
         )
     if not made.pinned:
-        log(f"{made.source}: spelt otherwise than the pinned copy of {name}; its hash is in the result")
+        log(f"{made.source}: the text differs from the pinned copy of {name}; its hash is in the result")
     return made
 
 
 def load_file(path: str, problems: list[Problem]) -> Benchmark:
-    """A file of one's own as a benchmark, named by its stem."""
+    """Make a benchmark of the user's own file, named after the file."""
     return Benchmark(Path(path).stem or path, problems, path, content_hash(problems))
 
 
 def content_hash(problems: Sequence[Problem]) -> str:
-    """SHA-256 over all problems and answers, whatever their order, ids and white space."""
+    """Compute SHA-256 over all problems and answers. Order, ids and white space do not matter."""
     lines = sorted("".join(f"{problem.problem}\0{problem.answer}".split()) for problem in problems)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -154,7 +154,7 @@ def _from_hub(name: str) -> Benchmark:
     where = f"{pin.hub}@{pin.revision or 'main'}"
     try:
         rows = load_dataset(pin.hub, split=pin.split, revision=pin.revision)
-    except Exception as error:  # every way to be offline, gated or gone has a type of its own
+    except Exception as error:  # offline, gated and removed data sets all raise different types
         fault = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{name}: cannot load {where} from the Hub ({fault}); or give --bench-dir FOLDER"
@@ -167,7 +167,7 @@ def _from_hub(name: str) -> Benchmark:
 
 
 def plain_answer(text: str) -> str:
-    """An answer without the dress that some copies put on it: `$27$.` and `27.0` are 27."""
+    """Remove the formatting that some copies add to an answer: `$27$.` and `27.0` become `27`."""
     text = text.strip().removesuffix(".").strip()
     if text.count("$") == 2 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()

@@ -1,4 +1,4 @@
-"""From a recipe to the objects that a run needs."""
+"""Read the problems that a recipe names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from grpo_tir.types import Problem
 
 
 def read_all_problems(config: Config, log: Callable[[str], None]) -> tuple[list[Problem], list[Problem]]:
-    """Training and held-out problems; they come before the model, because they fail faster.
+    """Read training and held-out problems. Call before loading the model, because bad data fails faster.
 
     Raises:
-        DataError: a bad row under `on_bad: stop`.
+        DataError: a row cannot be used and `on_bad` is `stop`, or a file cannot be read.
     """
     train = read_problems(config, config.data.train, log)
     held_out = read_problems(config, config.data.eval, log) if config.data.eval else []
@@ -21,7 +21,7 @@ def read_all_problems(config: Config, log: Callable[[str], None]) -> tuple[list[
 
 
 def read_problems(config: Config, path: str, log: Callable[[str], None]) -> list[Problem]:
-    """Problems of a file, with the rows that were skipped counted aloud."""
+    """Read the problems of a file, and log how many rows were skipped."""
     data = config.data
     problems, skipped = load_problems(
         path,

@@ -1,11 +1,11 @@
-"""Problems from a file or a generator function, and the order in which a run meets them.
+"""Load problems from a file or a generator function, and fix the order in which a run draws them.
 
-A file is JSONL (one object a line), a JSON list, or parquet. Every row that cannot be used is named with its
-file and line: `stop` ends there, `skip` leaves it out and counts it. A row is refused, never mended: a gold
-that is silently changed is a reward that is silently wrong.
+A file is JSONL (one object on each line), a JSON list, or parquet. A row that cannot be used is reported with its
+file and line: `stop` raises there, `skip` leaves the row out and counts it. Rows are never repaired, because a
+silently changed gold answer gives silently wrong rewards.
 
-The sampler's order is a function of (seed, epoch) alone. Its whole state is one number, the count of
-problems handed out, so a resumed run goes on exactly where it stopped.
+The order of the sampler is a function of (seed, epoch) alone. Its state is the number of problems drawn so far, so
+that a resumed run continues exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from grpo_tir.errors import DataError
 from grpo_tir.types import Problem
 
 MAX_ANSWER = 1000
-"""Characters. The longest gold of MATH and OlympiadBench has 198; beyond this no rule can judge."""
+"""Longest gold answer in characters. The longest of MATH and OlympiadBench has 198."""
 MAX_EXPONENT = 10_000
-"""A gold `1e999999999` is a short text and a gigabyte of digits to whoever compares it."""
+"""Largest exponent of a gold answer. To compare `1e999999999` would take a gigabyte of digits."""
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE]([-+]?\d+))?")
 _ALIASES = {
@@ -40,14 +40,14 @@ def load_problems(
     id_field: str = "id",
     on_bad: str = "stop",
 ) -> tuple[list[Problem], list[str]]:
-    """Problems of `path`, and one line for each row that was left out.
+    """Load the problems of `path`.
 
-    `path` is a `.jsonl`, `.json` or `.parquet` file, or a function (`package.module:name`, `file.py:name`)
-    that yields `Problem`s.
+    `path` is a `.jsonl`, `.json` or `.parquet` file, or a function (`package.module:name`, `file.py:name`) that
+    yields `Problem`s. Returns the problems, and one line of text for each row that was left out.
 
     Raises:
-        DataError: a row that cannot be used under `stop`, no such file, or nothing usable in it.
-        ConfigError: a function that cannot be imported.
+        DataError: a row cannot be used and `on_bad` is `stop`, there is no such file, or it has no usable row.
+        ConfigError: the function cannot be imported.
     """
     fields = {"problem": problem_field, "answer": answer_field, "id": id_field}
     rows = list(read_rows(str(path)))
@@ -76,7 +76,8 @@ def load_problems(
 
 
 def _problem(row: Any, fields: dict[str, str], number: str | None) -> Problem:
-    """A checked problem. `number` is its id where the file has none. ValueError says what is wrong with it."""
+    """Check a row and make a problem of it; raises ValueError with the fault. `number` is the id if the file has
+    none."""
     if isinstance(row, ValueError):
         raise row
     if isinstance(row, Problem):
@@ -91,17 +92,17 @@ def _problem(row: Any, fields: dict[str, str], number: str | None) -> Problem:
 
 
 def check_answer(answer: str) -> None:
-    """ValueError for an answer that would cost whoever compares it gigabytes."""
+    """Raise ValueError for an answer that would take gigabytes to compare."""
     if len(answer) > MAX_ANSWER:
-        raise ValueError(f"the answer is gigantic: {len(answer):,} characters, at most {MAX_ANSWER:,} are judged")
+        raise ValueError(f"the answer is gigantic: {len(answer):,} characters, the limit is {MAX_ANSWER:,}")
     numeral = _NUMBER.fullmatch(answer.strip())
     if numeral and numeral[3] and (len(numeral[3]) > 9 or abs(int(numeral[3])) > MAX_EXPONENT):
         raise ValueError(f"the answer is a gigantic number: {short(answer)}")
 
 
 def column_text(row: dict[str, Any], column: str, role: str) -> str:
-    """A column as text; a number is welcome as an answer or id, spelt as in the file. ValueError: why it cannot
-    serve as `role` (problem, answer, id)."""
+    """Return a column as text. An answer or id may be a number, and is kept as the file writes it. Raises
+    ValueError if the value cannot be used as `role` (problem, answer, id)."""
     if column not in row:
         raise ValueError(f"no column `{column}`{_nearest_column(row, column, role)}")
     value = row[column]
@@ -114,12 +115,12 @@ def column_text(row: dict[str, Any], column: str, role: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"`{column}` holds half of a surrogate pair, which no tokenizer can read") from None
+        raise ValueError(f"`{column}` holds half of a surrogate pair, which no tokenizer can encode") from None
     return str(value)
 
 
 def _nearest_column(row: dict[str, Any], column: str, role: str) -> str:
-    """How to mend a missing column: the row's column that was probably meant, and what to set."""
+    """Return a hint for a missing column: the column that was probably meant, and the option to set."""
     columns = [str(name) for name in row]
     near = difflib.get_close_matches(column, columns, n=1)
     near += [alias for alias in _ALIASES.get(role, ()) if alias in columns]
@@ -129,10 +130,9 @@ def _nearest_column(row: dict[str, Any], column: str, role: str) -> str:
 
 
 class ProblemSampler:
-    """Every problem once an epoch, in an order that (seed, epoch) fixes.
+    """Draw every problem once in each epoch, in an order that depends only on (seed, epoch).
 
-    The order sorts the indices by a hash rather than calling a library's shuffle: it is the same under every
-    version of Python and numpy, for ever.
+    The indices are sorted by a hash. A library's shuffle may change between versions of Python or numpy.
     """
 
     def __init__(self, problems: list[Problem], seed: int, shuffle: bool = True) -> None:
@@ -142,11 +142,11 @@ class ProblemSampler:
         self.seed = seed
         self.shuffle = shuffle
         self.position = 0
-        """Problems handed out so far, over all epochs."""
+        """Number of problems drawn so far, over all epochs."""
         self._order: tuple[int, list[int]] = (-1, [])
 
     def next(self, n: int) -> list[Problem]:
-        """The next n problems; runs on into the following epoch where this one ends."""
+        """Draw the next n problems. Continues in the next epoch when this one ends."""
         drawn = []
         for position in range(self.position, self.position + n):
             epoch, i = divmod(position, len(self.problems))
@@ -163,9 +163,9 @@ class ProblemSampler:
         return self._order[1]
 
     def state_dict(self) -> dict[str, int]:
-        """All there is to restore."""
+        """Return the complete state of the sampler."""
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the problem that `state` ended with."""
+        """Continue from a saved state."""
         self.position = state["position"]

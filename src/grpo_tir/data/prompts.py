@@ -1,8 +1,8 @@
-"""From a problem to the text that the policy continues.
+"""Build prompts: the text of a problem that the policy continues.
 
-Base models are prompted with raw text: no BOS, no chat template that could strip a marker of an earlier turn.
-`torl` and `torl_0307` are the reference's templates letter by letter, the words "the problem above" for a
-problem that stands below included.
+Base models get raw text, without BOS and without a chat template, which could remove a marker of an earlier turn.
+`torl` and `torl_0307` equal the reference's templates exactly, including its mistake: they write "the problem
+above", but the problem follows below.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INSTRUCTION = (
     "and put your final answer within \\boxed{}."
 )
 STEP_BY_STEP = "Please reason step by step, and put your final answer within \\boxed{}."
-"""Qwen2.5-Math's own instruction for plain chain of thought."""
+"""Instruction of Qwen2.5-Math for chain of thought without a tool."""
 CONVERSATION = "A conversation between User and Assistant. The user asks a question, and the Assistant solves it."
 THINKS_FIRST = (
     "The assistant first thinks about the reasoning process in the mind "
@@ -35,30 +35,31 @@ Renderer = Callable[[Problem], str]
 
 
 def make_renderer(template: str, tokenizer: Any = None, system: str | None = None) -> Renderer:
-    """A function from problem to prompt text.
+    """Make a function that maps a problem to its prompt text.
 
     Args:
-        template: a name of `TEMPLATES`, `chat` (the tokenizer's own chat template), or the path of a text file
-            that holds `{problem}` once.
-        tokenizer: needed by `chat` only.
-        system: system message of `chat`; None is Qwen2.5-Math's TIR instruction, "" sends none.
+        template: a name of `TEMPLATES`, `chat` (the tokenizer's chat template), or the path of a text file that
+            holds `{problem}` once.
+        tokenizer: used by `chat` only.
+        system: system message of `chat`; None means Qwen2.5-Math's TIR instruction, "" means no message.
 
     Raises:
-        TemplateError: an unknown name, an unreadable file, no `{problem}`, or a tokenizer without chat template.
+        TemplateError: unknown name, unreadable file, not exactly one `{problem}`, or no chat template.
     """
     if template == "chat":
         return _chat(tokenizer, INSTRUCTION if system is None else system)
     text = TEMPLATES.get(template) or _read(template)
     if text.count("{problem}") != 1:
         raise TemplateError(f"the template {template} must hold {{problem}} exactly once")
-    # str.format would trip over the braces of \boxed{}
+    # str.format would fail on the braces of \boxed{}
     return lambda problem: text.replace("{problem}", problem.problem)
 
 
 def encode(tokenizer: Any, text: str, literal: bool = False) -> list[int]:
-    """Token ids of a piece of text, with nothing added at either end.
+    """Encode a text to token ids. No special tokens are added at either end.
 
-    `literal` spells special tokens out: a program that prints "<|endoftext|>" must not insert that token.
+    With `literal`, special tokens in the text are split too: a program that prints "<|endoftext|>" must not insert
+    that token.
     """
     ids: Sequence[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
     return list(ids)

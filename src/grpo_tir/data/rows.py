@@ -1,8 +1,8 @@
-"""Rows of a source, one at a time, each with the place where it stands.
+"""Read the rows of a data source one at a time, each with its position.
 
-A source is JSONL (`line 7`), a JSON list or parquet (`row 7`), or a function (`item 7`). A row that cannot be read
-comes as the ValueError that says why, so that the reader can go on behind it. Memory holds one row, one chunk of a
-list or one batch of a table, whatever the size of the file.
+A source is JSONL (`line 7`), a JSON list or parquet (`row 7`), or a function (`item 7`). For a row that cannot be
+read, a ValueError with the reason is yielded in its place, so that the caller can continue with the next row.
+Memory holds one JSONL row, one chunk of a list or one parquet batch, for files of any size.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from grpo_tir.types import Problem
 from grpo_tir.utils.resources import find_file, load_object
 
 CHUNK = 1 << 16
-"""Characters of a JSON list that are read at a time."""
+"""Number of characters of a JSON list that are read at a time."""
 LONGEST = 1 << 26
-"""Characters of one item of a list: beyond, it is a list without an end and not a problem."""
+"""Largest number of characters of one item of a list. A longer item is reported as a list without an end."""
 BATCH = 256
-"""Rows of a table that are decoded at a time; pyarrow's own 65,536 would be hundreds of megabytes of objects."""
+"""Number of parquet rows decoded at a time. pyarrow's default of 65,536 would need hundreds of megabytes."""
 
 _FILE_NAME = re.compile(r".*\.(jsonl|json|parquet|csv|tsv|txt)|[^:]*/[^:]*|[\w-]*")
-"""What was meant as a file even where there is none; anything else names a function."""
+"""Matches names that are meant as a file, even if there is none. Any other text names a function."""
 _SIGN = {"[": re.compile(r"\s*\[\s*(?=[^\s\]])"), ",": re.compile(r"\s*,\s*")}
 _ESCAPED = re.compile("[\udc80-\udcff]")
-"""A byte that is not UTF-8, as Python's `surrogateescape` lets it pass."""
+"""Matches a byte that is not UTF-8, as decoded with `surrogateescape`."""
 
 
 class Numeral(str):
-    """A number as the file spells it: `0.10` stays `0.10`, and no integer is too long to be read."""
+    """A number as text, as the file writes it: `0.10` stays `0.10`, and integers may have any length."""
 
 
 def read_rows(spec: str) -> Iterator[tuple[str, Any]]:
-    """(where, row) of any source.
+    """Yield (position, row) for every row of a source.
 
     Raises:
-        DataError: no such file, or one that cannot be read from here on.
-        ConfigError: a function that cannot be imported.
+        DataError: there is no such file, or the rest of it cannot be read.
+        ConfigError: the function cannot be imported.
     """
     path = find_file(spec)
     if path is None:
@@ -62,7 +62,7 @@ def read_rows(spec: str) -> Iterator[tuple[str, Any]]:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in the words of an error message."""
+    """Describe the type of a value for an error message."""
     if isinstance(value, Numeral):
         return f"the number {short(value)}"
     names = {list: "a list", dict: "an object", bool: "true or false", type(None): "null", str: "text"}
@@ -70,12 +70,12 @@ def kind(value: Any) -> str:
 
 
 def short(text: str, limit: int = 40) -> str:
-    """Text for an error message."""
+    """Shorten a text for an error message."""
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def parse_json(raw: bytes) -> Any:
-    """JSON with numbers kept as spelt; what cannot be read comes back as the ValueError that says why."""
+    """Parse JSON and keep numbers as written (`Numeral`). Bad JSON returns a ValueError with the reason."""
     try:
         return json.loads(raw.decode(), parse_int=Numeral, parse_float=Numeral, parse_constant=_refuse)
     except UnicodeDecodeError as error:
@@ -111,22 +111,24 @@ def _line_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _list_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """The items of a JSON list. One that is wrong ends the file: where the next begins is anybody's guess."""
+    """Yield the items of a JSON list. Bad JSON raises DataError, because the next item cannot be found."""
     decoder = json.JSONDecoder(parse_int=Numeral, parse_float=Numeral)
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         text, sign, number, fault = "", "[", 0, ""
-        while chunk := file.read(max(CHUNK, len(text))):  # doubling, so that a long item is not parsed too often
+        while chunk := file.read(max(CHUNK, len(text))):  # double it, so that a long item is parsed few times
+            # 1. Yield every complete item of the text read so far.
             text, at, fault = text + chunk, 0, ""
             while (opened := _SIGN[sign].match(text, at)) and not fault:
                 try:
                     item, end = decoder.raw_decode(text, opened.end())
-                except (json.JSONDecodeError, RecursionError) as error:  # wrong, or cut off: the next chunk tells
+                except (json.JSONDecodeError, RecursionError) as error:  # bad, or continues in the next chunk
                     fault = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
                     continue
                 number, sign = number + 1, ","
                 escaped = _ESCAPED.search(text, at, end)
                 yield f"row {number}", _wrong_byte(escaped[0]) if escaped else item
                 at = end
+            # 2. Keep the incomplete item for the next chunk.
             text = text[at:]
             if len(text) > LONGEST:
                 break
@@ -157,7 +159,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def spelt(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table with its numbers as text."""
+    """Convert the numbers of a parquet row to `Numeral`."""
     numbers = (int, float)
     return {
         name: Numeral(value) if isinstance(value, numbers) and not isinstance(value, bool) else value

@@ -1,4 +1,4 @@
-"""Open the tool that the recipe names."""
+"""Open the tool of a recipe."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from grpo_tir.utils.resources import load_object
 
 
 def open_tool(config: Config, log: Callable[[str], None]) -> Tool | None:
-    """The recipe's tool with its executor started; None where no call is ever made.
+    """Open the recipe's tool and start its executor. Returns None if `max_tool_calls` is 0.
 
     Raises:
-        ExecutorUnavailable: the executor asked for cannot run here.
-        ConfigError: a tool of one's own that cannot be loaded or lacks a part.
+        ExecutorUnavailable: the requested executor cannot run on this machine.
+        ConfigError: a custom tool cannot be loaded or lacks a method.
     """
     if config.tool.max_tool_calls == 0:
         return None

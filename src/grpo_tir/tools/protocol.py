@@ -1,10 +1,10 @@
-"""The two seams around tools: what a rollout asks of a tool, what a tool asks of an executor.
+"""Define the interface of tools. A rollout calls a tool; the tool sends code to an executor.
 
     rollout ── find_call(text) ──► Tool ── submit(code) ──► Executor ──► Future[ToolResult]
             ◄── observe(result) ──
 
-An outage never surfaces as text: the executor retries, and only then answers with the status
-`infrastructure`, upon which the rollout is set aside.
+An outage is never shown to the model as text. The executor retries; if it still fails, the result has the status
+`infrastructure`, and the rollout becomes invalid.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from grpo_tir.types import ToolResult
 
 
 class Tool(Protocol):
-    """Something a policy can call by writing text."""
+    """Run what the policy requests in its text, and format the result for it."""
 
     stop: str
-    """How a call ends: `output` (the marker "```output") or `fence` (the fence that closes a block)."""
+    """End of a call: `output` (the marker "```output") or `fence` (the fence that closes a block)."""
 
     def find_call(self, text: str) -> str | None:
-        """The code that a model segment which has just stopped wants run; None: a marker without code."""
+        """Return the code to run from the model segment that has just stopped; None for a marker without code."""
 
     def submit(self, code: str) -> Future[ToolResult]:
-        """Run it."""
+        """Run the code. The result may come later."""
 
     def observe(self, result: ToolResult | None, text: str) -> str:
-        """What is inserted after `text`, the segment so far; `result` is None where there was no code."""
+        """Return the text to insert after `text`, the stopped segment. `result` is None if there was no code."""
 
     def close(self) -> None:
         """Release the executor."""

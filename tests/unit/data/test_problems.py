@@ -56,7 +56,7 @@ BAD_ROWS = {
     "missing id": ('{"problem": "x", "answer": "1"}', "no column `id`; its columns are: problem, answer"),
     "gigantic number": (
         '{"id": "b", "problem": "x", "answer": ' + "9" * 5000 + "}",
-        "the answer is gigantic: 5,000 characters, at most 1,000 are judged",
+        "the answer is gigantic: 5,000 characters, the limit is 1,000",
     ),
     "gigantic power": (
         '{"id": "b", "problem": "x", "answer": "1e999999999"}',
@@ -68,7 +68,7 @@ BAD_ROWS = {
     ),
     "half a surrogate": (
         '{"id": "b", "problem": "\\ud800", "answer": "1"}',
-        "`problem` holds half of a surrogate pair, which no tokenizer can read",
+        "`problem` holds half of a surrogate pair, which no tokenizer can encode",
     ),
 }
 
