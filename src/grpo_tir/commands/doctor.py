@@ -29,6 +29,6 @@ def run(args: argparse.Namespace) -> int:
         found.append(finding)
         print(f"{MARKS[finding.level]} {finding.check:<12} {finding.text}", flush=True)
     faults, warnings = (sum(finding.level == level for finding in found) for level in ("fault", "warning"))
-    verdict = "nothing stands in the way" if not faults else f"{faults} fault(s) to mend first"
+    verdict = "no problems found" if not faults else f"{faults} fault(s) to mend first"
     print(f"\n{verdict}; {warnings} warning(s), {len(found) - faults - warnings} checks passed")
     return 1 if faults else 0

@@ -101,7 +101,7 @@ class Scheduler:
                     continue
                 source = self._find(row.prompt)
                 if source and source.cached < len(row.prompt):
-                    continue  # its prompt is just being computed for another sample
+                    continue  # wait: another sample's prefill computes this prompt now
                 full = not self._place(row, source)
             if row.slot is not None:
                 self.queue.remove(row)
@@ -111,14 +111,17 @@ class Scheduler:
 
     def _place(self, row: SequenceState, source: SequenceState | Prefix | None) -> bool:
         """Give a row a slot, with its prompt's KV if another sample has it. Returns False if there is no room."""
+        # 1. Find a slot; this may evict another owner.
         slot = self._free_slot(len(row.prompt), source)
         if slot is None:
             return False
+        # 2. Copy the prompt's KV from the other sample. One token must still be fed, to get logits.
         if source is not None and source.slot is not None:
-            row.cached = min(len(row.prompt), len(row.tokens) - 1)  # one token must be fed, to have logits
+            row.cached = min(len(row.prompt), len(row.tokens) - 1)
             if slot != source.slot:
                 self.cache.copy(source.slot, slot, row.cached)
         self.owners[slot], row.slot = row, slot
+        # 3. Drop the stored prompt if this was the last sample that waited for it.
         if isinstance(source, Prefix) and slot != source.slot and not self._awaited(row.prompt):
             self._vacate(source)
         return True
@@ -152,7 +155,7 @@ class Scheduler:
         self._resize(slots, width)
 
     def _resize(self, slots: int, width: int) -> None:
-        for source in range(slots, len(self.owners)):  # into the gaps below
+        for source in range(slots, len(self.owners)):  # move owners into free slots below
             if self.owners[source] is not None:
                 self._swap(source, self.owners.index(None, self.running))
         live = max((owner.cached for owner in self.owners if owner), default=0)
@@ -189,7 +192,7 @@ class Scheduler:
                 return owner
         rows = [owner for owner in idle if isinstance(owner, SequenceState)]
         if rows and parked:
-            return max(rows, key=lambda row: (row not in self.queue, row.age))  # rather one that cannot run yet
+            return max(rows, key=lambda row: (row not in self.queue, row.age))  # first one that cannot run yet
         if running:
             return max(self.running_rows(), key=lambda row: row.age)
         return None

@@ -32,10 +32,10 @@ class Packing:
     """Positions of each row's queries and keys. The last `lengths[i]` of its `key_lengths[i]` keys are its own;
     the others are its prompt, in the row that holds it."""
 
-    fed: torch.Tensor  # (B, T) bool: tokens that are computed
+    fed: torch.Tensor  # (B, T) bool: tokens that are fed to the model
     lengths: list[int]
     key_lengths: list[int]
-    keys: torch.Tensor | None  # (M,) places among the fed tokens; None: each row has its own, in order
+    keys: torch.Tensor | None  # (M,) positions among the fed tokens; None if no prompt is shared
     ends: torch.Tensor  # (2, B + 1) int32 on the device: where each row's queries and keys end
     masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
@@ -43,6 +43,7 @@ class Packing:
     def of(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor) -> Packing:
         """Plan the packing of right-padded rows (B, T). The prompt of a row is all before its first chosen token.
         The last prompt token predicts for one row only, so each row feeds its own."""
+        # 1. Find rows with the same prompt: the first of them feeds it, the others reuse its keys and values.
         fed = attention_mask.bool().clone()
         prompts = (chosen.int().argmax(1) - 1).clamp(min=0)  # (B,)
         sources: dict[tuple[int, ...], int] = {}
@@ -51,11 +52,13 @@ class Packing:
             source = sources.setdefault(tuple(ids[:count]), row)
             shared.append((source, count if source != row else 0))
             fed[row, : shared[-1][1]] = False
+        # 2. Number the fed tokens, and list the keys of each row: its shared prompt, then its own tokens.
         lengths = fed.sum(1).tolist()
         starts = [0, *itertools.accumulate(lengths)]
         keys: list[int] = []
         for row, (source, count) in enumerate(shared):
             keys += [*range(starts[source], starts[source] + count), *range(starts[row], starts[row + 1])]
+        # 3. Keep an index only where a prompt is shared; else each row's keys are its own, in order.
         key_lengths = [count + length for (_, count), length in zip(shared, lengths, strict=True)]
         index = torch.tensor(keys, device=fed.device) if len(keys) > starts[-1] else None
         ends = torch.nn.functional.pad(torch.tensor([lengths, key_lengths]).cumsum(1), (1, 0))
@@ -165,5 +168,5 @@ def pack(
     fed = packing.fed
     positions = torch.arange(fed.shape[1], device=fed.device).expand_as(fed)
     inputs = {"input_ids": input_ids[fed][None], "position_ids": positions[fed][None], "packing": packing}
-    # a row's first fed token is never chosen, so that no row's last token is taken for its predecessor
+    # The first fed token of a row is never chosen, so the last token of the row before never predicts it.
     return inputs, torch.nn.functional.pad(chosen[fed][1:], (0, 1))[None]
