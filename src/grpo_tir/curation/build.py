@@ -103,16 +103,15 @@ class Build:
         """The unfinished work on this very input, if there is any."""
         mine = json.dumps(self.describe(), sort_keys=True)
         store = Store(path, self._same_answer)
-        begun = store.recall("settings")
+        begun = store.settings(mine)
         if begun is not None and begun != mine:
             self.log(f"starting anew: an unfinished build of {self.out} had other sources or settings")
             store.close()
             _delete(path)
-            store = Store(path, self._same_answer)
-        elif begun is not None:
-            done = sum(int(store.recall(f"done {number}") or 0) for number in range(len(self.sources)))
+            return self._open_store(path)
+        if begun is not None:
+            done = sum(store.done(number) for number in range(len(self.sources)))
             self.log(f"going on after {done} rows of an unfinished build")
-        store.remember("settings", mine)
         store.commit()
         return store
 
@@ -130,15 +129,13 @@ class Build:
         """Take the rows of one source from where the last build stopped."""
         from tqdm import tqdm
 
-        done = int(store.recall(f"done {number}") or 0)
+        done = store.done(number)
         rows = self._examined(number, source, done)
         for row in tqdm(rows, desc=source.name, total=source.rows, initial=done, unit="row", disable=None):
             self._admit(row, store)
             done += 1
             if done % COMMIT_EVERY == 0:
-                store.remember(f"done {number}", str(done))
                 store.commit()
-        store.remember(f"done {number}", str(done))
         store.commit()
 
     def _admit(self, row: SourceRow, store: Store) -> None:

@@ -29,7 +29,6 @@ REASONS = {
     "not drawn": "left out for balance",
 }
 """In the order in which rows meet them."""
-EXAMPLES = 20
 
 
 def write_card(out: Path, store: Store, built_from: dict[str, Any], hashes: dict[str, str]) -> dict[str, Any]:
@@ -37,7 +36,6 @@ def write_card(out: Path, store: Store, built_from: dict[str, Any], hashes: dict
     card = {
         **built_from,
         "counts": counts(store, [source["name"] for source in built_from["sources"]]),
-        "details": details(store),
         "overlap": overlap(store),
         "difficulty": dict(
             store.db.execute(
@@ -64,31 +62,13 @@ def counts(store: Store, names: list[str]) -> dict[str, dict[str, int]]:
     return {name: {key: counter[key] for key in order} for name, counter in found.items()}
 
 
-def details(store: Store) -> dict[str, dict[str, int]]:
-    """Of the reasons that come in kinds: the kinds."""
-    kinds: dict[str, dict[str, int]] = {}
-    for reason, detail, number in store.db.execute(
-        "SELECT reason, detail, count(*) AS c FROM rows WHERE reason IN ('proof', 'marked as broken', "
-        "'no answer', 'several answers', 'unverifiable answer') GROUP BY reason, detail "
-        "ORDER BY reason, c DESC, detail"
-    ):
-        if len(kinds.setdefault(reason, {})) < EXAMPLES:
-            kinds[reason][detail] = number
-    return kinds
-
-
-def overlap(store: Store) -> dict[str, Any]:
-    """Rows that copy a benchmark, by benchmark, and some of the pairs."""
-    found: dict[str, Any] = {}
-    for row, other, detail in store.db.execute(
-        "SELECT id, other, detail FROM rows WHERE reason = 'in a benchmark' ORDER BY n"
-    ):
-        entry = found.setdefault(detail.partition(":")[0], {"rows": 0, "problems": Counter(), "pairs": []})
-        entry["rows"] += 1
-        entry["problems"][other] += 1
-        if len(entry["pairs"]) < EXAMPLES:
-            entry["pairs"].append({"row": row, "benchmark": other, "detail": detail})
-    return {name: {**entry, "problems": len(entry["problems"])} for name, entry in sorted(found.items())}
+def overlap(store: Store) -> dict[str, dict[str, int]]:
+    """Rows that copy a benchmark, and how many of its problems they copy; the pairs are in the rejects."""
+    found = store.db.execute(
+        "SELECT substr(detail, 1, instr(detail, ':') - 1) AS name, count(*), count(DISTINCT other) "
+        "FROM rows WHERE reason = 'in a benchmark' GROUP BY name ORDER BY name"
+    )
+    return {name: {"rows": rows, "problems": problems} for name, rows, problems in found}
 
 
 def markdown(name: str, card: dict[str, Any]) -> str:
@@ -110,12 +90,9 @@ def markdown(name: str, card: dict[str, Any]) -> str:
         if key in ("read", "kept") or table["all"][key]:
             values = " | ".join(f"{table[column][key]:,}" for column in columns)
             lines.append(f"| {key} | {values} | {REASONS.get(key, '')} |")
-    for reason, kinds in card["details"].items():
-        lines += ["", f"{reason}: " + "; ".join(f"{detail} ({number:,})" for detail, number in kinds.items())]
     lines += ["", "## Overlap with the benchmarks", ""]
     for benchmark, entry in card["overlap"].items():
-        pairs = ", ".join(f"{pair['row']} ~ {pair['benchmark']}" for pair in entry["pairs"][:5])
-        lines.append(f"- {benchmark}: {entry['rows']} rows copy {entry['problems']} of its problems ({pairs})")
+        lines.append(f"- {benchmark}: {entry['rows']} rows copy {entry['problems']} of its problems")
     lines += [] if card["overlap"] else ["none was found" if card["benchmarks"] else "not looked for"]
     lines += ["", "## Difficulty", "", *(f"- {label}: {number:,}" for label, number in card["difficulty"].items())]
     lines += ["", "## Settings", "", *(f"- {key}: {value}" for key, value in card["settings"].items())]

@@ -33,7 +33,7 @@ MOST = 50
 CACHE_KB = 65_536
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS meta (value TEXT);
 CREATE TABLE IF NOT EXISTS rows (
     n INTEGER PRIMARY KEY, source INTEGER, place TEXT, id TEXT, problem TEXT, answer TEXT, origin TEXT,
     difficulty TEXT, lot INTEGER, reason TEXT, detail TEXT, other TEXT);
@@ -101,14 +101,17 @@ class Store:
         self.db.execute("COMMIT")
         self.db.execute("BEGIN")
 
-    def remember(self, name: str, value: str) -> None:
-        """Note something about the build."""
-        self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
-
-    def recall(self, name: str) -> str | None:
-        """What was noted."""
-        found = self.db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    def settings(self, new: str) -> str | None:
+        """Note what the build depends on; returns what an unfinished build noted."""
+        found = self.db.execute("SELECT value FROM meta").fetchone()
+        if found is None:
+            self.db.execute("INSERT INTO meta VALUES (?)", (new,))
         return found[0] if found else None
+
+    def done(self, source: int) -> int:
+        """Rows of a source that were read: each has its line here."""
+        found: int = self.db.execute("SELECT count(*) FROM rows WHERE source = ?", (source,)).fetchone()[0]
+        return found
 
     def taken(self, row: SourceRow) -> str | None:
         """Where another row of the same source has this id."""
@@ -193,12 +196,7 @@ def _permutations(number: int) -> tuple[np.ndarray, np.ndarray]:
     return column(factors), column(summands)
 
 
-def row_of(values: tuple[object, ...]) -> SourceRow:
-    """A row from the columns of the file."""
-    return SourceRow(*values)  # type: ignore[arg-type]
-
-
 def stored(store: Store, condition: str) -> Iterator[SourceRow]:
     """Rows in the order in which they were read."""
     for values in store.db.execute(f"SELECT {COLUMNS} FROM rows WHERE {condition} ORDER BY n"):
-        yield row_of(values)
+        yield SourceRow(*values)
