@@ -1,1 +1,1 @@
-"""The files that make the sandbox; in a wheel they travel as the package `grpo_tir._sandbox`."""
+"""Files of the sandbox. In a wheel they are the package `grpo_tir._sandbox`."""

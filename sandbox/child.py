@@ -1,4 +1,4 @@
-"""What a forked child does: close its cell behind itself, then run one program as `python main.py` would."""
+"""Run in a forked child: enter and close the cell, then run one program as `python main.py` would."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def child(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, descri
 
 
 def enter_cell(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, descriptors: list[int]) -> str:
-    """From a copy of the zygote to a closed cell; returns the code, read only once the cell is closed."""
+    """Turn a copy of the zygote into a closed cell. Returns the code, which is read after the cell is closed."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -86,7 +86,7 @@ def enter_cell(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, d
 
 
 def fresh_interpreter(source: str) -> None:
-    """What a program can see of a process, as if it had just been started: streams, `__main__`, random state."""
+    """Make the process look newly started to the program: streams, `__main__`, random state."""
     folder = os.getcwd()
     os.environ.update(HOME=folder, TMPDIR=folder, PWD=folder)
     tempfile.tempdir = None
@@ -114,7 +114,7 @@ def fresh_interpreter(source: str) -> None:
 
 
 def run_program(source: str) -> int:
-    """Run it and end as an interpreter ends: threads, exit hooks, finalisers, flush, exit code."""
+    """Run the program and end as an interpreter does: threads, exit hooks, finalizers, flush, exit code."""
     streams, collect, main = (sys.stdout, sys.stderr), gc.collect, weakref.ref(sys.modules["__main__"])
     code = guarded(lambda: execute(source.removeprefix("\ufeff"), main))
     code = guarded(threading._shutdown) or code  # type: ignore[attr-defined]
@@ -130,7 +130,7 @@ def run_program(source: str) -> int:
 
 
 def execute(source: str, main: weakref.ref[types.ModuleType]) -> None:
-    """With as deep a stack as a program has in an interpreter of its own: our frames do not count."""
+    """Run the program with the stack depth of an interpreter of its own: our frames do not count."""
     frame: types.FrameType | None = sys._getframe()
     depth = int(sys.version_info < (3, 12))  # where `exec` counts as well
     while frame:
@@ -140,7 +140,7 @@ def execute(source: str, main: weakref.ref[types.ModuleType]) -> None:
 
 
 def end_main(main: weakref.ref[types.ModuleType], collect: Callable[[], Any]) -> None:
-    """The module goes first, so that finalisers still find the names that they use; what is held then, last."""
+    """Delete the module first, so that finalizers still find the names that they use; then delete the rest."""
     sys.modules.pop("__main__", None)
     collect()
     if held := main():
@@ -148,7 +148,7 @@ def end_main(main: weakref.ref[types.ModuleType], collect: Callable[[], Any]) ->
 
 
 def guarded(action: Callable[[], Any]) -> int:
-    """What the interpreter does around a program: SystemExit is a code, the rest a traceback and 1."""
+    """Handle exceptions as the interpreter does: SystemExit gives its code, others a traceback and 1."""
     try:
         action()
         return 0

@@ -1,4 +1,4 @@
-"""Runs while the image is built: unpack the wheels (a wheel is a zip; no pip needed) and compile what is used."""
+"""Unpack the wheels while the image is built (a wheel is a zip; no pip is needed), and compile the modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ LIBRARY = "/opt/sandbox"  # where the zygote looks first
 
 
 def unpack(wheel: str) -> None:
-    """All but sympy's own tests, which are a third of it. numpy.testing needs some of numpy's."""
+    """Unpack all files except sympy's tests, which are a third of it. numpy.testing needs some of numpy's
+    tests."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not (name.startswith("sympy/") and "/tests/" in name)]
         archive.extractall(LIBRARY, names)

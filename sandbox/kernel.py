@@ -1,4 +1,4 @@
-"""What is asked of the kernel: limits, capabilities, namespaces, mounts and the seccomp filter, by ctypes.
+"""Call the kernel by ctypes: limits, capabilities, namespaces, mounts and the seccomp filter.
 
 On systems other than Linux only the limits apply.
 """
@@ -28,7 +28,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def libc(name: str, *arguments: Any) -> int:
-    """A call of the C library that raises with the reason."""
+    """Call a C library function; raise OSError with the reason if it fails."""
     result = getattr(LIBC, name)(*(a.encode() if isinstance(a, str) else a for a in arguments))
     if result == -1:
         number = ctypes.get_errno()
@@ -46,7 +46,7 @@ def drop_capabilities() -> None:
 
 
 def limits(config: dict[str, Any], cell: str) -> dict[int, tuple[int, int]]:
-    """rlimits of a child. Address space counts from what the zygote has mapped: `memory_mb` is the call's own."""
+    """Return the rlimits of a child. The address space limit is `memory_mb` beyond what the zygote has mapped."""
     mapped, tasks = 0, 0
     if LINUX:
         with open("/proc/self/statm") as file:
@@ -69,7 +69,7 @@ def limits(config: dict[str, Any], cell: str) -> dict[int, tuple[int, int]]:
 
 
 def count_tasks(uid: int) -> int:
-    """Threads (Linux) or processes of a user."""
+    """Count the threads (Linux) or processes of a user."""
     if not LINUX:
         listing = subprocess.run(["ps", "-A", "-o", "uid="], capture_output=True, text=True, check=False)
         return listing.stdout.split().count(str(uid))
@@ -86,7 +86,7 @@ def owner(pid: int) -> int | None:
 
 
 def uids_work(config: dict[str, Any]) -> bool:
-    """May we become another user, and would that user still find Python's library?"""
+    """True if this process may change its user id, and that user can read Python's library."""
     try:
         os.seteuid(config["uid_base"])
     except OSError:
@@ -98,7 +98,7 @@ def uids_work(config: dict[str, Any]) -> bool:
 
 
 def write_id_maps(proc: int) -> None:
-    """In a new user namespace: we are who we were, and nobody else exists."""
+    """Map only our own user into a new user namespace."""
     for name, text in (("setgroups", "deny"), ("uid_map", "{0} {0} 1"), ("gid_map", "{1} {1} 1")):
         descriptor = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
         os.write(descriptor, text.format(*IDS).encode())
@@ -118,7 +118,7 @@ def mount_folder(target: str, options: str = "") -> None:
 
 
 def clear_attributes(folder: int) -> None:
-    """Flags (as of chattr) and extended attributes (access lists too) of an open folder."""
+    """Remove flags (as of chattr) and extended attributes (access lists too) of an open folder."""
     if LINUX:
         for name in os.listxattr(folder):
             os.removexattr(folder, name)
@@ -127,7 +127,7 @@ def clear_attributes(folder: int) -> None:
 
 
 def enter_namespaces(proc: int) -> None:
-    """A cell of this call's own: its process numbers (the zygote has seen to that), user, mounts and folder."""
+    """Enter namespaces of this call: user, mounts and folder. The zygote has made the pid namespace."""
     libc("unshare", CLONE_NEWUSER | CLONE_NEWNS)
     write_id_maps(proc)
     mount_folder("/slots/0")
@@ -135,9 +135,10 @@ def enter_namespaces(proc: int) -> None:
 
 
 def build_walls(config: dict[str, Any], cell: str) -> None:
-    """Own network, pids, ipc and mounts, and a root that holds Python's libraries, read-only, and nothing else.
+    """Enter namespaces for network, pids, ipc and mounts, with a root that holds only Python's libraries,
+    read-only.
 
-    Returns in a child that is process 1 of the new namespace, so that all ends with it.
+    Returns in a child that is process 1 of the new namespace: when it ends, all its processes end.
     """
     new = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     if cell == "namespace":
@@ -174,7 +175,7 @@ def build_walls(config: dict[str, Any], cell: str) -> None:
 
 
 def visible_paths() -> list[str]:
-    """What a program may read: Python, its packages and the system's libraries. No home, no /etc of secrets."""
+    """Return the paths that a program may read: Python, its packages and system libraries; no home, no secrets."""
     wanted = ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives"]
     wanted += [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
     wanted += [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
@@ -184,7 +185,7 @@ def visible_paths() -> list[str]:
 
 
 def show(root: str, path: str) -> None:
-    """Bind one path into the new root, read-only; a link stays a link."""
+    """Bind one path into the new root, read-only. A link stays a link."""
     target = root + path
     os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
     if os.path.islink(path):
@@ -202,7 +203,7 @@ def show(root: str, path: str) -> None:
 
 
 class Seccomp:
-    """A filter that a child installs on itself and cannot lift: no sockets, no io_uring, no namespaces, …"""
+    """A filter that a child installs on itself and cannot remove: no sockets, no io_uring, no namespaces, …"""
 
     NUMBERS: ClassVar = {  # name: (x86_64, aarch64); -1: not there
         "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
@@ -239,7 +240,7 @@ class Seccomp:
         return cls(*known) if known else None
 
     def program(self, ban_signals: bool) -> bytes:
-        """Classic BPF: each denied number jumps over nothing to a return; the rest falls through to `ALLOW`."""
+        """Build the classic BPF program: denied numbers return an error, all others reach `ALLOW`."""
         load, equal, above, bits, ret = 0x20, 0x15, 0x35, 0x45, 0x06
         code = [(load, 0, 0, 4), (equal, 1, 0, self.arch), (ret, 0, 0, self.DENY), (load, 0, 0, 0),
                 (above, 0, 1, 0x40000000), (ret, 0, 0, self.DENY)]  # fmt: skip

@@ -1,19 +1,19 @@
-"""Runs programs that nobody trusts, each in a forked child. Standard library only; imports nothing of ours.
+"""Run untrusted programs, each in a forked child. Uses the standard library only and nothing of grpo_tir.
 
     client ══ frames on stdin/stdout ══► supervisor ── pipes by SCM_RIGHTS ──► zygote ── fork ──► child
            (protocol.md)                 runner.py                             zygote.py          child.py
                                          queue, slots, output                  numpy and sympy    one program,
                                                                                loaded, frozen     one slot
 
-Who may know what:
-- The supervisor, here, reads code and output, and never runs anything.
-- The zygote holds the loaded libraries, forks and waits. Code and output never pass through it, so that a
-  child, which inherits its memory, finds nothing of earlier programs there.
-- The child gets its code by a pipe after the fork and keeps descriptors 0, 1 and 2 only. Its status is what
-  `wait4` says, so that it cannot be forged. Its deadlines run from the fork, so that waiting is no timeout.
+Roles:
+- The supervisor (this file) reads code and output, and never runs code.
+- The zygote holds the loaded libraries, forks and waits. Code and output never pass through it, because a child
+  inherits its memory and must find nothing of earlier programs there.
+- The child gets its code by a pipe after the fork and keeps descriptors 0, 1 and 2 only. Its status comes from
+  `wait4`, so a program cannot forge it. Its limits count from the fork, so time in the queue is no timeout.
 
-`walls` close the whole runner in: `container` (the engine did), `namespaces` (own network, pids, mounts and
-ipc; only the libraries are visible, read-only) or `none`. Inside, a `cell` keeps one program from the next:
+`walls` isolate the whole runner: `container` (made by the engine), `namespaces` (own network, pids, mounts and
+ipc; only the libraries are visible, read-only) or `none`. Inside them, a `cell` isolates programs from each other:
     uid        a user id per slot: nothing can signal, trace or read another uid; leftovers are killed by uid
     namespace  user, pid and mount namespaces per call: the kernel ends and forgets everything with the child
     group      a session per call and a ban on signals to others: where nothing better is granted
@@ -48,7 +48,7 @@ ORPHANED = 600.0  # seconds without a word from the client after which we leave
 
 
 class Call:
-    """One program while it runs. Keeps the head and the tail of each of its streams."""
+    """One running program. Keeps the head and the tail of each of its streams."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.id = request["id"]
@@ -78,7 +78,7 @@ class Call:
 
 
 class Supervisor:
-    """Owns the protocol, the queue, the slots and the output."""
+    """Handle the protocol, the queue, the slots and the output."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -111,7 +111,7 @@ class Supervisor:
                 shutil.rmtree(self.config["folders"], ignore_errors=True)
 
     def tick(self) -> None:
-        """Reap what fell to us as pid 1, replace a zygote that died or fell silent, leave when forgotten."""
+        """Reap orphans as pid 1, replace a zygote that died or is silent, and exit if the client is gone."""
         now = time.monotonic()
         if self.zygote.poll() is not None or self.lost or now - self.heard > (SILENCE if self.ready else 60):
             self.replace_zygote()
@@ -194,7 +194,7 @@ class Supervisor:
             self.lost = True  # it is dead, or has stopped reading, which comes to the same
 
     def feed(self, call: Call, descriptor: int) -> None:
-        """Hand over the code, as far as the pipe takes it; the rest when it takes more."""
+        """Write the code to the child's pipe, as much as it takes now."""
         try:
             while call.code:
                 call.code = call.code[os.write(descriptor, call.code) :]
@@ -206,7 +206,7 @@ class Supervisor:
         self.drop(call, descriptor)
 
     def drain(self, call: Call, descriptor: int) -> bool:
-        """Take what has been printed; False when there is no more to be had now."""
+        """Read printed output. Returns False if there is no more now."""
         try:
             data = os.read(descriptor, 1 << 16)
         except BlockingIOError:
@@ -236,7 +236,7 @@ class Supervisor:
         self.send({"op": "result", **call.answer(), "status": status, **more})
 
     def conclude(self, call: Call, report: dict[str, Any]) -> None:
-        """The status of a call from how it ended: `wait4`, and which limit of ours had struck."""
+        """Return the status of a call from how it ended: `wait4`, and the limit that was reached."""
         ended = os.waitstatus_to_exitcode(report["status"])
         signum, status, cause = (-ended if ended < 0 else None), "error" if ended else "ok", None
         if report["setup"]:
@@ -259,11 +259,11 @@ class Supervisor:
         self.finish(call, status, cause=cause, zygote_died=False, exit_code=code, signal=signum, **measured)
 
     def blame(self, call: Call) -> tuple[str, str | None]:
-        """SIGKILL that is not ours: itself, or the kernel's, for its own memory or for a neighbour's.
+        """Decide the status after a SIGKILL that we did not send: by the program itself, or by the kernel for
+        memory.
 
-        The kernel takes the largest process, which need not be of the largest call: a hog of many small ones
-        outlives its neighbours. So nobody is blamed beside others.
-        """
+        The kernel kills the largest process, which may belong to another call than the one that uses most memory.
+        So no call is blamed while others run beside it."""
         kills = oom_kills()
         if kills <= max(self.ooms, call.ooms_before):  # what was killed before it began is not its doing
             return "killed", None
@@ -297,7 +297,7 @@ class Supervisor:
         self.zygote.wait()
 
     def replace_zygote(self) -> None:
-        """Calls that ran are lost, and said to be; the queue goes on with the next zygote."""
+        """Report running calls as lost, and continue the queue with a new zygote."""
         was_ready = self.ready
         self.end_zygote()
         if not was_ready:
@@ -333,7 +333,7 @@ class Supervisor:
 
 
 def oom_kills() -> int:
-    """Processes that the kernel has killed for memory in this container, by cgroup v2 or v1."""
+    """Count the processes that the kernel killed for memory in this container, by cgroup v2 or v1."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         try:
             with open(path) as file:
@@ -344,7 +344,7 @@ def oom_kills() -> int:
 
 
 def reap_orphans(zygote: int) -> None:
-    """Zombies that fell to pid 1 when a zygote died; the zygote itself is left to its Popen."""
+    """Reap zombies that pid 1 inherited from a dead zygote. The zygote itself is reaped by its Popen."""
     while True:
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

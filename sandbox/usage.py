@@ -1,9 +1,8 @@
-"""What a call has used, over all of its processes: CPU, and the time it waited for a core, from /proc.
+"""Measure CPU time and time spent waiting for a core of all processes of a call, from /proc.
 
-A task's time is one of three: it ran, it was ready and waited for a core (its run delay), or it slept.
-Only the third counts against a wall limit. The demand of a call is the number of its tasks, on average, that
-ran or were ready; it decides how little of a core each of them gets.
-"""
+A task runs, waits for a core (its run delay), or sleeps. Time spent waiting for a core does not count against the
+wall limit. The demand of a call is the average number of its tasks that ran or waited for a core. It decides the
+nice value of its tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ NICEST = 19
 
 
 class Usage:
-    """The figures of one call, kept up by `look`."""
+    """Usage of one call, updated by `Zygote.look`."""
 
     def __init__(self) -> None:
         self.began = self.looked = time.monotonic()
@@ -25,7 +24,7 @@ class Usage:
         self.tasks: dict[int, tuple[float, float]] = {}  # CPU seconds and run delay, by thread id
 
     def update(self, processes: dict[int, float]) -> int:
-        """Add what its processes (their CPU seconds, by pid) did since the last look; returns their demand."""
+        """Add what the processes (CPU seconds by pid) used since the last update. Returns the demand."""
         now = time.monotonic()
         span, self.looked = max(now - self.looked, 1e-3), now
         before, self.tasks = self.tasks, {tid: figures for pid in processes for tid, figures in threads(pid)}
@@ -39,16 +38,16 @@ class Usage:
         return round((waited + sum(cpu for cpu, _ in new)) / span)
 
     def share(self, demand: int) -> bool:
-        """Weigh all its tasks as much as one of a call that runs a single one; True when their nice value changed.
+        """Give all tasks of the call together the weight of one task. Returns True if their nice value changed.
 
-        Each nice value divides a task's weight by 1.25. Without a privilege it can only rise.
+        Each nice level divides a task's weight by 1.25. Without privileges the value can only rise.
         """
         nice = min(round(math.log(max(demand, 1), 1.25)), NICEST)
         changed, self.nice = nice > self.nice, max(nice, self.nice)
         return changed
 
     def renice(self) -> None:
-        """Threads that start later inherit it."""
+        """Set the nice value of all threads. Threads that start later inherit it."""
         for tid in self.tasks:
             try:
                 os.setpriority(os.PRIO_PROCESS, tid, self.nice)
@@ -57,7 +56,7 @@ class Usage:
 
 
 def threads(pid: int) -> list[tuple[int, tuple[float, float]]]:
-    """CPU seconds and run delay of each thread of a process; none where the kernel does not count them."""
+    """Return CPU seconds and run delay of each thread of a process; empty if the kernel does not count them."""
     found = []
     try:
         for tid in os.listdir(f"/proc/{pid}/task"):
@@ -70,7 +69,7 @@ def threads(pid: int) -> list[tuple[int, tuple[float, float]]]:
 
 
 def processes() -> tuple[dict[int, float], dict[int, int], dict[int, int]]:
-    """CPU seconds (with those of children it has waited for), user id and parent of each process, by pid."""
+    """Return CPU seconds (with those of reaped children), user id and parent of each process, by pid."""
     cpu, uids, parents = {}, {}, {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -86,9 +85,10 @@ def processes() -> tuple[dict[int, float], dict[int, int], dict[int, int]]:
 
 
 def by_call(calls: dict[int, int | None]) -> dict[int, dict[int, float]]:
-    """The processes of each call, with their CPU seconds. `calls`: user id, if it has one, by first process.
+    """Group processes and their CPU seconds by call. `calls` maps the first process of a call to its user id or
+    None.
 
-    A call's processes are those under its user id, else those that descend from its first one.
+    The processes of a call have its user id or, without one, descend from its first process.
     """
     cpu, owners, parents = processes()
     first = {uid: pid for pid, uid in calls.items() if uid is not None}

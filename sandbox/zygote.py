@@ -1,8 +1,7 @@
-"""The process that has numpy and sympy loaded: it forks a child per call, waits for it, and cleans up after it.
+"""Fork a child for each call from a process that has numpy and sympy loaded, wait for it, and clean up after it.
 
-One turn: an order from the supervisor (with the child's three pipes) → fork → `wait4` or deadline → kill what
-is left of the call → empty its folder → report. A slot is reported only once it is as good as new.
-"""
+One call: an order from the supervisor (with the child's three pipes) → fork → `wait4` or deadline → kill the
+remaining processes → empty the folder → report. A slot is reported after it has been cleaned."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ LOOK = 0.25  # seconds between two looks at what the calls use; most calls end b
 
 
 class Run:
-    """One child, as the zygote sees it."""
+    """One running child."""
 
     def __init__(self, slot: int, serial: int, pid: int, setup: int, limits: tuple[float, float, float]) -> None:
         self.slot, self.serial, self.pid, self.setup = slot, serial, pid, setup
@@ -48,7 +47,7 @@ class Run:
 
 
 class Zygote:
-    """Forks a child per call, waits for it, and leaves its slot as it was."""
+    """Fork a child for each call, wait for it, and clean its slot."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -68,19 +67,23 @@ class Zygote:
         return "namespace" if self.config["walls"] == "namespaces" else "group"
 
     def serve(self) -> None:
+        """Isolate this process, load the libraries, report that it is ready, and handle orders for ever."""
+        # 1. Walls, and protection of this process from its children.
         if self.walls == "namespaces":
             self.base = "/slots"
             kernel.build_walls(self.config, self.cell)
         if kernel.LINUX:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
             kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        # 2. Slots.
         if self.cell == "uid":
-            os.setresuid(self.config["uid_base"] - 1, 0, 0)  # so that kill(-1) as a slot hits no process of ours
+            os.setresuid(self.config["uid_base"] - 1, 0, 0)  # kill(-1) under a slot's id then spares our processes
             for slot in range(self.config["slots"]):
                 self.prepare_folder(slot)
         elif self.cell == "namespace":
             self.pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
             self.proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+        # 3. Libraries. Their objects are frozen, so that children share their memory.
         versions = preload()
         self.limits = kernel.limits(self.config, self.cell)
         self.filter = kernel.Seccomp.build() if kernel.LINUX else None
@@ -107,11 +110,14 @@ class Zygote:
             os._exit(0)
 
     def step(self) -> None:
+        """Wait for an order, an ended child or a deadline, and handle it."""
+        # 1. Wait.
         pause = LOOK if self.runs else 60.0
         if self.deadlines:
             pause = min(pause, self.deadlines[0][0] - time.monotonic())
         sources: list[Any] = [self.control, self.bell]
         readable, _, _ = select.select(sources, [], [], 0.002 if self.closing else max(pause, 0))
+        # 2. Orders, ended children, usage.
         if self.bell in readable:
             os.read(self.bell, 4096)
         if self.control in readable:
@@ -119,6 +125,7 @@ class Zygote:
         self.reap()
         if kernel.LINUX and time.monotonic() - self.looked > LOOK:
             self.look()
+        # 3. Deadlines, then slots of ended calls.
         now = time.monotonic()
         while self.deadlines and self.deadlines[0][0] <= now:
             run = self.runs.get(heapq.heappop(self.deadlines)[1])
@@ -128,7 +135,7 @@ class Zygote:
         self.closing = [run for run in self.closing if not self.close(run)]
 
     def look(self) -> None:
-        """Measure the calls that have run for a while: end those over their CPU limit, weigh the others' tasks."""
+        """Measure the running calls: end those over their CPU limit, and set the nice values of the others."""
         self.looked = time.monotonic()
         old = {run.pid: run for run in self.runs.values() if self.looked - run.began > LOOK and not run.late}
         if not old:
@@ -147,7 +154,7 @@ class Zygote:
                     run.usage.renice()
 
     def extend(self, run: Run, now: float) -> bool:
-        """Time that it waited for a core is not time that it wasted: put its wall limit off by that."""
+        """Extend the wall limit of a call by the time that it waited for a core. Returns True if it may go on."""
         if kernel.LINUX and now - run.usage.looked > 0.01:
             self.look()
         run.starved = run.usage.waited > run.longest - run.wall
@@ -172,6 +179,7 @@ class Zygote:
             self.say({"alive": True})
 
     def fork(self, slot: int, serial: int, limits: tuple[float, float, float], descriptors: list[int]) -> None:
+        """Fork a child for a call. `descriptors` are the pipes of its stdin, stdout and stderr."""
         setup, theirs = os.pipe()
         folder = os.path.join(self.base, str(slot)) if self.cell != "namespace" else "/slots/0"
         if self.cell == "group":
@@ -218,14 +226,14 @@ class Zygote:
                 self.closing.append(run)
 
     def next_ended(self) -> tuple[int, int]:
-        """A process to reap and its slot; (-1, -1) where only reaping tells which, (0, 0) when none has ended."""
+        """Return an ended process and its slot; (-1, -1) if only reaping tells which, (0, 0) if none has ended."""
         if self.cell != "uid":
             return -1, -1
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return (found.si_pid, found.si_uid - self.config["uid_base"]) if found else (0, 0)
 
     def close(self, run: Run) -> bool:
-        """Make the slot as new; False while something of the call is still dying."""
+        """Clean the slot. Returns False while processes of the call are still ending."""
         if self.cell == "uid":
             self.sweep(run.slot)
             if strangers(set(self.runs), self.config["uid_base"] + run.slot):
@@ -250,7 +258,7 @@ class Zygote:
         sweep(self.config["uid_base"] + slot, self.config["uid_base"] - 2)
 
     def prepare_folder(self, slot: int) -> None:
-        """At the start: the folder is there, and nothing of a zygote before us lives in it."""
+        """Prepare the folder of a slot at the start, and remove processes of an earlier zygote."""
         folder, uid = os.path.join(self.base, str(slot)), self.config["uid_base"] + slot
         if not os.path.isdir(folder):
             os.mkdir(folder, 0o700)
@@ -266,7 +274,7 @@ class Zygote:
 
     @contextlib.contextmanager
     def acting_as(self, slot: int) -> Iterator[None]:
-        """Under the slot's user id, where there is one: root without capabilities may touch nothing of it."""
+        """Act under the slot's user id, if it has one: root without capabilities may not touch its files."""
         if self.cell == "uid":
             os.seteuid(self.config["uid_base"] + slot)
         try:
@@ -277,7 +285,7 @@ class Zygote:
 
 
 def preload() -> dict[str, str | None]:
-    """Import what programs use, lazy parts included, so that a fork finds it warm."""
+    """Import the modules that programs use, lazy parts included, so that each fork has them loaded."""
     versions: dict[str, str | None] = {"python": platform.python_version(), "numpy": None, "sympy": None}
     sys.path[:0] = [path for path in ("/opt/sandbox",) if os.path.isdir(path)]
     for name in ("math", "cmath", "decimal", "fractions", "itertools", "functools", "statistics", "re", "string",
@@ -299,12 +307,11 @@ def preload() -> dict[str, str | None]:
 
 
 def sweep(uid: int, nobody: int) -> None:
-    """Kill every process of a user id at one stroke: nothing can fork away from kill(-1).
+    """Kill every process of a user id at once: no process can escape kill(-1) by forking.
 
-    A signal may go from our real or effective id to the target's real or saved one. So for the stroke our real
-    id is one that no process has (a child just forked still has our usual one), and our saved one stays 0:
-    nothing of the slot can hit us back while we wear its id.
-    """
+    A signal is allowed from our real or effective id to the target's real or saved id. During the kill, our real
+    id is one that no process has (a child just forked still has our usual one), and our saved id stays 0, so that
+    no process of the slot can signal us."""
     real = os.getuid()
     os.setresuid(nobody, uid, 0)
     try:
@@ -325,16 +332,16 @@ def kill_group(pid: int) -> None:
 
 
 def strangers(known: set[int], uid: int | None = None) -> list[int]:
-    """Children that we did not fork: what programs left behind falls to us, their subreaper."""
+    """Return children that we did not fork: processes left by programs, which we inherit as their subreaper."""
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
         found = [int(pid) for pid in file.read().split() if int(pid) not in known]
     return [pid for pid in found if uid is None or kernel.owner(pid) == uid]
 
 
 def wipe(folder: str) -> None:
-    """Empty a folder whose owner is gone, whatever its modes, in constant stack and descriptors.
+    """Empty a folder, whatever its modes, with constant stack and number of descriptors.
 
-    Folders are flattened upwards: recursion would break on a chain of a thousand.
+    Nested folders are moved up first: recursion would fail on a chain of a thousand.
     """
     if os.stat(folder).st_mode & 0o7777 != 0o700:
         os.chmod(folder, 0o700)
