@@ -56,7 +56,7 @@ def greedy_equality(args: argparse.Namespace) -> dict[str, float]:
     for name, row in enumerate(rows):
         engine.submit(Request(name, row.prompt, row.key, args.tokens, False))
     ours: dict[int, list[int]] = {}
-    while engine.slots.rows:
+    while engine.scheduler.rows:
         ours |= {stop.row: stop.token_ids for stop in engine.step()}
     config = GenerationConfig(do_sample=False, max_new_tokens=args.tokens, pad_token_id=0)
     for name, row in enumerate(rows):

@@ -111,7 +111,7 @@ class ForcedEngine(Engine):
         return stopped
 
     def _ends(self, row: SequenceState, token: int) -> Literal["eos", "call", "length"] | None:
-        if row.left == 0:
+        if row.budget_left == 0:
             return "length"
         return "call" if len(row.tokens) - len(row.prompt) in self.ends_at[row.request.row] else None
 
@@ -128,7 +128,7 @@ def run_engine(
         engine.submit(Request(name, row.prompt, row.key, sum(row.parts) + len(INSERTED) * len(calls), True))
     waiting: dict[int, Answer] = {}
     engine.ready = lambda: any(answer.done() for answer in waiting.values())
-    while engine.slots.rows:
+    while engine.scheduler.rows:
         stopped = engine.step()
         waiting |= {stop.row: call() for stop in stopped if stop.reason == "call"}
         answered = [name for name, answer in waiting.items() if answer.done()]

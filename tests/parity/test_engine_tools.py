@@ -111,8 +111,8 @@ def test_a_released_row_frees_its_slot_and_the_last_one_the_cache() -> None:
     while engine.step():
         pass
     engine.release(0)
-    assert engine.slots.cache.slots > 0
+    assert engine.scheduler.cache.slots > 0
     engine.release(1)
-    assert engine.slots.cache.slots == 0 and engine.step() == []
+    assert engine.scheduler.cache.slots == 0 and engine.step() == []
     done = run(engine, [Request(0, [1, 2, 3], 0, 2, False)])
     assert done[0].reason == "length"

@@ -1,1 +1,1 @@
-"""Generate with continuous batching: the fast twin of `generation`."""
+"""Generate with continuous batching: the fast implementation of `generation`'s interface."""

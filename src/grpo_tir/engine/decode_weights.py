@@ -28,15 +28,15 @@ def make_decode_copy(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16
 
 @torch.no_grad()
 def refresh_decode_copy(decode_copy: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Overwrite the copy with the current weights. Call after every optimizer step."""
+    """Overwrite the copy with the current weights. Call after the weights have changed."""
     torch._foreach_copy_(list(decode_copy.parameters()), list(model.parameters()))
 
 
-ROWS = 64  # for which the layout is chosen; any number may then be multiplied
+ROWS = 64  # batch size for which oneDNN chooses the layout; other sizes also work
 
 
 class BlockedWeights:
-    """Copies of linear weights in a CPU layout, made on first use and kept until dropped."""
+    """Hold copies of linear weights in oneDNN's layout. They are made on first use and kept until dropped."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers: list[Any] = [layer for layer in model.modules() if _fits(layer)]
@@ -49,8 +49,8 @@ class BlockedWeights:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Let the model compute with the copies. A copy is made anew if the version of its weight has changed."""
-        if torch.is_autocast_enabled("cpu"):  # which would hand the layers another type
+        """Let the model compute with the copies. All are made anew if the version of any weight has changed."""
+        if torch.is_autocast_enabled("cpu"):  # the layers would get inputs of another type
             yield
             return
         if self.versions != (versions := [layer.weight._version for layer in self.layers]):
@@ -61,15 +61,15 @@ class BlockedWeights:
             yield
         finally:
             for layer in self.layers:
-                del layer.forward  # the instance's; the class's is behind it
+                del layer.forward  # the instance attribute; the class's method is used again
 
 
 def _fits(layer: torch.nn.Module) -> bool:
     return (
         type(layer) is torch.nn.Linear
-        and "forward" not in vars(layer)  # somebody else has put theirs
+        and "forward" not in vars(layer)  # another library has replaced it
         and (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
-        and not layer.weight.is_inference()  # which has no version
+        and not layer.weight.is_inference()  # inference tensors have no version
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

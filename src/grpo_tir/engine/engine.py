@@ -1,14 +1,14 @@
-"""Generate with continuous batching over the live model: the fast generator for rows that pause for a tool.
+"""Generate with continuous batching: the fast `Generator`, for rows that pause for a tool.
 
 Every forward feeds each running row the tokens that have no KV yet (`kv_cache.RaggedBatch`). Prefill, decoding and
 the return from a tool are therefore the same step:
 
     row 0   prompt response ▸                1 token
-    row 1   prompt response call output▸     the output in one chunk, among the others
+    row 1   prompt response call output▸     the output in one chunk, in the same forward
     row 2   prompt▸                          the prompt, once for all samples of its group
 
-`scheduler.Scheduler` decides which rows run. Every forward uses the model's own weights, on a CPU in a copy
-that is made anew when they change. Nothing is kept after the last row has ended, so nothing can be stale.
+`scheduler.Scheduler` decides which rows run. KV cache and weight copies are freed when the last row has ended, so
+that they are never used after an update of the weights.
 
 Shapes: B running rows, N tokens fed, V vocabulary.
 """
@@ -34,18 +34,18 @@ from grpo_tir.generation.stopping import CodeBlockStopping
 
 __all__ = ["Engine", "unsupported_reason"]
 
-SORT_EVERY = 32  # forwards: sorting copies the cache once, attention reads it at every one
-CHUNK_TOKENS = 2048  # prefilled in one forward, over all rows: bounds its activations and the others' delay
+SORT_EVERY = 32  # forwards between sorts: a sort copies the cache once, but every forward reads it
+CHUNK_TOKENS = 2048  # prefilled in one forward by all rows: limits activation memory and the delay of other rows
 
 
 class Engine:
     """Implement `Generator` with continuous batching.
 
     Args:
-        model: any causal language model for which `unsupported_reason` returns None. On CUDA a bf16 copy that
-            is refreshed after each update; on CPU the trained weights themselves.
+        model: any causal language model for which `unsupported_reason` returns None. Training passes a bf16 copy
+            on CUDA and the trained model itself on a CPU (`Policy.decoder`).
         stopping: criterion that pauses a row; None pauses no row.
-        sampling: distribution of the draws.
+        sampling: distribution that tokens are drawn from.
         eos_ids: tokens that end a row.
         max_rows: largest number of rows that run at the same time; 0 means no limit.
         kv_tokens: capacity of the KV cache in tokens, padding included; 0 means as many as the rows need.
@@ -71,14 +71,14 @@ class Engine:
         self.ready: Callable[[], bool] = lambda: False
         self.counts: Counter[str] = Counter()
         """Work done so far: `forwards`, `tokens` fed, `evictions`, `sorts`."""
-        self.ages = 0
+        self.submitted = 0
         self.weights = BlockedWeights(model)
         self._clear()
 
     def _clear(self) -> None:
-        self.slots = Scheduler(make_cache(self.model), self.max_rows, self.kv_tokens, self.counts)
+        self.scheduler = Scheduler(make_cache(self.model), self.max_rows, self.kv_tokens, self.counts)
         self.weights.drop()
-        self.prompts: dict[tuple[int, ...], tuple[int, ...]] = {}  # one object a prompt: compared by identity
+        self.prompts: dict[tuple[int, ...], tuple[int, ...]] = {}  # one object for each prompt, compared by `is`
 
     # --- the protocol ---------------------------------------------------------------------------------------
 
@@ -95,34 +95,34 @@ class Engine:
                 f"(prompt {len(request.prompt_ids)} + budget {request.budget}): raise it, or lower the budget"
             )
         prompt = tuple(request.prompt_ids)
-        row = SequenceState(request, self.ages, self.prompts.setdefault(prompt, prompt))
-        self.ages += 1
-        self.slots.rows[request.row] = row
-        self.slots.enqueue(row)
+        row = SequenceState(request, self.submitted, self.prompts.setdefault(prompt, prompt))
+        self.submitted += 1
+        self.scheduler.rows[request.row] = row
+        self.scheduler.enqueue(row)
 
     def step(self) -> list[Stopped]:
         """Decode until a row stops or the caller is `ready`. Returns [] at once if no row can continue."""
         with decoding(self.model), self.weights.used():
-            while self.slots.admit():
+            while self.scheduler.admit():
                 stopped = self._advance()
-                if not self.slots.rows:
-                    self._clear()  # the learner gets the memory
+                if not self.scheduler.rows:
+                    self._clear()  # frees the memory for the learner
                 if stopped or self.ready():
                     return stopped
         return []
 
     def resume(self, row: int, token_ids: list[int], may_call: bool) -> None:
         """Insert tokens into a parked row and resume it."""
-        state = self.slots.rows[row]
+        state = self.scheduler.rows[row]
         state.tokens += token_ids
         state.may_call = may_call
         state.begin_segment()
-        self.slots.enqueue(state)
+        self.scheduler.enqueue(state)
 
     def release(self, row: int) -> None:
         """Remove a parked row."""
-        self.slots.remove(self.slots.rows[row])
-        if not self.slots.rows:
+        self.scheduler.remove(self.scheduler.rows[row])
+        if not self.scheduler.rows:
             self._clear()
 
     def close(self) -> None:
@@ -133,10 +133,12 @@ class Engine:
 
     def _advance(self) -> list[Stopped]:
         """Feed every running row, then draw a token for each row that has no more tokens to feed."""
+        # 1. Choose the tokens to feed.
         if self.counts["forwards"] % SORT_EVERY == 0:
-            self.slots.sort()
+            self.scheduler.sort()
         feeds = self._feed()
-        batch = RaggedBatch(self.slots.cache, feeds)
+        # 2. Run the model. Its attention writes their KV into the slots.
+        batch = RaggedBatch(self.scheduler.cache, feeds)
         output = self.model(
             input_ids=batch.input_ids[None],
             position_ids=batch.positions[None],
@@ -145,8 +147,9 @@ class Engine:
             ragged=batch,
         )
         self.counts.update(forwards=1, tokens=len(batch.input_ids))
+        # 3. Draw for the rows whose tokens all have KV now.
         due = []
-        for row, (start, tokens) in zip(self.slots.running_rows(), feeds):
+        for row, (start, tokens) in zip(self.scheduler.running_rows(), feeds):
             row.cached = start + len(tokens)
             if row.cached == len(row.tokens):
                 due.append(row)
@@ -158,15 +161,15 @@ class Engine:
     def _feed(self) -> list[tuple[int, list[int]]]:
         """Return for each running row the position and ids of the tokens to feed. Widens the slots if needed."""
         while True:
-            room, feeds = CHUNK_TOKENS, []
-            for row in self.slots.running_rows():
+            room, feeds = CHUNK_TOKENS, []  # room: tokens that may still be prefilled
+            for row in self.scheduler.running_rows():
                 tokens = row.tokens[row.cached : row.cached + max(room, 1)]
                 room -= len(tokens) if len(tokens) > 1 else 0
                 feeds.append((row.cached, tokens))
             width = max(start + len(tokens) for start, tokens in feeds)
-            if width <= self.slots.cache.width:
+            if width <= self.scheduler.cache.width:
                 return feeds
-            self.slots.widen(width)
+            self.scheduler.widen(width)
 
     def _sample(self, rows: list[SequenceState], logits: torch.Tensor) -> list[Stopped]:
         """Draw a token for each row from `logits` (B, V). Returns the rows that stop."""
@@ -179,15 +182,15 @@ class Engine:
             row.logprobs.append(logprob)
             if reason := self._ends(row, token):
                 if reason == "call":
-                    self.slots.park(row)
+                    self.scheduler.park(row)
                 else:
-                    self.slots.remove(row)
+                    self.scheduler.remove(row)
                 stopped.append(Stopped(row.request.row, row.tokens[row.start :], row.logprobs, reason))
         return stopped
 
     def _ends(self, row: SequenceState, token: int) -> Literal["eos", "call", "length"] | None:
-        """Return why the newest token stops the row, or None. An end or a call that just fits the budget is no
-        cut."""
+        """Return why the newest token stops the row, or None. An eos or a call at the last token of the budget is
+        not a cut."""
         if token in self.eos_ids:
             return "eos"
         if (
@@ -197,4 +200,4 @@ class Engine:
             and self.stopping.stops(row.tokens[row.start :])
         ):
             return "call"
-        return None if row.left else "length"
+        return None if row.budget_left else "length"

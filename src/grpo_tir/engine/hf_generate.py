@@ -1,4 +1,4 @@
-"""Offer the engine as a Hugging Face generation function:
+"""Use the engine from Hugging Face's `generate`:
 
     model.generate(
         **tokenizer(prompts, return_tensors="pt", padding=True),
@@ -9,7 +9,7 @@
 
 This is the `Engine` that training uses, for one batch. `generate` prepares inputs, settings and criteria as usual
 and passes them on. Rows end at an end-of-text token, at a tool call (see `stopping.stopped_at`, as in a plain
-`generate`) or at `max_length`. Options that the engine does not have raise an error; none is ignored."""
+`generate`) or at `max_length`. Options that the engine does not support raise an error; none is ignored."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.generation.stopping import CodeBlockStopping
 
-_OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
-_HANDLED = (CodeBlockStopping, EosTokenCriteria, MaxLengthCriteria)
+_SUPPORTED_PROCESSORS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+_SUPPORTED_CRITERIA = (CodeBlockStopping, EosTokenCriteria, MaxLengthCriteria)
 
 
 def engine_generate(
@@ -45,19 +45,20 @@ def engine_generate(
     kv_tokens: int = 0,
     **model_kwargs: Any,
 ) -> torch.Tensor:
-    """Generate for `model.generate`: left-padded `input_ids` (B, T) to right-padded (B, T + new).
+    """Generate for `model.generate`, which calls this. Maps left-padded `input_ids` (B, T) to (B, T + new), where
+    the new tokens are right-padded.
 
     Raises:
-        ModelError: the engine cannot decode this model, or does not have a requested option.
+        ModelError: the engine cannot decode this model, or does not support a requested option.
     """
-    _refuse_the_rest(logits_processor, stopping_criteria, generation_config, model_kwargs)
+    _refuse_unsupported(logits_processor, stopping_criteria, generation_config, model_kwargs)
     stopping = next((each for each in stopping_criteria if isinstance(each, CodeBlockStopping)), None)
     engine = Engine(
         model, stopping, _sampling(generation_config), _eos_ids(generation_config), max_rows, kv_tokens
     )
     width = input_ids.shape[1]
     mask = model_kwargs.get("attention_mask", torch.ones_like(input_ids)).bool()
-    # the draws follow torch's global generator, as those of any other `generate`
+    # seeded by torch's global generator, as in any other `generate`
     keys = torch.randint(-(1 << 62), 1 << 62, (len(input_ids),)).tolist()
     for row, (ids, keep, key) in enumerate(zip(input_ids, mask, keys)):
         may_call = stopping is not None and (not stopping.may_stop or stopping.may_stop[row])
@@ -67,10 +68,9 @@ def engine_generate(
         done |= {each.row: each for each in stopped}
     engine.close()
     if stopping is not None:
-        calls = [
+        stopping.stopped_at = [
             width + len(done[row].token_ids) if done[row].reason == "call" else None for row in range(len(done))
         ]
-        stopping.stopped_at = calls
     longest = max(len(each.token_ids) for each in done.values())
     output = input_ids.new_full((len(input_ids), width + longest), _pad_id(generation_config))
     output[:, :width] = input_ids
@@ -94,18 +94,18 @@ def _pad_id(config: GenerationConfig) -> int:
     return config.pad_token_id if config.pad_token_id is not None else next(iter(_eos_ids(config)), 0)
 
 
-def _refuse_the_rest(
+def _refuse_unsupported(
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
     config: GenerationConfig,
     model_kwargs: dict[str, Any],
 ) -> None:
-    strange = [type(each).__name__ for each in processors if not isinstance(each, _OURS)]
-    strange += [type(each).__name__ for each in criteria if not isinstance(each, _HANDLED)]
-    strange += ["return_dict_in_generate"] if config.return_dict_in_generate else []
-    strange += ["num_beams"] if (config.num_beams or 1) > 1 else []
+    unsupported = [type(each).__name__ for each in processors if not isinstance(each, _SUPPORTED_PROCESSORS)]
+    unsupported += [type(each).__name__ for each in criteria if not isinstance(each, _SUPPORTED_CRITERIA)]
+    unsupported += ["return_dict_in_generate"] if config.return_dict_in_generate else []
+    unsupported += ["num_beams"] if (config.num_beams or 1) > 1 else []
     past = model_kwargs.get("past_key_values")
     if past is not None and past.get_seq_length() > 0:
-        strange.append("past_key_values")
-    if strange:
-        raise ModelError(f"engine_generate has no {', '.join(strange)}: leave it out, or use a plain generate")
+        unsupported.append("past_key_values")
+    if unsupported:
+        raise ModelError(f"engine_generate does not support {', '.join(unsupported)}; omit custom_generate")

@@ -1,4 +1,4 @@
-"""Store keys and values of many rows, one slot each, and attend to them from a ragged batch.
+"""Store keys and values of many rows, one slot for each row, and compute attention of a ragged batch over them.
 
 One forward feeds every row the tokens that have no KV yet: one token for a row that decodes, a chunk for a row
 that starts or returns from its tool. All tokens form one sequence, so that no layer computes padding:
@@ -6,7 +6,7 @@ that starts or returns from its tool. All tokens form one sequence, so that no l
     tokens    b₁ b₂ b₃ │ a  b₄ c       chunk of b without its last token │ the last token of each row, by slot
     slot       1  1  1 │ 0  1  2
     position  40 41 42 │ 7 43  9
-                         └─ one attention for each band of neighbouring slots, over its live part
+                         └─ one attention call for each band of neighbouring slots, up to its longest row
 
 Queries are grouped by their KV head, so that grouped-query attention does not repeat the cache.
 
@@ -26,7 +26,7 @@ ATTENTION = "grpo_tir_ragged"
 
 
 class KVCache:
-    """Keys and values of `slots` x `width` tokens for each layer."""
+    """Hold keys and values of `slots` x `width` tokens for each layer."""
 
     def __init__(
         self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
@@ -44,7 +44,7 @@ class KVCache:
         """Resize to `slots` x `width`. The first `live` tokens of each remaining slot are kept."""
         keep = min(slots, self.slots)
         for i, old in enumerate(self.layers):
-            # zeros, not empty: a masked score is still computed, and 0 x NaN is NaN
+            # zeros, not empty: masked values are still multiplied by 0, and 0 x NaN is NaN
             new = old.new_zeros(2, slots, old.shape[2], width, old.shape[4])
             new[:, :keep, :, :live] = old[:, :keep, :, :live]
             self.layers[i] = new
@@ -56,12 +56,12 @@ class KVCache:
             layer[:, target, :, :length] = layer[:, source, :, :length]
 
     def permute(self, order: list[int], live: int) -> None:
-        """Move the slots `order` to the front, `live` tokens of each."""
+        """Move slot `order[i]` to slot i for every i, the first `live` tokens of each."""
         for layer in self.layers:
             layer[:, : len(order), :, :live] = layer[:, order, :, :live]
 
     def swap(self, a: int, b: int, length_a: int, length_b: int) -> None:
-        """Exchange two slots that hold `live` tokens."""
+        """Exchange the first `length_a` tokens of slot `a` with the first `length_b` of slot `b`."""
         for layer in self.layers:
             kept = layer[:, a, :, :length_a].clone()
             layer[:, a, :, :length_b] = layer[:, b, :, :length_b]
@@ -69,7 +69,7 @@ class KVCache:
 
 
 def bands(lengths: list[int]) -> list[tuple[slice, int]]:
-    """Group neighbouring slots that are attended together, each with its longest length: at most four groups."""
+    """Split slots into at most four bands of neighbours. Returns the slots and the longest length of each band."""
     size = max(8, -(-len(lengths) // 4))
     starts = range(0, len(lengths), size)
     return [
@@ -79,7 +79,7 @@ def bands(lengths: list[int]) -> list[tuple[slice, int]]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one row before the last one fed: `tokens` of the batch are `positions` of `slot`."""
+    """Tokens of one row before the last one fed: `tokens` of the batch are positions `start:stop` of `slot`."""
 
     tokens: slice
     slot: int
@@ -88,7 +88,7 @@ class Chunk:
 
 
 class RaggedBatch:
-    """Layout of the tokens of one forward. `feeds` holds (first position, token ids) for slot 0, 1, …"""
+    """Lay out the tokens of one forward. `feeds` holds (first position, token ids) for slot 0, 1, …"""
 
     def __init__(self, cache: KVCache, feeds: list[tuple[int, list[int]]]) -> None:
         device, dtype = cache.device, cache.layers[0].dtype
@@ -97,6 +97,7 @@ class RaggedBatch:
         ids: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
+        # 1. Chunks: all tokens of a row but the last.
         for slot, (start, tokens) in enumerate(feeds):
             if len(tokens) > 1:
                 stop = start + len(tokens) - 1
@@ -104,11 +105,13 @@ class RaggedBatch:
                 ids += tokens[:-1]
                 slots += [slot] * (stop - start)
                 positions += range(start, stop)
+        # 2. The last token of each row.
         ids += [tokens[-1] for _, tokens in feeds]
         slots += range(self.rows)
         positions += [start + len(tokens) - 1 for start, tokens in feeds]
         self.input_ids, self.slots, self.positions = torch.tensor([ids, slots, positions]).to(device)  # each (N,)
-        ends = self.positions[-self.rows :, None]
+        # 3. Bands of the last tokens, each with its mask.
+        ends = self.positions[-self.rows :, None]  # (B, 1)
         self.bands = [
             (slots, longest, _hide(longest, ends[slots], dtype))
             for slots, longest in bands([position + 1 for position in positions[-self.rows :]])
@@ -116,9 +119,8 @@ class RaggedBatch:
 
 
 def _hide(longest: int, ends: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Make a mask to add to scores: -inf after each row's end (B, 1), else 0. (B, 1, 1, longest)"""
-    # a multiple of 8 in memory, as CUDA's kernels want it
-    hidden = torch.arange(-(-longest // 8) * 8, device=ends.device) > ends
+    """Make a mask to add to scores, (B, 1, 1, longest): -inf after the row's last position in `ends` (B, 1)."""
+    hidden = torch.arange(-(-longest // 8) * 8, device=ends.device) > ends  # CUDA needs strides that 8 divides
     return torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill(hidden, -torch.inf)[
         :, None, None, :longest
     ]
@@ -135,21 +137,22 @@ def ragged_attention(
     ragged: RaggedBatch,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Write the batch's keys and values into their slots and attend (for transformers' `AttentionInterface`).
-    `query` (1, H, N, D), `key`, `value` (1, K, N, D) to (1, N, H, D)."""
+    """Compute attention for transformers: `query` (1, H, N, D), `key` and `value` (1, K, N, D) to (1, N, H, D).
+    Registered in `AttentionInterface`."""
     keys, values = ragged.cache.layers[module.layer_idx]  # type: ignore[index]  # each (S, K, L, D)
-    # under autocast RoPE leaves float32 queries and keys beside bf16 values
+    # 1. Write keys and values into their slots. Under autocast, RoPE returns float32 queries and keys.
     query, key, value = (tensor.to(keys.dtype) for tensor in (query, key, value))
     keys[ragged.slots, :, ragged.positions] = key[0].transpose(0, 1)
     values[ragged.slots, :, ragged.positions] = value[0].transpose(0, 1)
     heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
-    tokens = query[0].unflatten(0, (kv_heads, heads // kv_heads))  # (K, H/K, N, D)
-
+    queries = query[0].unflatten(0, (kv_heads, heads // kv_heads))  # (K, H/K, N, D)
+    # 2. Attend from each chunk.
     parts = [
-        _attend_chunk(tokens[:, :, each.tokens], keys[each.slot], values[each.slot], each, scaling)
+        _attend_chunk(queries[:, :, each.tokens], keys[each.slot], values[each.slot], each, scaling)
         for each in ragged.chunks
     ]
-    last = tokens[:, :, -ragged.rows :].permute(2, 0, 1, 3)  # (B, K, H/K, D): the group stands where time would
+    # 3. Attend from the last tokens, band by band. The heads of a KV group take the axis that is usually time.
+    last = queries[:, :, -ragged.rows :].permute(2, 0, 1, 3)  # (B, K, H/K, D)
     for slots, longest, mask in ragged.bands:
         live = (slots, slice(None), slice(longest))
         out = scaled_dot_product_attention(last[slots], keys[live], values[live], attn_mask=mask, scale=scaling)
@@ -160,9 +163,9 @@ def ragged_attention(
 def _attend_chunk(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: Chunk, scaling: float | None
 ) -> torch.Tensor:
-    """Attend from a chunk: `query` (K, H/K, n, D), `keys`, `values` (K, L, D) to (n, H, D)."""
+    """Attend from a chunk of n tokens: `query` (K, H/K, n, D), `keys` and `values` (K, L, D) to (n, H, D)."""
     groups, count = query.shape[1], query.shape[2]
-    keys = keys[:, None, : chunk.stop].expand(-1, groups, -1, -1)  # a view: nothing is repeated in memory
+    keys = keys[:, None, : chunk.stop].expand(-1, groups, -1, -1)  # a view: no copy in memory
     values = values[:, None, : chunk.stop].expand(-1, groups, -1, -1)
     mask = None
     if chunk.start > 0:

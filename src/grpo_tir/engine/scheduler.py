@@ -1,6 +1,6 @@
-"""Assign the slots of the KV cache: to running rows, parked rows, and prompts that more samples will use.
+"""Assign slots of the KV cache to running rows, parked rows, and prompts that more samples will use.
 
-    slot 0  running   prompt response ▸            the first slots, without gaps, so that attention reads a slice
+    slot 0  running   prompt response ▸            in the first slots, without gaps: attention reads a slice
     slot 1  running   prompt▸
     slot 2  parked    prompt response call         waits for its tool, keeps its KV
     slot 3  prefix    prompt                       some of its samples have not started yet
@@ -20,28 +20,28 @@ from grpo_tir.generation.protocol import Request
 
 
 class SequenceState:
-    """One request and its state."""
+    """Hold one request, its tokens so far, and its slot."""
 
     def __init__(self, request: Request, age: int, prompt: tuple[int, ...]) -> None:
         self.request, self.age, self.prompt = request, age, prompt
-        self.tokens = list(prompt)  # and the response so far
-        self.cached = 0  # leading tokens whose KV stands in the slot
+        self.tokens = list(prompt)  # prompt and response so far
+        self.cached = 0  # number of leading tokens that have KV in the slot
         self.slot: int | None = None
         self.may_call = request.may_call
         self.begin_segment()
 
     def begin_segment(self) -> None:
-        self.start = len(self.tokens)
+        self.start = len(self.tokens)  # of the segment that is sampled now
         self.logprobs: list[float] = []
 
     @property
-    def left(self) -> int:
+    def budget_left(self) -> int:
         return len(self.prompt) + self.request.budget - len(self.tokens)
 
 
 @dataclass
 class Prefix:
-    """KV of a prompt, kept while some of its samples wait for a slot."""
+    """Keep the KV of a prompt while some of its samples wait for a slot."""
 
     prompt: tuple[int, ...]
     slot: int | None
@@ -52,10 +52,10 @@ class Prefix:
 
 
 class Scheduler:
-    """All rows, the queue of waiting rows, and the cache that they share.
+    """Decide which rows run, and in which slots of the cache.
 
     Args:
-        cache: empty.
+        cache: empty KV cache.
         max_rows: largest number of rows that run at the same time; 0 means no limit.
         kv_tokens: largest slots x width of the cache; 0 means what the rows need.
         counts: counter for `evictions` and `sorts`.
@@ -64,12 +64,12 @@ class Scheduler:
     def __init__(self, cache: KVCache, max_rows: int, kv_tokens: int, counts: Counter[str]) -> None:
         self.cache, self.max_rows, self.kv_tokens, self.counts = cache, max_rows, kv_tokens, counts
         self.rows: dict[int, SequenceState] = {}
-        self.queue: list[SequenceState] = []  # wait to run, oldest first
+        self.queue: list[SequenceState] = []  # rows that wait to run, oldest first
         self.owners: list[SequenceState | Prefix | None] = []  # by slot; the first `running` are running rows
         self.running = 0
 
     def running_rows(self) -> list[SequenceState]:
-        """Running rows, ordered by slot."""
+        """Return the running rows, ordered by slot."""
         rows = [owner for owner in self.owners[: self.running] if isinstance(owner, SequenceState)]
         assert len(rows) == self.running
         return rows
@@ -79,7 +79,7 @@ class Scheduler:
         bisect.insort(self.queue, row, key=lambda waiting: waiting.age)
 
     def park(self, row: SequenceState) -> None:
-        """Park a row. It keeps its KV."""
+        """Stop running a row that waits for its tool. It keeps its KV."""
         self._close_gap(row.slot)
 
     def remove(self, row: SequenceState) -> None:
@@ -96,13 +96,15 @@ class Scheduler:
         for row in list(self.queue):
             if self.max_rows and self.running >= self.max_rows:
                 break
+            # 1. Find a slot. A row that was parked may still have its own.
             if row.slot is None:
                 if full:
                     continue
                 source = self._find(row.prompt)
                 if source and source.cached < len(row.prompt):
-                    continue  # wait: another sample's prefill computes this prompt now
+                    continue  # another sample is computing this prompt: copy it later
                 full = not self._place(row, source)
+            # 2. Move it to the first slot behind the running rows.
             if row.slot is not None:
                 self.queue.remove(row)
                 self._swap(row.slot, self.running)
@@ -111,42 +113,42 @@ class Scheduler:
 
     def _place(self, row: SequenceState, source: SequenceState | Prefix | None) -> bool:
         """Give a row a slot, with its prompt's KV if another sample has it. Returns False if there is no room."""
-        # 1. Find a slot; this may evict another owner.
+        # 1. Find a slot. This may evict another owner.
         slot = self._free_slot(len(row.prompt), source)
         if slot is None:
             return False
-        # 2. Copy the prompt's KV from the other sample. One token must still be fed, to get logits.
+        # 2. Copy the prompt's KV. At least one token must still be fed, to get logits.
         if source is not None and source.slot is not None:
             row.cached = min(len(row.prompt), len(row.tokens) - 1)
             if slot != source.slot:
                 self.cache.copy(source.slot, slot, row.cached)
         self.owners[slot], row.slot = row, slot
-        # 3. Drop the stored prompt if this was the last sample that waited for it.
+        # 3. Free the prefix if no other sample waits for it.
         if isinstance(source, Prefix) and slot != source.slot and not self._awaited(row.prompt):
             self._vacate(source)
         return True
 
     def _free_slot(self, width: int, source: SequenceState | Prefix | None) -> int | None:
-        """Return an empty slot; else a new one, the prefix's own, or one taken by eviction."""
-        if None in self.owners[self.running :]:
+        """Return the slot for a new row of `width` tokens; None if there is no room."""
+        if None in self.owners[self.running :]:  # 1. an empty slot
             return self.owners.index(None, self.running)
         limit = self._limit(max(self.cache.width, width))
         slots = len(self.owners)
-        if slots < limit:
+        if slots < limit:  # 2. a new slot, if the memory allows it
             self._resize(min(limit, max(slots + 1, min(len(self.rows), 2 * slots))), max(self.cache.width, width))
             return slots
-        if isinstance(source, Prefix):
+        if isinstance(source, Prefix):  # 3. the slot of this prompt's prefix
             return source.slot
-        if self._evict(parked=self.running == 0):
+        if self._evict(parked=self.running == 0):  # 4. another prefix's; if no row runs, a parked row's
             return self.owners.index(None, self.running)
         return None
 
     def _limit(self, width: int) -> int:
-        """Return the number of slots of that width that the memory allows."""
+        """Return the number of slots of `width` tokens that `kv_tokens` allows."""
         return self.kv_tokens // width if self.kv_tokens else 1 << 40
 
     def widen(self, width: int) -> None:
-        """Widen every slot to `width` tokens and some reserve. Evicts rows that then have no slot."""
+        """Widen every slot to `width` tokens plus a reserve of a quarter. Evicts if fewer slots then fit."""
         longest = max(len(row.prompt) + row.request.budget for row in self.rows.values())
         width = min(max(width * 5 // 4, 64), longest)
         slots = min(self._limit(width), max(len(self.rows), 1))
@@ -155,7 +157,7 @@ class Scheduler:
         self._resize(slots, width)
 
     def _resize(self, slots: int, width: int) -> None:
-        for source in range(slots, len(self.owners)):  # move owners into free slots below
+        for source in range(slots, len(self.owners)):  # move their owners to empty slots that remain
             if self.owners[source] is not None:
                 self._swap(source, self.owners.index(None, self.running))
         live = max((owner.cached for owner in self.owners if owner), default=0)
@@ -163,7 +165,7 @@ class Scheduler:
         self.owners = (self.owners + [None] * slots)[:slots]
 
     def sort(self) -> None:
-        """Sort rows by length if that saves a fifth of the tokens that attention reads."""
+        """Sort running rows by length if attention otherwise reads over 1.2 times as many tokens."""
         rows = self.running_rows()
         order = sorted(rows, key=lambda row: -row.cached)
         if _padded(rows) > 1.2 * _padded(order):
@@ -173,7 +175,7 @@ class Scheduler:
                 self.owners[slot], row.slot = row, slot
 
     def _evict(self, parked: bool = False, running: bool = False) -> bool:
-        """Evict a prefix, else (if allowed) a parked row, else the youngest running row."""
+        """Evict a prefix, else (if allowed) a parked row, else (if allowed) the youngest running row."""
         victim = self._victim(parked, running)
         if isinstance(victim, SequenceState):
             self.counts["evictions"] += 1
@@ -192,7 +194,7 @@ class Scheduler:
                 return owner
         rows = [owner for owner in idle if isinstance(owner, SequenceState)]
         if rows and parked:
-            return max(rows, key=lambda row: (row not in self.queue, row.age))  # first one that cannot run yet
+            return max(rows, key=lambda row: (row not in self.queue, row.age))  # first a row that waits for a tool
         if running:
             return max(self.running_rows(), key=lambda row: row.age)
         return None
@@ -201,13 +203,13 @@ class Scheduler:
         return [owner for owner in self.owners[self.running :] if owner]
 
     def _close_gap(self, slot: int | None) -> None:
-        """Close the gap of a row among the running ones. The content of its slot stays cached."""
+        """Take a row out of the running ones: exchange it with the last of them. Its KV is kept."""
         assert slot is not None
         self.running -= 1
         self._swap(slot, self.running)
 
     def _vacate(self, owner: SequenceState | Prefix) -> None:
-        """Empty a slot, unless waiting samples need its prompt and no other slot has it."""
+        """Empty a slot, or keep it as a `Prefix` if waiting samples need its prompt and no other slot has it."""
         slot, owner.slot = owner.slot, None
         if slot is None:
             return
@@ -235,7 +237,7 @@ class Scheduler:
                 owner.slot = slot
 
     def _find(self, prompt: tuple[int, ...]) -> SequenceState | Prefix | None:
-        """Return the slot owner that holds most of this prompt's KV."""
+        """Return the owner of a slot with this prompt, the one with the most KV; None if there is none."""
         found = [owner for owner in self.owners if owner and owner.prompt is prompt]
         return max(found, key=lambda owner: owner.cached, default=None)
 
@@ -244,5 +246,5 @@ class Scheduler:
 
 
 def _padded(rows: list[SequenceState]) -> int:
-    """Count the cached tokens that attention reads, padding included."""
+    """Return the number of cached tokens that attention reads, padding included."""
     return sum((slots.stop - slots.start) * longest for slots, longest in bands([row.cached for row in rows]))

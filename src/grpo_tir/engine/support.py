@@ -1,4 +1,4 @@
-"""Check which models the engine can decode, and put a model into decoding state."""
+"""Check whether the engine can decode a model, and prepare a model for decoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REASONS: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
 
 
 def unsupported_reason(model: PreTrainedModel) -> str | None:
-    """Return in one line why the engine cannot decode a model; None if it can. Checked once for each model."""
+    """Return one line that tells why the engine cannot decode a model; None if it can. Cached for each model."""
     if model not in _REASONS:
         _REASONS[model] = _find_reason(model)
     return _REASONS[model]
@@ -42,7 +42,7 @@ def _find_reason(model: PreTrainedModel) -> str | None:
 
 @torch.no_grad()
 def _probe(model: PreTrainedModel) -> str | None:
-    """Decode a few tokens of two rows and compare with plain forwards. This finds what no feature list covers."""
+    """Decode a few tokens of two rows and compare with plain forwards. This finds faults that no list covers."""
     rows = [[token % model.config.get_text_config().vocab_size for token in row] for row in ([5, 6, 7, 8], [9, 3])]
     cache = make_cache(model)
     cache.resize(2, 8, 0)
@@ -57,7 +57,7 @@ def _probe(model: PreTrainedModel) -> str | None:
                     use_cache=False,
                     ragged=batch,
                 ).logits[0]
-    except Exception as error:  # whatever a foreign model raises is the reason
+    except Exception as error:  # a model of another library may raise anything
         return f"its forward fails on a ragged batch ({type(error).__name__}: {str(error).splitlines()[0]})"
     with _eval(model):
         device = cache.device
@@ -87,15 +87,15 @@ def kv_shape(model: PreTrainedModel) -> tuple[int, int, int]:
 
 @contextmanager
 def decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Set our attention, turn dropout and gradients off. Uses `no_grad`, not `inference_mode`: a buffer that a
-    module makes meanwhile must still be usable for training."""
-    theirs = model.config._attn_implementation
+    """Let a model use our attention, without dropout and gradients. Uses `no_grad`, not `inference_mode`: a buffer
+    that a module makes meanwhile must still be usable for training."""
+    previous = model.config._attn_implementation
     model.config._attn_implementation = ATTENTION
     try:
         with _eval(model), torch.no_grad():
             yield
     finally:
-        model.config._attn_implementation = theirs
+        model.config._attn_implementation = previous
 
 
 @contextmanager
