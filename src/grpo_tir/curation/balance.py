@@ -1,8 +1,8 @@
-"""As many problems of each difficulty as there are, up to a common height.
+"""Draw a subset with equally many problems of each difficulty class.
 
-The paper says "balanced difficulty" and not how. Here: classes are filled like vessels with water until the wanted
-number is reached, so a rare class is taken whole and a frequent one is cut. Which members of a cut class stay is
-drawn by a hash of the id, so that it depends neither on the order of the rows nor on a library.
+The paper writes "balanced difficulty" and does not define it. Here all classes get one common quota, chosen so
+that the wanted total is reached. A class with fewer problems than the quota is kept complete. The members of a
+larger class are drawn by a hash of their id, so the draw does not depend on the order of the rows or on a library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 
 def difficulty_class(value: str | float) -> str:
-    """What counts as equally difficult: tenths of an accuracy ("0.3-0.4"), whole levels, or any other label."""
+    """Return the difficulty class: a tenth of an accuracy ("0.3-0.4"), an integer level, or the label itself."""
     try:
         number = float(value)
     except ValueError:
@@ -27,7 +27,7 @@ def difficulty_class(value: str | float) -> str:
 
 
 def water_fill(counts: Mapping[str, int], size: int) -> dict[str, int]:
-    """How many of each class to take so that `size` are taken in all, or every one if there are fewer.
+    """Return how many problems of each class to take, `size` in total, or all of them if there are fewer.
 
     >>> water_fill({"easy": 100, "hard": 3}, 13)
     {'easy': 10, 'hard': 3}
@@ -41,16 +41,17 @@ def water_fill(counts: Mapping[str, int], size: int) -> dict[str, int]:
 
 
 def lot(seed: int, name: str) -> int:
-    """A problem's place in the draw: the lowest of its class stay. 63 bits, so that a database can sort by it."""
+    """Return the draw number of a problem; the lowest of a class are kept. 63 bits, so that SQLite can sort it."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "big") >> 1
 
 
 def balance(classes: Mapping[str, str], size: int, seed: int = 0) -> set[str]:
-    """The ids that stay.
+    """Return the ids that are kept.
 
     Args:
         classes: difficulty class of each id.
-        size: how many are wanted in all.
+        size: number of problems to keep.
+        seed: seed of the draw.
     """
     members: dict[str, list[str]] = {}
     for name, label in classes.items():

@@ -1,16 +1,15 @@
-"""From raw sources to one file of problems that a run can be paid for (ToRL, section 3.1).
+"""Build one file of training problems from raw sources (ToRL, section 3.1).
 
     rows ─► read and filter ─► benchmarks? ─► too long? ─► can the gold be judged? ─► repeated? ─► balance ─► OUT
             (filters)          (contamination) (tokenizer)  (grading, in processes)   (dedup)     (balance)
 
     OUT               the problems, in the order of the sources
-    OUT.rejects.jsonl every other row, with its reason
-    OUT.card.md/json  what came from where, what went out and why, hashes of all that went in and came out
+    OUT.rejects.jsonl every other row, with the reason
+    OUT.card.md/json  counts by source and by reason, hashes of all input and output
 
-Each row's fate follows from the rows before it and the settings alone, so the same input gives the same bytes,
-and a build that was killed gives them too when it is started again: rows and progress lie in one database
-(dedup.Store). Only reading ahead is parallel: a gold is judged in a worker process, while the rows behind it are
-being read.
+The decision on a row depends only on the settings and on the rows before it. So the same input gives the same
+bytes, also after a kill: all rows that were read are in one database (dedup.Store), and the next build continues
+behind them. Only the grader runs in parallel: a worker process judges a gold while the next rows are read.
 """
 
 from __future__ import annotations
@@ -38,22 +37,24 @@ from grpo_tir.grading.grader import Grader
 from grpo_tir.utils.files import replacing
 
 COMMIT_EVERY = 500
-"""Rows; so many at most are read again after a kill."""
+"""Rows between two commits: at most so many are read again after a kill."""
 GOLD_SECONDS = 10.0
-"""For one gold; five times what an answer gets in training, lest a busy machine decides what can be judged."""
+"""Time limit for one gold: five times the limit in training, so that a busy machine does not change the result."""
 AHEAD = 16
-"""Rows for each worker that are read before the first of them is done."""
+"""Rows for each worker that are read before the first of them is judged."""
 
 
 class Build:
-    """One build: `run` reads all sources to their end and writes the files.
+    """Build one data set: `run` reads all sources and writes the files.
 
     Args:
-        sources: in this order; of two equal problems the first one stays.
-        benchmarks: what must not be trained on, for the card.
-        forbidden: their problems.
-        out: the file to write.
-        on_bad: `stop` or `skip`, at a row that cannot be used.
+        sources: raw data, read in this order; of two equal problems the first is kept.
+        benchmarks: the data sets that must not be trained on, named in the card.
+        forbidden: index of the problems of `benchmarks`.
+        out: file to write.
+        settings: what decides on each row.
+        on_bad: `stop` or `skip`: what to do at a row that cannot be used.
+        workers: grader processes.
         log: prints a line.
     """
 
@@ -75,12 +76,12 @@ class Build:
         self.examiner = Examiner([source.name for source in sources], forbidden, settings)
 
     def run(self) -> dict[str, Any]:
-        """Build; returns the card.
+        """Build the data set and return its card.
 
         Raises:
-            DataError: a bad row under `stop`, or a source that cannot be read on.
-            OutputError: the work cannot be written down; what was committed is kept.
-            GraderOutage: the processes that read golds cannot run.
+            DataError: a bad row and `on_bad` is `stop`, or a source that can no longer be read.
+            OutputError: the database cannot be written; committed rows are kept.
+            GraderOutage: the grader processes cannot run.
         """
         work = self.out.with_name(f".{self.out.name}.build")
         store = self._open_store(work)
@@ -92,15 +93,15 @@ class Build:
                 _draw(store, self.settings.balance)
                 store.commit()
             card = self._write(store)
-        except sqlite3.OperationalError as error:  # a full disk, above all
-            raise OutputError(f"cannot write {work}: {error}; the same command goes on from there") from None
+        except sqlite3.OperationalError as error:  # mostly a full disk
+            raise OutputError(f"cannot write {work}: {error}; run the same command again to continue") from None
         finally:
             store.close()
         _delete(work)
         return card
 
     def _open_store(self, path: Path) -> Store:
-        """The unfinished work on this very input, if there is any."""
+        """Open the database: that of an unfinished build with the same input and settings, or a new one."""
         mine = json.dumps(self.describe(), sort_keys=True)
         store = Store(path, self._same_answer)
         begun = store.settings(mine)
@@ -116,7 +117,7 @@ class Build:
         return store
 
     def describe(self) -> dict[str, Any]:
-        """All that the output depends on."""
+        """Return everything that the output depends on."""
         return {
             "version": grpo_tir.__version__,
             "sources": [asdict(source) for source in self.sources],
@@ -126,7 +127,7 @@ class Build:
         }
 
     def _read(self, number: int, source: Source, store: Store) -> None:
-        """Take the rows of one source from where the last build stopped."""
+        """Read the rows of one source, starting behind those of an unfinished build."""
         from tqdm import tqdm
 
         done = store.done(number)
@@ -139,7 +140,7 @@ class Build:
         store.commit()
 
     def _admit(self, row: SourceRow, store: Store) -> None:
-        """The part that depends on earlier rows."""
+        """Check a row against earlier rows and store it."""
         if row.has_own_id and row.reason != BAD:
             taken = store.taken(row)
             if taken:
@@ -149,23 +150,23 @@ class Build:
         store.add(row)
 
     def _examined(self, number: int, source: Source, start: int) -> Iterator[SourceRow]:
-        """Rows in their order, with what can be said of each alone; some golds are being judged meanwhile."""
-        under_way: deque[tuple[SourceRow, Future[str] | None]] = deque()
+        """Yield rows in order, checked one by one; their golds are judged in parallel."""
+        pending: deque[tuple[SourceRow, Future[str] | None]] = deque()
         with ThreadPoolExecutor(self.workers) as threads:
             for where, raw in source.read(start):
                 row = self.examiner.examine(number, f"{source.location} {where}", raw)
                 judging = None if row.reason else threads.submit(self.grader.check_gold, row.answer)
-                under_way.append((row, judging))
-                if len(under_way) >= AHEAD * self.workers:
-                    yield _judged(*under_way.popleft())
-            while under_way:
-                yield _judged(*under_way.popleft())
+                pending.append((row, judging))
+                if len(pending) >= AHEAD * self.workers:
+                    yield _judged(*pending.popleft())
+            while pending:
+                yield _judged(*pending.popleft())
 
     def _same_answer(self, one: str, other: str) -> bool:
         return "".join(one.split()) == "".join(other.split()) or self.grader.grade(one, other).outcome == "right"
 
     def _write(self, store: Store) -> dict[str, Any]:
-        """The problems, the rejects and, when both are whole, the card."""
+        """Write the rejects, the problems and last the card."""
         rejects = self.out.with_name(f"{self.out.name}.rejects.jsonl")
         hashes = {}
         for path, condition in ((rejects, "reason != ''"), (self.out, "reason = ''")):
@@ -180,7 +181,7 @@ class Build:
 
 
 def _delete(work: Path) -> None:
-    """The database and its log."""
+    """Delete the database and its log."""
     for path in work.parent.glob(f"{work.name}*"):
         path.unlink()
 
@@ -188,14 +189,14 @@ def _delete(work: Path) -> None:
 def _judged(row: SourceRow, judging: Future[str] | None) -> SourceRow:
     fault = judging.result() if judging else ""
     if any(outage in fault for outage in ("does not start", "no processor time")):
-        raise GraderOutage(f"{row.place}: {fault}; this says nothing about the row: give the command again")
+        raise GraderOutage(f"{row.place}: {fault}; the row was not judged: run the same command again")
     if fault:
         row.reason, row.detail = "unverifiable answer", fault
     return row
 
 
 def _record(row: SourceRow, sources: list[Source]) -> dict[str, Any]:
-    """A line of the output, or of the rejects."""
+    """Return a row as a line of the output or of the rejects."""
     if not row.reason:
         return {
             "id": row.id,
@@ -204,13 +205,13 @@ def _record(row: SourceRow, sources: list[Source]) -> dict[str, Any]:
             "source": row.origin,
             "difficulty": row.difficulty,
         }
-    fate = {"reason": row.reason, "detail": row.detail, "other": row.other}
-    said = {"id": row.id, "problem": row.problem, "answer": row.answer}
-    return {"source": sources[row.source].name, "where": row.place, **fate, **said}
+    decision = {"reason": row.reason, "detail": row.detail, "other": row.other}
+    content = {"id": row.id, "problem": row.problem, "answer": row.answer}
+    return {"source": sources[row.source].name, "where": row.place, **decision, **content}
 
 
 def _draw(store: Store, size: int) -> None:
-    """Leave out what balance leaves out. Doing it twice is doing it once."""
+    """Reject the rows above the quota of their class. A second call changes nothing."""
     counts = dict(store.db.execute("SELECT difficulty, count(*) FROM rows WHERE reason = '' GROUP BY difficulty"))
     for label, quota in water_fill(counts, size).items():
         store.db.execute(

@@ -1,6 +1,6 @@
-"""The card of a built data set: what came from where, what went out and why, and the hashes to prove it by.
+"""Write the card of a built data set: its sources, the rejected rows by reason, and hashes of input and output.
 
-It holds no time and no name of a machine: the same input gives the same card, byte for byte.
+The card has no date and no machine name, so the same input gives the same card, byte for byte.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from grpo_tir.curation.dedup import Store
 from grpo_tir.utils.files import write_atomically
 
 REASONS = {
-    "bad row": "cannot be used: no problem, no answer, wrong JSON, an id twice, …",
+    "bad row": "cannot be used: no problem, no answer, wrong JSON, a repeated id, …",
     "proof": "asks for a proof only",
-    "marked as broken": "its source says that problem or solution is not valid",
+    "marked as broken": "its source marks the problem or the solution as not valid",
     "picture": "needs a picture that is not in the text",
-    "no answer": "none is given",
-    "several answers": "the solution boxes different ones",
+    "no answer": "no answer is given",
+    "several answers": "the solution boxes different answers",
     "in a benchmark": "copies or paraphrases a benchmark problem",
-    "too long": "the prompt has too many tokens",
-    "unverifiable answer": "no rule can judge an answer against it",
-    "duplicate": "the words and the answer of an earlier row",
-    "contradiction": "the words of another row, with another answer: both are out",
-    "near duplicate": "nearly the words of an earlier row, with its numbers and its answer",
-    "not drawn": "left out for balance",
+    "too long": "its prompt has too many tokens",
+    "unverifiable answer": "the grader cannot judge an answer against it",
+    "duplicate": "has the words and the answer of an earlier row",
+    "contradiction": "has the words of another row and a different answer: both are rejected",
+    "near duplicate": "has nearly the words, the numbers and the answer of an earlier row",
+    "not drawn": "left out to balance the difficulty",
 }
-"""In the order in which rows meet them."""
+"""Reasons for rejecting a row, in the order of the checks."""
 
 
 def write_card(out: Path, store: Store, built_from: dict[str, Any], hashes: dict[str, str]) -> dict[str, Any]:
-    """Write OUT.card.json and OUT.card.md; returns the content of the first."""
+    """Write OUT.card.json and OUT.card.md. Returns the content of the JSON card."""
     card = {
         **built_from,
         "counts": counts(store, [source["name"] for source in built_from["sources"]]),
@@ -50,7 +50,7 @@ def write_card(out: Path, store: Store, built_from: dict[str, Any], hashes: dict
 
 
 def counts(store: Store, names: list[str]) -> dict[str, dict[str, int]]:
-    """Rows read, lost to each reason, and kept; for each source and in all."""
+    """Count rows read, rejected for each reason, and kept, for each source and in total."""
     found: dict[str, Counter[str]] = {name: Counter() for name in [*names, "all"]}
     for source, reason, number in store.db.execute(
         "SELECT source, reason, count(*) FROM rows GROUP BY source, reason ORDER BY source, reason"
@@ -63,7 +63,7 @@ def counts(store: Store, names: list[str]) -> dict[str, dict[str, int]]:
 
 
 def overlap(store: Store) -> dict[str, dict[str, int]]:
-    """Rows that copy a benchmark, and how many of its problems they copy; the pairs are in the rejects."""
+    """Count the rows that copy each benchmark, and its copied problems. The rejects file has the pairs."""
     found = store.db.execute(
         "SELECT substr(detail, 1, instr(detail, ':') - 1) AS name, count(*), count(DISTINCT other) "
         "FROM rows WHERE reason = 'in a benchmark' GROUP BY name ORDER BY name"
@@ -72,7 +72,7 @@ def overlap(store: Store) -> dict[str, dict[str, int]]:
 
 
 def markdown(name: str, card: dict[str, Any]) -> str:
-    """The card for a reader."""
+    """Return the card as Markdown."""
     table = card["counts"]
     columns = list(table)
     lines = [f"# {name}", "", f"Made by `grpo-tir data build` {card['version']}.", "", "## Sources", ""]
@@ -93,7 +93,7 @@ def markdown(name: str, card: dict[str, Any]) -> str:
     lines += ["", "## Overlap with the benchmarks", ""]
     for benchmark, entry in card["overlap"].items():
         lines.append(f"- {benchmark}: {entry['rows']} rows copy {entry['problems']} of its problems")
-    lines += [] if card["overlap"] else ["none was found" if card["benchmarks"] else "not looked for"]
+    lines += [] if card["overlap"] else ["none found" if card["benchmarks"] else "not checked"]
     lines += ["", "## Difficulty", "", *(f"- {label}: {number:,}" for label, number in card["difficulty"].items())]
     lines += ["", "## Settings", "", *(f"- {key}: {value}" for key, value in card["settings"].items())]
     lines += ["", "## sha256", "", *(f"- {file}: `{digest}`" for file, digest in card["sha256"].items())]

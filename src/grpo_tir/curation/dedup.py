@@ -1,14 +1,16 @@
-"""What has been read so far, on disk: so that memory is flat, and a killed build goes on where it stopped.
+"""Store the rows of a build on disk and find repeated problems.
 
-One SQLite file holds every row with its fate, and an index of 64-bit keys. Rows and progress are committed
-together, so whatever kills the process, the file is as if it had never begun the rows after the last commit.
+One SQLite file holds every row with the decision on it, and an index of 64-bit keys. So memory is bounded, and a
+killed build continues behind the last commit: the number of stored rows is its progress.
 
-A problem is a duplicate if it has the same words as an earlier one, and a contradiction if its answer then
-differs: nobody knows which is right, so all of them go. It is a near duplicate if its numbers and its answer are
-the same and at least `NEAR` of the runs of words are common: "Find m + n" and "Find m - n" about the same m and n
-are two problems. Near ones are looked up by MinHash: of K permutations of all runs, the least of each; two
-problems agree in one with the probability of their Jaccard index J, in a band of R with J^R, in one of B bands
-with 1 - (1 - J^R)^B.
+A problem is a duplicate if an earlier row has the same words and an equal answer. If the answer differs, both rows
+are rejected as a contradiction, because it is unknown which is right. A problem is a near duplicate if an earlier
+row has the same numbers, the same answer and a Jaccard index of 3-word runs of at least `NEAR`. ("Find m + n" and
+"Find m - n" for the same m and n have different answers: they are two problems.)
+
+Near duplicates are looked up by MinHash: the minimum of the hashed runs under each of K = B R permutations. Two
+problems with Jaccard index J agree under one permutation with probability J, in a band of R permutations with J^R,
+and in at least one of B bands with 1 - (1 - J^R)^B.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ from grpo_tir.curation.fingerprint import Fingerprint, fingerprint, hash64, jacc
 from grpo_tir.errors import DataError
 
 NEAR = 0.4
-"""Jaccard index from which on texts are near. In LIMR's prompts all pairs from 0.35 on that have the same numbers
-and the same answer are one problem in other words; in a sentence of ten words one new word already costs half."""
+"""Minimum Jaccard index of near duplicates. In LIMR's prompts all pairs of at least 0.35 with the same numbers and
+answer are one problem in other words. In a sentence of ten words, one new word lowers the index to about half."""
 BANDS, ROWS = 24, 2
-"""1 - (1 - J^2)^24: 0.985 of the pairs at J = 0.4 are met, 0.9999 at 0.6."""
+"""1 - (1 - J^2)^24: finds 0.985 of the pairs at J = 0.4, and 0.9999 at 0.6."""
 MOST = 50
-"""Candidates that are compared; those with the most bands in common."""
+"""Maximum number of candidates to compare: those with the most bands in common."""
 CACHE_KB = 65_536
 
 _SCHEMA = """
@@ -43,7 +45,7 @@ CREATE TABLE IF NOT EXISTS seen (key INTEGER, n INTEGER, PRIMARY KEY (key, n)) W
 
 @dataclass
 class SourceRow:
-    """A row on its way, or with its fate: `reason` is empty while it is kept."""
+    """One row of a source and the decision on it: `reason` is empty if the row is kept."""
 
     source: int
     place: str
@@ -56,7 +58,7 @@ class SourceRow:
     reason: str = ""
     detail: str = ""
     other: str = ""
-    """The row or benchmark problem that it repeats."""
+    """Id of the row or benchmark problem that it repeats."""
     print: Fingerprint | None = None
     has_own_id: bool = False
 
@@ -65,14 +67,14 @@ COLUMNS = "source, place, id, problem, answer, origin, difficulty, lot, reason, 
 
 
 class Store:
-    """The file of one build.
+    """The database of one build.
 
     Args:
-        path: made if it is not there.
-        equal: whether two different texts are one answer.
+        path: SQLite file; created if it does not exist.
+        equal: decides whether two answers are equal.
 
     Raises:
-        DataError: another build is writing to it.
+        DataError: another build is writing to the file, or it is no database.
     """
 
     def __init__(self, path: Path, equal: Callable[[str, str], bool]) -> None:
@@ -93,35 +95,36 @@ class Store:
         self.db.execute("BEGIN")
 
     def close(self) -> None:
-        """Whatever is not committed is forgotten."""
+        """Close the file. Rows that are not committed are lost."""
         self.db.close()
 
     def commit(self) -> None:
-        """All rows up to here are safe from a kill."""
+        """Commit all rows added so far, so that they survive a kill."""
         self.db.execute("COMMIT")
         self.db.execute("BEGIN")
 
     def settings(self, new: str) -> str | None:
-        """Note what the build depends on; returns what an unfinished build noted."""
+        """Save the settings of a new build. Returns those of an unfinished build, None if there is none."""
         found = self.db.execute("SELECT value FROM meta").fetchone()
         if found is None:
             self.db.execute("INSERT INTO meta VALUES (?)", (new,))
         return found[0] if found else None
 
     def done(self, source: int) -> int:
-        """Rows of a source that were read: each has its line here."""
+        """Return how many rows of a source were read: each of them is stored."""
         found: int = self.db.execute("SELECT count(*) FROM rows WHERE source = ?", (source,)).fetchone()[0]
         return found
 
     def taken(self, row: SourceRow) -> str | None:
-        """Where another row of the same source has this id."""
+        """Return where another row of the same source has this id; None if no row has it."""
         found = self._first(_id_key(row.source, row.id))
         return self.db.execute("SELECT place FROM rows WHERE n = ?", (found,)).fetchone()[0] if found else None
 
     def add(self, row: SourceRow) -> None:
-        """Write a row down, after having looked for an earlier one that it repeats."""
+        """Compare a row with earlier rows and store it."""
         number = self.db.execute("SELECT coalesce(max(n), 0) + 1 FROM rows").fetchone()[0]
         keys = [_id_key(row.source, row.id)] if row.has_own_id else []
+        # 1. Look for an earlier row with the same words, then for a near duplicate.
         if row.print and not row.reason:
             same, near = hash64(f"same/{_exact(row.print)}"), self._bands(row.print, row.answer)
             earlier = self._first(same)
@@ -129,10 +132,12 @@ class Store:
                 self._compare(row, earlier)
             else:
                 self._look_for_near(row, row.print, near)
+        # 2. If it is kept, make its id unique and index it.
         if row.print and not row.reason:
-            if self._first(_id_key(-1, row.id)) is not None:  # of another source: both may be called 17
+            if self._first(_id_key(-1, row.id)) is not None:  # a row of another source has this id
                 row.id = f"{row.origin.partition('/')[0]}/{row.id}"
             keys += [same, *near, _id_key(-1, row.id)]
+        # 3. Store it, kept or rejected.
         values = [getattr(row, column) for column in COLUMNS.split(", ")]
         self.db.execute(f"INSERT INTO rows (n, {COLUMNS}) VALUES (?{', ?' * len(values)})", [number, *values])
         self.db.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?)", [(key, number) for key in keys])
@@ -142,7 +147,7 @@ class Store:
         return int(found) if found is not None else None
 
     def _compare(self, row: SourceRow, earlier: int) -> None:
-        """The words are those of an earlier row: are the answers?"""
+        """Compare the answers of two rows with the same words."""
         name, answer, reason = self.db.execute(
             "SELECT id, answer, reason FROM rows WHERE n = ?", (earlier,)
         ).fetchone()
@@ -157,7 +162,7 @@ class Store:
         elif reason:
             row.reason = reason
 
-    def _look_for_near(self, row: SourceRow, said: Fingerprint, keys: list[int]) -> None:
+    def _look_for_near(self, row: SourceRow, text: Fingerprint, keys: list[int]) -> None:
         marks = ", ".join("?" * len(keys))
         candidates = self.db.execute(
             f"SELECT id, problem FROM rows WHERE reason = '' AND n IN "
@@ -166,17 +171,17 @@ class Store:
             keys,
         )
         for name, problem in candidates:
-            share = jaccard(said.runs, fingerprint(problem).runs)
+            share = jaccard(text.runs, fingerprint(problem).runs)
             if share >= NEAR:
                 row.reason, row.other, row.detail = "near duplicate", name, f"{share:.2f} of the runs of words"
                 return
 
-    def _bands(self, said: Fingerprint, answer: str) -> list[int]:
-        """Keys that near duplicates probably share, and problems with other numbers or another answer never."""
+    def _bands(self, text: Fingerprint, answer: str) -> list[int]:
+        """Return one key a band. Near duplicates probably share a key; other numbers or answers never do."""
         multiply, add = self._permutations
-        values = np.fromiter(said.runs, dtype=np.int64, count=len(said.runs)).view(np.uint64)
+        values = np.fromiter(text.runs, dtype=np.int64, count=len(text.runs)).view(np.uint64)
         least = (values * multiply + add).min(axis=1).reshape(BANDS, ROWS)
-        exact = f"{' '.join(sorted(said.numerals))}/{' '.join(said.figure)}/{' '.join(fingerprint(answer).words)}"
+        exact = f"{' '.join(sorted(text.numerals))}/{' '.join(text.figure)}/{' '.join(fingerprint(answer).words)}"
         return [hash64(f"near/{band}/{part.tobytes().hex()}/{exact}") for band, part in enumerate(least)]
 
 
@@ -184,12 +189,12 @@ def _id_key(source: int, name: str) -> int:
     return hash64(f"id/{source}/{name}")
 
 
-def _exact(said: Fingerprint) -> str:
-    return f"{' '.join(said.words)}/{' '.join(said.figure)}"
+def _exact(text: Fingerprint) -> str:
+    return f"{' '.join(text.words)}/{' '.join(text.figure)}"
 
 
 def _permutations(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """(number, 1) factors and summands of x -> a x + b mod 2^64, the same for ever."""
+    """Return the factors a and summands b of x -> a x + b mod 2^64, (number, 1) each; they never change."""
     factors = [hash64(f"factor {i}") | 1 for i in range(number)]
     summands = [hash64(f"summand {i}") for i in range(number)]
     column = lambda values: np.array(values, dtype=np.int64).view(np.uint64)[:, None]  # noqa: E731
@@ -197,6 +202,6 @@ def _permutations(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stored(store: Store, condition: str) -> Iterator[SourceRow]:
-    """Rows in the order in which they were read."""
+    """Yield the rows that satisfy an SQL condition, in the order in which they were read."""
     for values in store.db.execute(f"SELECT {COLUMNS} FROM rows WHERE {condition} ORDER BY n"):
         yield SourceRow(*values)

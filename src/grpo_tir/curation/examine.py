@@ -1,4 +1,4 @@
-"""What can be said of one raw row without the others: is it a problem, is it a benchmark's, does it fit?"""
+"""Check one raw row on its own: is it a usable problem, does it copy a benchmark, is its prompt short enough?"""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ BAD = "bad row"
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides on the output, apart from the rows themselves."""
+    """Settings of a build that change its output."""
 
     problem_field: str = "problem"
     answer_field: str = "answer"
     difficulty_field: str = "level"
-    """Column by which to balance; where it is missing, the source stands for the difficulty."""
+    """Column to balance by; where it is missing, the source is used as the difficulty."""
     tokenizer: str | None = None
-    """Folder, file or Hub id (@revision); None: no limit of length."""
+    """Folder, file or Hub id (@revision); None: no limit on the prompt's length."""
     template: str = "torl"
     max_prompt_length: int = 400
     """Tokens of the rendered prompt. (ToRL: 400)"""
     balance: int | None = None
-    """Problems to draw, equally from each difficulty; None: all."""
+    """Number of problems to draw, equally from each difficulty; None: keep all."""
     seed: int = 0
-    """Of that draw."""
+    """Seed of the draw for `balance`."""
 
 
 class Examiner:
-    """Reads rows; the same row always has the same fate here.
+    """Examine rows one by one. The result depends only on the row and the settings.
 
     Args:
-        names: of the sources, by number.
-        forbidden: the benchmarks' problems.
+        names: names of the sources, by number.
+        forbidden: index of the benchmark problems.
+        settings: columns, tokenizer and limits.
 
     Raises:
-        DataError, TemplateError: a tokenizer or template that cannot be loaded.
+        DataError, TemplateError: the tokenizer or the template cannot be loaded.
     """
 
     def __init__(self, names: list[str], forbidden: Benchmarks, settings: Settings) -> None:
@@ -59,7 +60,13 @@ class Examiner:
         self.render = make_renderer(settings.template)
 
     def examine(self, number: int, place: str, raw: Any) -> SourceRow:
-        """All that can be said of a row without the others and without the grader."""
+        """Check one row, without the other rows and without the grader.
+
+        Args:
+            number: number of the source.
+            place: file and line, for messages.
+            raw: the row, or the ValueError that its reader made.
+        """
         settings, name = self.settings, self.names[number]
         row = SourceRow(number, place)
         try:
@@ -85,8 +92,8 @@ class Examiner:
             self._compare_and_measure(row, row.print)
         return row
 
-    def _compare_and_measure(self, row: SourceRow, said: Fingerprint) -> None:
-        copied = self.forbidden.find(said)
+    def _compare_and_measure(self, row: SourceRow, text: Fingerprint) -> None:
+        copied = self.forbidden.find(text)
         if copied:
             row.reason, row.other = "in a benchmark", copied.id
             row.detail = f"{copied.benchmark}: {copied.share:.2f} of its words"
@@ -102,9 +109,9 @@ def _printable(text: str) -> str:
 
 
 def load_tokenizer(place: str) -> Any:
-    """A tokenizer from a folder, a file or the Hub.
+    """Load a tokenizer from a folder, a file or the Hub.
 
-    Loaded by `tokenizers` alone: transformers would bring 240 MB of modules for the same numbers.
+    It uses `tokenizers` directly: importing transformers takes 240 MB more for the same ids.
     """
     from tokenizers import Tokenizer
 

@@ -1,10 +1,13 @@
-r"""The paper's filter, row by row: an answer must be asked for, and be one that a rule can judge.
+r"""Filter rows as the paper does: keep problems whose final answer a rule can judge.
 
-ToRL drops "proof problems and those with ambiguous verification criteria" and says no more (section 3.1). Here a
-row goes out, with its reason, if it asks for a proof only, was marked as broken where it comes from, needs a
-picture that is not in the text, has no answer or several different ones, or an answer that is a sentence or that
-our own grader cannot read. What stays is cleaned of typesetting only: a gold that changes is a reward that is
-wrong.
+ToRL drops "proof problems and those with ambiguous verification criteria" and gives no details (section 3.1). Here
+a row is rejected, with a reason, if
+- it asks only for a proof,
+- its source marks it as broken,
+- it needs a picture that is not in the text,
+- it has no answer, or several different answers,
+- its answer is a sentence, or our grader cannot read it (see `build`).
+Kept rows are cleaned of typesetting only: a change to a gold answer would give wrong rewards.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from grpo_tir.data.problems import check_answer, column_text
 from grpo_tir.grading.extract import boxed_answers
 
 MAX_WORDS = 5
-"""Words in an answer; beyond, it is a sentence, and which sentences mean the same no rule can say."""
+"""Maximum number of words in an answer. A longer one is a sentence, and no rule can compare sentences."""
 
 _PROVE = re.compile(
     r"(?:^|[.!?:;,\n]\s*|\band\s+|\bto\s+|\bplease\s+)(?:prove|show|demonstrate|verify|justify)\b", re.I
@@ -32,16 +35,11 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _NOTHING = {"", "none", "null", "nan", "n/a", "na", "notfound", "not found", "no answer", "unknown"}
 _FLAGS = ("problem_is_valid", "solution_is_valid")
 _INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff\u00ad]")
-_WRAPPERS = (
-    re.compile(r"\$\$(?P<inner>[^$]+)\$\$"),
-    re.compile(r"\$(?P<inner>[^$]+)\$"),
-    re.compile(r"\\\((?P<inner>.+)\\\)", re.S),
-    re.compile(r"\\\[(?P<inner>.+)\\\]", re.S),
-)
+_IN_MATH = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]", re.S)
 
 
 class Unfit(Exception):
-    """A row that goes out: `reason` is one of a few, `detail` says it of this row."""
+    """A row to reject: `reason` is a key of card.REASONS, `detail` describes this row."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -50,23 +48,28 @@ class Unfit(Exception):
 
 
 def read_problem(row: dict[str, Any], problem_field: str, answer_field: str) -> tuple[str, str]:
-    """Problem and answer of a row of NuminaMath, MATH, DeepScaleR or the like, cleaned.
+    """Return the cleaned problem and answer of a row of NuminaMath, MATH, DeepScaleR or a similar data set.
+
+    Args:
+        row: columns by name.
+        problem_field: column of the problem.
+        answer_field: column of the answer; where it is empty, the box in `solution` is used.
 
     Raises:
-        Unfit: it goes out.
-        ValueError: it is broken: no problem, no answer, nothing readable.
+        Unfit: the row is rejected by the filter.
+        ValueError: the row is broken: no problem, no answer, or not readable.
     """
     problem = clean_problem(column_text(row, problem_field, "problem"))
     kinds = {str(row.get(column, "")).lower() for column in ("question_type", "problem_type")}
     if "proof" in kinds or str(row.get(answer_field, "")).strip().lower() == "proof":
-        raise Unfit("proof", "marked as such")
+        raise Unfit("proof", "marked as a proof")
     for flag in _FLAGS:
         if str(row.get(flag) or "yes").lower() not in ("yes", "true"):
             raise Unfit("marked as broken", f"{flag}: {row[flag]}")
     if asks_for_proof(problem):
-        raise Unfit("proof", "asks for nothing else")
+        raise Unfit("proof", "asks only for a proof")
     if _PICTURE.search(problem):
-        raise Unfit("picture", "the problem shows one that is not in its text")
+        raise Unfit("picture", "the problem contains a picture")
     answer = clean_answer(find_answer(row, answer_field))
     check_answer(answer)
     if len(_WORD.findall(answer)) > MAX_WORDS:
@@ -75,45 +78,43 @@ def read_problem(row: dict[str, Any], problem_field: str, answer_field: str) -> 
 
 
 def find_answer(row: dict[str, Any], answer_field: str) -> str:
-    r"""The answer column, or where there is none what the solution boxes.
+    r"""Return the answer column or, where it is empty, the content of \boxed{…} in the solution.
 
     Raises:
-        Unfit, ValueError: as `read_problem`.
+        Unfit, ValueError: as in `read_problem`.
     """
     value, solution = row.get(answer_field), row.get("solution")
-    said = str(value).strip() if isinstance(value, str) else ""
-    if said.lower() not in _NOTHING or not isinstance(solution, str):
+    given = str(value).strip() if isinstance(value, str) else ""
+    if given.lower() not in _NOTHING or not isinstance(solution, str):
         answer = column_text(row, answer_field, "answer")
         if answer.strip().lower() in _NOTHING:
             raise Unfit("no answer", f"the answer is `{answer.strip()}`")
         return answer
     boxes = {"".join(box.split()): box for box in boxed_answers(solution)}
     if not boxes:
-        raise Unfit("no answer", "none is given, and the solution boxes none")
+        raise Unfit("no answer", "no answer is given, and the solution has no box")
     if len(boxes) > 1:
-        raise Unfit("several answers", f"the solution boxes {len(boxes)} different ones")
+        raise Unfit("several answers", f"the solution boxes {len(boxes)} different answers")
     return next(iter(boxes.values()))
 
 
 def asks_for_proof(problem: str) -> bool:
-    """Whether a proof is all that is asked for: not by "Find n and prove that it is even."."""
+    """Return True if the problem asks only for a proof. "Find n and prove that it is even." asks for more."""
     return bool(_PROVE.search(problem)) and not _ASK.search(problem)
 
 
 def clean_problem(text: str) -> str:
-    """Canonical Unicode, one kind of line end, no invisible characters, no blank space at the ends of lines."""
+    """Normalise Unicode (NFC) and line ends; remove invisible characters and space at the ends of lines."""
     text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("\r\n", "\n").replace("\r", "\n")
     text = "\n".join(line.rstrip() for line in text.replace("\u00a0", " ").split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def clean_answer(text: str) -> str:
-    r"""The bare answer: out of \boxed{…} and of the dollars around the whole, without a full stop."""
+    r"""Return the answer without \boxed{…}, without enclosing dollars or \(…\), and without a final full stop."""
     text = clean_problem(text)
     if text.startswith("\\boxed"):
         text = next(iter(boxed_answers(text)), text)
-    for wrapper in _WRAPPERS:
-        if found := wrapper.fullmatch(text.rstrip(".")):
-            text = found["inner"].strip()
-            break
+    if found := _IN_MATH.fullmatch(text.rstrip(".")):
+        text = found[found.lastindex or 0].strip()
     return text.removesuffix(".") if not text.endswith("..") else text

@@ -1,13 +1,13 @@
-r"""What a problem says, without how it is typeset: the words that duplicates and copies are told by.
+r"""Reduce a problem to its words without typesetting, for the comparison of problems.
 
     "Find $\dfrac{1}{2}x,\ $ Bob."  ->  find \frac 1 2 x bob
 
-Words are lower-cased; dollars, braces, spacing commands, punctuation and the variants of one command (\dfrac,
-\left) go; Unicode signs become their command, "seven" is 7 and "compute" is "find". Numbers and operators stay:
-two problems that differ in a number are two problems.
+Words are lower-cased. Dollars, braces, spacing commands and punctuation are removed. Variants of a command
+(\dfrac, \left) and Unicode signs get one spelling; "seven" becomes 7 and "compute" becomes "find". Numbers and
+operators are kept: problems that differ in a number are different problems.
 
-Near copies are compared by runs of three words, in which every single letter is the same letter: renamed
-variables are no other problem.
+Near copies are compared by runs of three words. In a run, every single letter is replaced by the same letter, so
+that renamed variables make no difference.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import cached_property
 
 Hashes = frozenset[int]
 RUN = 3
-"""Words in a run. With 2, unrelated problems share half of their runs; with 5, one new word spoils five."""
+"""Words in a run. With 2, unrelated problems share half of their runs; with 5, one new word changes five runs."""
 
 _WORD = re.compile(r"\\[a-z]+|[a-z]+|\d+(?:\.\d+)?|[+\-*/^=<>!|±≤≥]")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -54,36 +54,36 @@ _SIGNS = str.maketrans(
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """One problem. Code of a figure stands apart: what it draws differs where the words are the same."""
+    """The words of one problem. Code of a figure is kept apart: it may differ where the words are the same."""
 
     words: list[str]
     figure: list[str]
 
     @cached_property
     def numerals(self) -> list[str]:
-        """The numbers among the words, in order."""
+        """Numbers among the words, in order."""
         return _numerals(self.words)
 
     @cached_property
     def runs(self) -> Hashes:
-        """Hashes of the runs of `RUN` words; of the whole where there are fewer."""
+        """Hashes of all runs of `RUN` words; a shorter text is one run."""
         same = ["v" if len(word) == 1 and word.isalpha() else word for word in self.words]
         return frozenset(hash64(" ".join(same[i : i + RUN])) for i in range(max(1, len(same) - RUN + 1)))
 
     @cached_property
     def stems(self) -> frozenset[str]:
-        """Words without their endings ("walking" is "walks"); names of variables say nothing."""
+        """Words without their endings ("walking" equals "walks"), single letters left out."""
         return frozenset(_stem(word) for word in self.words if len(word) > 1 or not word.isalpha())
 
     def draws_like(self, other: Fingerprint) -> bool:
-        """False only where both have figures and the numbers in them differ."""
+        """Return False only if both have figures and the numbers in them differ."""
         if not self.figure or not other.figure:
             return True
         return share_of(_numerals(self.figure), _numerals(other.figure)) >= 0.8
 
 
 def fingerprint(text: str) -> Fingerprint:
-    """What a problem says."""
+    """Return the fingerprint of a problem's text."""
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS).lower()
     figures = _FIGURE.findall(text)
     return Fingerprint(_words(_FIGURE.sub(" ", text) if figures else text), _words(" ".join(figures)))
@@ -109,16 +109,16 @@ def _stem(word: str) -> str:
 
 
 def hash64(text: str) -> int:
-    """The same on every machine and in every process; signed, as a database stores it."""
+    """Return a signed 64-bit hash (SQLite's integer) that is the same on every machine and in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def jaccard(one: Hashes, other: Hashes) -> float:
-    """Common share of two sets."""
+    """Return the Jaccard index of two sets, in [0, 1]."""
     return len(one & other) / (len(one | other) or 1)
 
 
 def share_of(part: Sequence[str], whole: Sequence[str]) -> float:
-    """Share of the members of `part`, each as often as it stands there, that `whole` has; 1 of nothing."""
+    """Return the share of `part` that occurs in `whole`, counted with repetitions; 1 if `part` is empty."""
     found = Counter(part) & Counter(whole)
     return found.total() / len(part) if part else 1.0

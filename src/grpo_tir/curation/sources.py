@@ -1,13 +1,13 @@
-"""Where problems come from: files, and data sets of the Hugging Face Hub.
+"""Open sources of problems: files, and data sets of the Hugging Face Hub.
 
-    numina                                   AI-MO/NuminaMath-1.5, at the commit its main branch has now
+    numina                                   AI-MO/NuminaMath-1.5, at the current commit of its main branch
     deepscaler@<commit>                      a preset at a commit
-    owner/name:config@revision#split         any data set; config, revision and split (train) may be left out
-    path/to/rows.jsonl   numina=rows.jsonl   a file, by its own name or another one
+    owner/name:config@revision#split         any data set; config, revision and split (train) are optional
+    path/to/rows.jsonl   numina=rows.jsonl   a file, with its own name or a given name
 
-A benchmark may be named alone (aime24): it is then held to its pin (data.benchmarks).
+A benchmark can be given by its name (aime24). Then its content must match the pinned hash (data.benchmarks).
 
-A source is pinned before its first row: a file by its hash, a data set by its commit. Rows are streamed.
+A source is pinned before its first row is read: a file by its hash, a data set by its commit. Rows are streamed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PRESETS = {
     "math": "DigitalLearningGmbH/MATH-lighteval",
     "deepscaler": "agentica-org/DeepScaleR-Preview-Dataset",
 }
-"""The paper's sources (section 3.1). MATH stands under a mirror's name: its own was taken down in January 2025."""
+"""Sources of the paper (section 3.1). MATH is a mirror: the original was taken down in January 2025."""
 _NAMED = re.compile(r"([\w.-]+)=(.+)")
 _DATASET = re.compile(r"(?P<id>[^:@#]+)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?:#(?P<split>\w+))?")
 
@@ -45,17 +45,17 @@ class Source:
 
     name: str
     location: str
-    """A path, or the id of a data set."""
+    """Path of a file, or id of a data set."""
     pin: str
     """sha256 of the file, or commit of the data set."""
     rows: int | None = None
-    """How many, where that is known beforehand."""
+    """Number of rows; None: not known."""
     config: str | None = None
     split: str | None = None
-    """None: a file."""
+    """Split of a data set; None: the source is a file."""
 
     def read(self, start: int = 0) -> Iterator[tuple[str, Any]]:
-        """(where, row) from the row number `start` on."""
+        """Yield (place, row), skipping the first `start` rows."""
         if self.split is None:
             yield from itertools.islice(read_rows(self.location), start, None)
             return
@@ -63,15 +63,18 @@ class Source:
             stream = _stream(self).skip(start)
             for number, row in enumerate(stream, start + 1):
                 yield f"row {number}", spelt(row)
-        except Exception as error:  # of the network, of the Hub, of a format: the library has no tree of its own
+        except Exception as error:  # the library has no common class for errors of network, Hub and format
             raise DataError(_unreachable(self.location, error)) from None
 
 
 def open_source(argument: str) -> Source:
     """Find and pin a source.
 
+    Args:
+        argument: one of the forms above.
+
     Raises:
-        DataError: neither a file nor a data set that can be reached.
+        DataError: it is neither a file nor a data set that can be reached.
     """
     named = _NAMED.fullmatch(argument)
     name, place = (named[1], named[2]) if named else ("", argument)
@@ -97,14 +100,15 @@ def open_source(argument: str) -> Source:
 def open_benchmark(
     argument: str, folder: str | None, problem_field: str
 ) -> tuple[Source, list[tuple[str, str, str]]]:
-    """A benchmark to keep out, and (benchmark, id, problem) of its rows; none is passed over.
+    """Read a benchmark to keep out. Returns its source and (benchmark, id, problem) of each row.
 
     Args:
-        argument: the name of a pinned one, or a source.
-        folder: where NAME.jsonl of the pinned ones lie; None: on the Hub.
+        argument: name of a pinned benchmark, or a source.
+        folder: folder with NAME.jsonl of the pinned benchmarks; None: read them from the Hub.
+        problem_field: column of the problem.
 
     Raises:
-        DataError: it is not there, not what it is pinned to be, or has a row without a problem.
+        DataError: it does not exist, does not match its pin, or has a row without a problem.
     """
     if argument in PINS and find_file(argument) is None:
         pinned = load_benchmark(argument, folder)
@@ -124,7 +128,7 @@ def open_benchmark(
 
 
 def columns(row: Any, problem_field: str, answer_field: str) -> dict[str, Any]:
-    """A row's columns. ValueError: it has none."""
+    """Return the columns of a row. ValueError: it has none."""
     if isinstance(row, ValueError):
         raise row
     if isinstance(row, Problem):
@@ -135,7 +139,7 @@ def columns(row: Any, problem_field: str, answer_field: str) -> dict[str, Any]:
 
 
 def _digest(file: Path) -> tuple[str, int]:
-    """sha256 and number of lines."""
+    """Return sha256 and number of lines of a file."""
     digest, lines = hashlib.sha256(), 0
     try:
         with file.open("rb") as stream:
@@ -148,7 +152,7 @@ def _digest(file: Path) -> tuple[str, int]:
 
 
 def _pin(location: str, config: str | None, revision: str | None, split: str) -> tuple[str, int | None]:
-    """The commit, and the number of rows if the data set tells. A folder is pinned by what is in its files."""
+    """Return the commit and, if known, the number of rows. A local folder is pinned by the hash of its files."""
     if Path(location).is_dir():
         files = sorted(path for path in Path(location).rglob("*") if path.is_file())
         listed = "".join(f"{path.relative_to(location)} {_digest(path)[0]}\n" for path in files)
@@ -182,4 +186,4 @@ def _unreachable(location: str, error: Exception) -> str:
     if isinstance(error, DataError):
         return str(error)
     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
-    return f"cannot load the data set {location} ({reason}); a file with its columns can be named instead"
+    return f"cannot load the data set {location} ({reason}); a file with the same columns can be given instead"
