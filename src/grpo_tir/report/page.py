@@ -1,14 +1,14 @@
-"""`grpo-tir report RUN [RUN…]`: one HTML file that shows what was learned, and how.
+"""Write the report of `grpo-tir report RUN [RUN…]`: one HTML file with figures, tables and trajectories.
 
     RUN/config.yaml  metadata.json  metrics.jsonl  rollouts/step_*.jsonl
-          └── read.py ──► figures, tables       └── traces.py ──► summaries, whole trajectories
+          └── read.py ──► figures, tables       └── traces.py ──► summaries, full trajectories
                                    └──────── page.html + .css + .js ────────┘
 
-The file opens from disk and never asks the network for anything: its own content security policy forbids it, and
-names the hashes of its one script and one style sheet, so nothing a model wrote can run either. Whatever came from
-a model reaches the page as compressed JSON and is only ever shown as text.
+The file opens from disk and makes no network request. Its content security policy forbids requests and allows only
+one script and one style sheet, by their hashes, so that no text of a model can run as code. Text of a model is
+embedded as compressed JSON and is shown as text only.
 
-Everything is embedded as base64 of gzip: the figures decode at once, each group of trajectories when it is opened.
+All data is embedded as base64 of gzip. The figures are decoded at once, a group of trajectories when it is opened.
 """
 
 from __future__ import annotations
@@ -27,14 +27,19 @@ from grpo_tir.report.read import Run, pack, read_runs
 from grpo_tir.report.traces import Traces
 
 MAX_CHUNK_CHARACTERS = 45_000_000
-"""Of embedded trajectories, so that the whole page stays under 50 MB."""
+"""Maximum size of all embedded trajectories, so that the page stays under 50 MB."""
 
 
 def write_report(runs: list[Path], out: Path, *, title: str | None = None) -> Path:
-    """Write one page about one or several runs, whole or not at all.
+    """Write one page about one or several runs, atomically.
+
+    Args:
+        runs: folders of runs.
+        out: HTML file to write.
+        title: heading of the page; None: the names of the runs.
 
     Raises:
-        UserError: a run that is not one, or a place that cannot be written.
+        UserError: a folder is not a run, or `out` cannot be written.
     """
     page = build_page(read_runs(runs), title=title)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -51,12 +56,12 @@ def write_report(runs: list[Path], out: Path, *, title: str | None = None) -> Pa
 
 
 def build_page(runs: list[Run], *, title: str | None = None) -> str:
-    """The page as text; the same runs give the same bytes."""
+    """Return the page as text. The same runs give the same bytes."""
     return frame(title or " · ".join(run.name for run in runs), build_chunks(runs))
 
 
 def build_chunks(runs: list[Run]) -> dict[str, str]:
-    """What the page shows: `data`, and `g0`, `g1`, … for the groups of trajectories kept whole; packed."""
+    """Return the packed data of the page: `data`, and `g0`, `g1`, … for the groups kept in full."""
     traces = Traces(runs, max_characters=MAX_CHUNK_CHARACTERS)
     data = {
         "runs": [run.as_data() for run in runs],
@@ -66,7 +71,7 @@ def build_chunks(runs: list[Run]) -> dict[str, str]:
 
 
 def frame(title: str, chunks: dict[str, str], live: str | None = None) -> str:
-    """The page around its chunks; `live` is their version where a server will be asked for newer ones."""
+    """Return the page with its packed data. `live` is the data's version if a server offers newer data."""
     style = _asset("page.css")
     script = _asset("charts.js") + _asset("browser.js") + (_asset("live.js") if live else "")
     connect = "; connect-src 'self'" if live else ""

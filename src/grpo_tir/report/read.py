@@ -1,8 +1,8 @@
-"""Reads run directories as they are: half-written, of an older version, or still growing.
+"""Read run folders, also incomplete ones, those of an older version, and those of a running job.
 
-A line that is not whole JSON is left out and counted; NaN and infinity become "not recorded", since no chart can
-show them; a step logged twice (an evaluation line, or steps repeated after a resume) keeps the later value of each
-key. Only a directory with nothing to show is an error.
+A line that is not complete JSON is left out and counted. NaN and infinity become "not recorded", because no chart
+can show them. If a step is logged twice (an evaluation line, or steps repeated after a resume), the later value of
+each key is kept. Only a folder with nothing to show is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from grpo_tir.utils.recipe import load_config
 
 @dataclass
 class Run:
-    """One run directory in memory, but for its rollouts."""
+    """One run in memory, without its rollouts."""
 
     path: Path
     name: str
@@ -34,15 +34,15 @@ class Run:
     metadata: dict[str, Any]
     steps: list[int]
     metrics: dict[str, list[float | None]]
-    """One column a metric, aligned with `steps`."""
+    """One column for each metric, aligned with `steps`; None: not recorded."""
     rollout_files: list[Path]
     alarms: list[tuple[int, int, str]] = field(default_factory=list)
-    """First step, last step, what was wrong meanwhile."""
+    """First step, last step and text of each alarm."""
     notes: list[str] = field(default_factory=list)
-    """What is missing or could not be read, in words for the page."""
+    """Messages for the page: what is missing or could not be read."""
 
     def as_data(self) -> dict[str, Any]:
-        """What the page needs of it."""
+        """Return the data that the page needs."""
         return {
             "name": self.name,
             "config": clean(self.config),
@@ -55,10 +55,10 @@ class Run:
 
 
 def read_runs(paths: list[Path]) -> list[Run]:
-    """All runs, with names that differ. A folder of runs, as `make train` leaves, stands for those beneath it.
+    """Read all runs and give them different names. A folder that contains runs stands for all of them.
 
     Raises:
-        UserError: one of them is not a run.
+        UserError: one of the paths is not a run.
     """
     runs = [read_run(run) for path in paths for run in runs_beneath(path)]
     for i, run in enumerate(runs):
@@ -68,7 +68,7 @@ def read_runs(paths: list[Path]) -> list[Run]:
 
 
 def runs_beneath(path: Path) -> list[Path]:
-    """The path itself if it is a run, or nothing is found below it."""
+    """Return the runs in a folder; the path itself if it is a run or contains none."""
     if (path / "metrics.jsonl").is_file() or (path / "rollouts").is_dir():
         return [path]
     found = [file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/metrics.jsonl")]
@@ -76,10 +76,10 @@ def runs_beneath(path: Path) -> list[Path]:
 
 
 def read_run(path: Path) -> Run:
-    """One run directory.
+    """Read one run folder.
 
     Raises:
-        UserError: it is not there, or holds neither metrics nor rollouts.
+        UserError: it does not exist, or has neither metrics nor rollouts.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a run directory: give the output_dir of a training run")
@@ -87,7 +87,7 @@ def read_run(path: Path) -> Run:
     rollout_files = sorted((path / "rollouts").glob("step_*.jsonl"))
     metrics_file = path / "metrics.jsonl"
     if not metrics_file.is_file() and not rollout_files:
-        raise UserError(f"{path} holds neither metrics.jsonl nor rollouts/step_*.jsonl: is it a run directory?")
+        raise UserError(f"{path} has neither metrics.jsonl nor rollouts/step_*.jsonl: give the folder of a run")
     metadata = _mapping(path / "metadata.json", notes)
     steps, metrics = _columns(metrics_file, notes)
     if not rollout_files:
@@ -100,24 +100,25 @@ def read_run(path: Path) -> Run:
 
 
 def json_lines(path: Path, notes: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(byte offset, object) of each whole line; the last line of a running job may be torn."""
+    """Yield (byte offset, object) of each complete line. A running job may still be writing the last line."""
     bad = offset = 0
     try:
         with path.open("rb") as file:
             for line in file:
                 value = parsed(line)
-                bad += bool(line.strip()) and value is None and line.endswith(b"\n")  # else still being written
+                # A line without "\n" is still being written.
+                bad += bool(line.strip()) and value is None and line.endswith(b"\n")
                 if value is not None:
                     yield offset, value
                 offset += len(line)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     if bad and notes is not None:
-        notes.append(f"{path.name}: {bad} line{'s' * (bad > 1)} left out, because not whole JSON.")
+        notes.append(f"{path.name}: {bad} line{'s' * (bad > 1)} left out: not complete JSON.")
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:
-    """A line as an object; None if it is not whole."""
+    """Parse a line as a JSON object; None if it is incomplete or no object."""
     try:
         value = json.loads(line)
     except ValueError:
@@ -126,7 +127,7 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def number(value: Any) -> float | None:
-    """A number that a chart can show, else None. Seven digits are more than any chart can."""
+    """Return a finite number with seven digits, enough for a chart; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -136,7 +137,7 @@ def number(value: Any) -> float | None:
 
 
 def clean(value: Any) -> Any:
-    """`value` as plain JSON: YAML's dates and the like become text, NaN becomes None."""
+    """Return `value` as plain JSON: dates of YAML and other types become text, NaN becomes None."""
     if isinstance(value, dict):
         return {str(key): clean(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -147,13 +148,14 @@ def clean(value: Any) -> Any:
 
 
 def pack(value: Any) -> str:
-    """JSON, gzip, base64: nothing in it can end a `<script>` element, and lone surrogates survive as escapes."""
+    """Pack as JSON, gzip, base64. This cannot end a `<script>` element, and lone surrogates are kept as
+    escapes."""
     plain = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(plain.encode("ascii"), compresslevel=6, mtime=0)).decode("ascii")
 
 
 def decoder(run: Run) -> Any:
-    """The `tokenizers.Tokenizer` beside a checkpoint, or in the model's folder; None: the page then shows ids."""
+    """Load the tokenizer of a checkpoint or of the model's folder. None: there is none, the page shows ids."""
     model = run.config.get("model")
     folders = sorted((run.path / "checkpoints").glob("step_*"))
     folders += [Path(str(model.get("path", "")))] if isinstance(model, dict) else []
@@ -164,13 +166,13 @@ def decoder(run: Run) -> Any:
 
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        run.notes.append(f"{file.parent.name}/{file.name} could not be read, so tokens are shown as ids: {error}")
+    except Exception as error:  # the library raises plain Exception
+        run.notes.append(f"{file.parent.name}/{file.name} could not be read; tokens are shown as ids: {error}")
         return None
 
 
 def _columns(path: Path, notes: list[str]) -> tuple[list[int], dict[str, list[float | None]]]:
-    """metrics.jsonl as steps and columns."""
+    """Read metrics.jsonl as steps and columns."""
     rows: dict[int, dict[str, float]] = {}
     if path.is_file():
         for _, line in json_lines(path, notes):
@@ -187,7 +189,7 @@ def _columns(path: Path, notes: list[str]) -> tuple[list[int], dict[str, list[fl
 
 
 def _alarms(recipe: Path, steps: list[int], metrics: dict[str, list[float | None]]) -> list[tuple[int, int, str]]:
-    """What the console rang for; by the default recipe's limits where the run's own cannot be read."""
+    """Return the alarms of the run, with the limits of its recipe, or default limits if that cannot be read."""
     try:
         config = load_config(recipe)
     except UserError:
@@ -197,7 +199,7 @@ def _alarms(recipe: Path, steps: list[int], metrics: dict[str, list[float | None
 
 
 def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
-    """A YAML or JSON mapping; absent or broken, an empty one and a note."""
+    """Read a YAML or JSON mapping. Returns an empty one if it does not exist or, with a note, cannot be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)

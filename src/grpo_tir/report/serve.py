@@ -1,10 +1,10 @@
-"""`grpo-tir watch RUN [RUN…]`: the report of a running job, live, on this machine only.
+"""Serve the report of a running job on this machine: `grpo-tir watch RUN [RUN…]`.
 
-    RUN/*  ──(grown?)──► report.build_chunks ──► GET /data    asked every two seconds; 304 while nothing is new
-                                           └───► GET /        the page itself
+    RUN/*  ──(new?)──► page.build_chunks ──► GET /data    requested every two seconds; 304 if nothing is new
+                                         └─► GET /        the page
 
-The server listens on 127.0.0.1 and answers only to that name, so that no page of another site can have a browser
-read a run for it (DNS rebinding). From elsewhere: `ssh -L 8008:127.0.0.1:8008 machine`.
+The server listens on 127.0.0.1 and rejects requests for other host names, so that another website cannot read a
+run through the browser (DNS rebinding). From another machine: `ssh -L 8008:127.0.0.1:8008 machine`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from grpo_tir.report.page import build_chunks, frame
 from grpo_tir.report.read import read_runs
 
 REST = 4.0
-"""Times what the last build took that pass before the next, so that a large run keeps its machine to itself."""
+"""Pause between two builds as a multiple of the last build's time, so that a large report uses little CPU time."""
 HERE = {"127.0.0.1", "localhost"}
 WAITING = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">
 <title>{title}</title><p>Waiting for the first step. {reason}</p>"""
 
 
 class Watched:
-    """Runs, and their page as of when they last grew."""
+    """Runs and the packed data of their latest report."""
 
     def __init__(self, runs: list[Path]) -> None:
         self.runs = runs
@@ -41,7 +41,7 @@ class Watched:
         self._not_before = 0.0
 
     def refresh(self) -> None:
-        """Build again if a file has grown and the last build is long enough ago."""
+        """Build the data again if a file has changed and the pause after the last build is over."""
         with self._lock:
             if time.monotonic() < self._not_before or (version := self._signature()) == self.version:
                 return
@@ -49,18 +49,18 @@ class Watched:
             try:
                 self.chunks, self.reason = build_chunks(read_runs(self.runs)), ""
                 self.version = version
-            except UserError as error:  # nothing yet, or a file that is being replaced this moment
+            except UserError as error:  # no data yet, or a file is just being replaced
                 self.reason = str(error)
             self._not_before = time.monotonic() + REST * (time.monotonic() - began)
 
     def page(self) -> str:
-        """The whole page; before the first step one that waits."""
+        """Return the page; before the first step a page that reloads itself."""
         if not self.chunks:
             return WAITING.format(title=html.escape(self.title), reason=html.escape(self.reason))
         return frame(self.title, self.chunks, live=self.version)
 
     def _signature(self) -> str:
-        """Name, size and time of every file that the report reads."""
+        """Hash name, size and time of every file that the report reads."""
         files = [
             file
             for path in self.runs
@@ -72,19 +72,19 @@ class Watched:
 
 
 def make_server(runs: list[Path], port: int) -> ThreadingHTTPServer:
-    """Bound, not yet serving. Port 0 takes any free one."""
+    """Return a server that is bound to `port` and not yet serving. Port 0: any free port."""
     watched = Watched(runs)
 
     class Handler(BaseHTTPRequestHandler):
-        """Two resources, read-only."""
+        """Handle requests for the page and its data."""
 
         def do_GET(self) -> None:
-            """The page, or its data if they are newer than the version that was named."""
+            """Send the page, or its data if they are newer than the version in If-None-Match."""
             name = self.headers.get("Host", "").rpartition(":")
             if (name[0] or name[2]) not in HERE:
-                return self._answer("this page is for its own machine only", HTTPStatus.FORBIDDEN)
+                return self._answer("only requests to 127.0.0.1 or localhost are answered", HTTPStatus.FORBIDDEN)
             if self.path not in ("/", "/data"):
-                return self._answer("there is nothing here", HTTPStatus.NOT_FOUND)
+                return self._answer("not found: only / and /data exist", HTTPStatus.NOT_FOUND)
             watched.refresh()
             if self.path == "/":
                 return self._answer(watched.page(), kind="text/html")
@@ -105,12 +105,12 @@ def make_server(runs: list[Path], port: int) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def handle(self) -> None:
-            """A reader who goes away in the middle is no news."""
+            """Ignore a browser that closes the connection early."""
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 super().handle()
 
         def log_message(self, *_: object) -> None:
-            """The console belongs to the run."""
+            """Log nothing: the console shows the output of the run."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True

@@ -19,7 +19,7 @@ from grpo_tir.errors import UserError
 from grpo_tir.report import page as report
 from grpo_tir.report import read, traces
 from grpo_tir.report.read import read_run, read_runs
-from grpo_tir.report.traces import FLAGS, Traces, bisected, bits, per_segment, spread_files, whole
+from grpo_tir.report.traces import FLAGS, Traces, bisected, bits, spread_files, whole
 
 
 def write_synthetic(path: Path, **options: Any) -> Path:
@@ -122,7 +122,7 @@ def test_nan_infinity_null_and_words_are_not_recorded_values(tmp_path: Path) -> 
 
 
 def test_a_torn_line_is_left_out_and_said_unless_it_is_being_written(tmp_path: Path) -> None:
-    note = "metrics.jsonl: 1 line left out, because not whole JSON."
+    note = "metrics.jsonl: 1 line left out: not complete JSON."
     last = read_run(make_run(tmp_path / "last", '{"step": 1, "reward": 1}\n{"step": 2, "rew'))
     inside = read_run(make_run(tmp_path / "inside", '{"step": 1, "rew\n{"step": 2, "reward": 1}\n'))
     assert (last.steps, inside.steps) == ([1], [2])
@@ -321,18 +321,9 @@ def test_the_browser_and_the_metrics_call_the_same_things_by_one_name() -> None:
         assert ("code" in found) == (row["written"] > 0)
 
 
-def test_flat_lists_are_split_over_all_or_over_the_models_segments() -> None:
-    line = rollout(("model", "a"), ("tool", "b"), ("model", "c"))
-    segments = line["segments"]
-    assert per_segment({"ratios": [*range(9)]}, "ratios", segments) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert per_segment({"ratios": [*range(6)]}, "ratios", segments) == [[0, 1, 2], [], [3, 4, 5]]
-    assert per_segment({"tokens": [["x"], ["y"]]}, "tokens", segments) == [["x"], ["y"], []]
-    assert per_segment(line, "logprobs", segments) == [[], [], []]
-
-
 def test_ratio_is_the_learners_probability_over_the_samplers() -> None:
-    line = rollout(("model", "abc"), old_logprobs=[-1.0, -0.5, None])
-    line["segments"][0]["logprobs"] = [-1.0, -1.0, -2.0]
+    line = rollout(("model", "abc"))
+    line["segments"][0].update(logprobs=[-1.0, -1.0, -2.0], old_logprobs=[-1.0, -0.5, None])
     segment = whole(line)["segments"][0]
     assert segment["logprobs"] == [-100, -100, -200]
     assert segment["ratios"] == [1000, 1649, None]  # exp(0), exp(0.5)
