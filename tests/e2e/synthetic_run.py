@@ -165,7 +165,7 @@ def segment(kind: str, text: str, rng: random.Random) -> dict[str, Any]:
     plain = {"kind": kind, "text": text, "tokens": tokens, "token_ids": [len(token) for token in tokens]}
     if kind == "model":
         plain["logprobs"] = [-round(rng.expovariate(3), 4) for _ in tokens]
-        plain["ratios"] = [round(math.exp(rng.gauss(0, 0.05)), 4) for _ in tokens]
+        plain["old_logprobs"] = [round(logprob + rng.gauss(0, 0.05), 4) for logprob in plain["logprobs"]]
     return plain
 
 

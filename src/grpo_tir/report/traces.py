@@ -1,14 +1,16 @@
-"""Which rollouts the page holds, and what it says of each.
+"""Choose the rollouts that the page shows, and summarise them.
 
-Of all runs together, up to 50,000 rollouts are summarised (one row of numbers each) and up to 2,000 are kept
-whole, as groups: G samples of one problem are the unit that GRPO compares. The choice is deterministic and covers
-the run:
+For all runs together, up to 50,000 rollouts are summarised (one row of numbers each). Up to 2,000 are kept in
+full, by groups, because GRPO compares the G samples of one problem. The choice is deterministic:
+
+1. The first group with each behaviour of `SHOWN_FIRST`, and the one with the longest response.
+2. Groups spread over the steps:
 
     step   1 ............. 250 ............. 500 ............. 750 ............ 1000
     order  1st              4th               3rd              5th               2nd      then the gaps again
 
-after the first example of each behaviour below, and within a step the problems drawn most often come first, so
-that one problem can be followed across training.
+Within a step the problems that were drawn most often come first, so that one problem can be followed over
+training.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import math
 import re
 from collections import Counter, defaultdict
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from grpo_tir.tools.python import code_blocks
 MAX_SUMMARIES = 50_000
 MAX_WHOLE = 2_000
 MAX_OUTPUT = 4_000
-"""Characters of one call's stdout or stderr in the page."""
+"""Maximum number of characters of a call's stdout or stderr in the page."""
 
 FLAGS = ("correct", "code", "failed", "recovered", "contradiction", "fake", "aha", "cut", "invalid")
 SHOWN_FIRST = ("recovered", "contradiction", "fake", "aha", "failed")
@@ -43,21 +44,21 @@ Key = tuple[int, int, int]
 
 
 class Traces:
-    """Summaries of all runs as columns, and the chosen groups as packed chunks."""
+    """Summaries of the rollouts of all runs, and the chosen groups as packed chunks."""
 
     def __init__(self, runs: list[Run], *, max_characters: int) -> None:
         self.rows: list[list[Any]] = []
         self.problems: dict[tuple[str, str], int] = {}
         self.chunks: list[str] = []
-        self._groups: dict[Key, list[int]] = defaultdict(list)  # to rows
-        self._places: list[tuple[Path, int]] = []  # of each row on disk
+        self._groups: dict[Key, list[int]] = defaultdict(list)  # indices into self.rows
+        self._places: list[tuple[Path, int]] = []  # file and byte offset of each row
         for i, run in enumerate(runs):
             for path in spread_files(run.rollout_files, MAX_SUMMARIES // len(runs)):
                 self._summarise(i, path, run.notes)
         self._keep_whole([decoder(run) for run in runs], max_characters)
 
     def as_data(self) -> dict[str, Any]:
-        """Columns, so that 50,000 rows stay small and decode fast."""
+        """Return the summaries as columns: 50,000 rows stay small and decode fast."""
         columns = zip(*self.rows) if self.rows else ([] for _ in COLUMNS)
         return {
             "names": FLAGS,
@@ -66,7 +67,7 @@ class Traces:
         }
 
     def _summarise(self, run: int, path: Path, notes: list[str]) -> None:
-        """One row a rollout of one step's file."""
+        """Add one summary for each rollout in the file of a step."""
         for i, (offset, rollout) in enumerate(json_lines(path, notes)):
             step, group, sample = (int(number(rollout.get(key, i)) or 0) for key in ("step", "group", "sample"))
             name = (str(rollout.get("problem_id", "")), str(rollout.get("problem", ""))[:160])
@@ -79,7 +80,7 @@ class Traces:
             self._places.append((path, offset))
 
     def _keep_whole(self, decoders: list[Any], max_characters: int) -> None:
-        """Pack groups in the order of coverage until either bound is reached."""
+        """Pack groups in the chosen order until the maximum number of rollouts or characters is reached."""
         kept = characters = 0
         for key in self._coverage():
             rows = self._groups[key]
@@ -94,16 +95,19 @@ class Traces:
             kept, characters = kept + len(rows), characters + len(chunk)
 
     def _coverage(self) -> dict[Key, None]:
-        """Every group once, best first."""
+        """Return all groups in the order in which they are to be kept."""
+        # 1. Examples of each behaviour, and the longest response.
         masks = [1 << FLAGS.index(flag) for flag in SHOWN_FIRST]
         first = [next((row for row in self.rows if row[9] & mask), None) for mask in masks]
         longest = max(self.rows, key=lambda row: row[7], default=None)
         order = {(row[0], row[1], row[2]): None for row in [*first, longest] if row is not None}
+        # 2. In each step, sort the groups by how often their problem was drawn.
         problem = {key: self.rows[rows[0]][4] for key, rows in self._groups.items()}
         drawn = Counter(problem.values())
         steps: dict[tuple[int, int], list[Key]] = defaultdict(list)
         for key in sorted(self._groups, key=lambda key: (-drawn[problem[key]], key)):
             steps[key[1], key[0]].append(key)
+        # 3. Go through the steps in bisecting order: one group of each step, then a second one, ….
         turns = bisected(sorted(steps))
         for depth in range(max(map(len, steps.values()), default=0)):
             order.update({steps[turn][depth]: None for turn in turns if depth < len(steps[turn])})
@@ -115,12 +119,12 @@ class Traces:
             file.seek(offset)
             rollout = parsed(file.readline())
         if rollout is None:
-            raise UserError(f"{path} was rewritten while it was read: run the report again")
+            raise UserError(f"{path} changed while it was read: run the report again")
         return rollout
 
 
 def spread_files(files: list[Path], limit: int) -> list[Path]:
-    """As many steps as give about `limit` rollouts, evenly, with the first and the last."""
+    """Choose files with about `limit` rollouts in total, evenly spaced, with the first and the last step."""
     if not files:
         return []
     largest = max(sum(1 for _ in json_lines(path)) for path in (files[0], files[len(files) // 2], files[-1]))
@@ -131,10 +135,10 @@ def spread_files(files: list[Path], limit: int) -> list[Path]:
 
 
 def bisected(items: list[Any]) -> list[Any]:
-    """First, last, middle, middles of the halves, …: every prefix covers the whole."""
+    """Reorder as first, last, middle, middles of the halves, …: every prefix covers the full range."""
     order = [0, len(items) - 1][: len(items)]
     gaps = [(0, len(items) - 1)]
-    for low, high in gaps:  # grows as it is walked: breadth first
+    for low, high in gaps:  # the list grows in the loop: breadth first
         if high - low > 1:
             middle = (low + high) // 2
             order.append(middle)
@@ -143,9 +147,8 @@ def bisected(items: list[Any]) -> list[Any]:
 
 
 def whole(rollout: dict[str, Any], tokenizer: Any = None) -> dict[str, Any]:
-    """A rollout as the page shows it; log-probs in hundredths of a nat, ratios in thousandths."""
+    """Return a rollout as the page shows it: log-probs in 1/100 nat, ratios in 1/1000."""
     segments, calls = _dicts(rollout, "segments"), _dicts(rollout, "calls")
-    columns = [per_segment(rollout, key, segments) for key in ("tokens", "logprobs", "ratios", "old_logprobs")]
     prompt, prompt_ids = rollout.get("prompt"), rollout.get("prompt_ids")
     if prompt is None and prompt_ids and tokenizer:
         prompt = tokenizer.decode(prompt_ids, skip_special_tokens=False)
@@ -153,7 +156,7 @@ def whole(rollout: dict[str, Any], tokenizer: Any = None) -> dict[str, Any]:
         **{key: clean(rollout.get(key)) for key in ("problem", "answer", "finish_reason", "reward_parts")},
         "prompt": prompt,
         "trained": rollout.get("trained") is not False,
-        "segments": [_segment(segment, one, tokenizer) for segment, *one in zip(segments, *columns)],
+        "segments": [_segment(segment, tokenizer) for segment in segments],
         "calls": [
             {
                 "status": str(call.get("status") or "no code"),
@@ -165,38 +168,21 @@ def whole(rollout: dict[str, Any], tokenizer: Any = None) -> dict[str, Any]:
     }
 
 
-def per_segment(rollout: dict[str, Any], key: str, segments: list[dict[str, Any]]) -> list[list[Any]]:
-    """`key` of each segment: recorded there, as one list a segment, or flat over all or the model's tokens."""
-    value = rollout.get(key)
-    if not isinstance(value, list):
-        return [segment.get(key) or [] for segment in segments]
-    if all(isinstance(inner, list) for inner in value):
-        return [*value, *([] for _ in segments)][: len(segments)]
-    sizes = [len(segment.get("token_ids") or ()) for segment in segments]
-    if len(value) != sum(sizes):
-        sizes = [size * (segment.get("kind") == "model") for size, segment in zip(sizes, segments)]
-    walk = iter(value)
-    return [list(islice(walk, size)) for size in sizes]
-
-
-def _segment(segment: dict[str, Any], columns: list[list[Any]], tokenizer: Any) -> dict[str, Any]:
-    """Text, and where known its tokens; the text is left out where the tokens spell it."""
+def _segment(segment: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Return a segment's text and, if known, its tokens. The text is left out if it equals the joined tokens."""
     plain: dict[str, Any] = {"tool": segment.get("kind") == "tool", "text": str(segment.get("text") or "")}
     if plain["tool"]:
         return plain
-    tokens, logprobs, ratios, old = columns
-    ids = segment.get("token_ids") or []
-    if not tokens and tokenizer:
-        tokens = [_piece(tokenizer, token) for token in ids]
+    ids, logprobs, old = (segment.get(key) or [] for key in ("token_ids", "logprobs", "old_logprobs"))
+    tokens = segment.get("tokens") or ([_piece(tokenizer, token) for token in ids] if tokenizer else [])
     if tokens:
         plain["tokens"] = [str(token) for token in tokens]
         if "".join(plain["tokens"]) == plain["text"]:
             del plain["text"]
     else:
         plain["ids"] = clean(ids)
-    if not ratios and len(old) == len(logprobs):  # the learner's against what the engine sampled with
-        both = [(number(o), number(n)) for o, n in zip(old, logprobs)]
-        ratios = [math.exp(min(o - n, 9.0)) if o is not None and n is not None else None for o, n in both]
+    pairs = [(number(o), number(n)) for o, n in zip(old, logprobs)]  # learner, sampler
+    ratios = [math.exp(min(o - n, 9.0)) if o is not None and n is not None else None for o, n in pairs]
     scaled = {"logprobs": _scaled(logprobs, 100), "ratios": _scaled(ratios, 1000)}
     return {**plain, **{key: values for key, values in scaled.items() if values}}
 
@@ -213,7 +199,7 @@ def _scaled(values: list[Any], scale: int) -> list[int | None]:
 
 
 def bits(rollout: dict[str, Any]) -> int:
-    """FLAGS of one rollout as a bit mask."""
+    """Return the FLAGS of one rollout as a bit mask."""
     segments, calls = _dicts(rollout, "segments"), _dicts(rollout, "calls")
     written = [str(segment.get("text") or "") for segment in segments if segment.get("kind") == "model"]
     last = calls[-1] if calls else {}
