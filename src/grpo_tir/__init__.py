@@ -1,3 +1,76 @@
-"""grpo-tir: GRPO that teaches a language model to reason with a Python tool (ToRL, arXiv 2503.23383)."""
+"""Train language models to reason with a Python tool: GRPO with tool calls (ToRL, arXiv 2503.23383).
+
+The names below are the library. Each is imported when it is first used, so `import grpo_tir` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from grpo_tir.config import Config
+    from grpo_tir.engine.engine import Engine
+    from grpo_tir.executor.open import open_executor, run_code
+    from grpo_tir.generation.stopping import CodeBlockStopping
+    from grpo_tir.grading.grader import Grade, Grader, grade
+    from grpo_tir.learning.advantages import group_advantages
+    from grpo_tir.learning.loss import grpo_loss
+    from grpo_tir.tools.protocol import Tool
+    from grpo_tir.tools.python import PythonTool
+    from grpo_tir.train import Trainer
+    from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup, ToolResult
+
+_MODULES = {
+    "Config": "config",
+    "Engine": "engine.engine",
+    "open_executor": "executor.open",
+    "run_code": "executor.open",
+    "CodeBlockStopping": "generation.stopping",
+    "Grade": "grading.grader",
+    "Grader": "grading.grader",
+    "grade": "grading.grader",
+    "group_advantages": "learning.advantages",
+    "grpo_loss": "learning.loss",
+    "Tool": "tools.protocol",
+    "PythonTool": "tools.python",
+    "Trainer": "train",
+    "Problem": "types",
+    "Reward": "types",
+    "Rollout": "types",
+    "RolloutGroup": "types",
+    "ToolResult": "types",
+}
+
+__all__ = [
+    "CodeBlockStopping",
+    "Config",
+    "Engine",
+    "Grade",
+    "Grader",
+    "Problem",
+    "PythonTool",
+    "Reward",
+    "Rollout",
+    "RolloutGroup",
+    "Tool",
+    "ToolResult",
+    "Trainer",
+    "grade",
+    "group_advantages",
+    "grpo_loss",
+    "open_executor",
+    "run_code",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module `grpo_tir` has no attribute `{name}`")
+    return getattr(importlib.import_module(f"grpo_tir.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,4 +1,4 @@
-"""`python -m grpo_tir` (and so `accelerate launch -m grpo_tir`) is the command line."""
+"""Run the command line as `python -m grpo_tir`, and so as `accelerate launch -m grpo_tir`."""
 
 from grpo_tir.cli import main
 

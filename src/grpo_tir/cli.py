@@ -17,22 +17,22 @@ from grpo_tir.errors import GrpoTirError, UserError
 COMMANDS = {
     "quickstart": ("grpo_tir.commands.quickstart", "teach a tiny model to use the tool, in minutes, on a CPU"),
     "train": ("grpo_tir.commands.train", "train a recipe"),
-    "plan": ("grpo_tir.commands.plan", "memory, KV rows and executor slots of a recipe, before it is paid for"),
-    "eval": ("grpo_tir.commands.eval", "models on benchmarks or files of problems, with intervals"),
-    "solve": ("grpo_tir.commands.solve", "one problem, with the tool, on the terminal"),
-    "report": ("grpo_tir.commands.report", "one HTML page of one or several runs"),
-    "watch": ("grpo_tir.commands.watch", "the report of a running job, live"),
-    "doctor": ("grpo_tir.commands.doctor", "find what would go wrong, before any training is paid for"),
-    "replay": ("grpo_tir.commands.replay", "hold one recorded response against executor, model and mask"),
-    "bench": ("grpo_tir.commands.bench", "tokens a second on this machine, and the share of its limit"),
-    "data": ("grpo_tir.commands.data", "look at problems before they are trained on"),
+    "plan": ("grpo_tir.commands.plan", "estimate the memory, KV rows and executor slots that a recipe needs"),
+    "eval": ("grpo_tir.commands.eval", "evaluate models on benchmarks or problem files, with intervals"),
+    "solve": ("grpo_tir.commands.solve", "solve one problem with the tool, on the terminal"),
+    "report": ("grpo_tir.commands.report", "write one HTML page about one or several runs"),
+    "watch": ("grpo_tir.commands.watch", "show the report of a running job, live"),
+    "doctor": ("grpo_tir.commands.doctor", "find what would go wrong before training starts"),
+    "replay": ("grpo_tir.commands.replay", "compare one recorded response with executor, model and loss mask"),
+    "bench": ("grpo_tir.commands.bench", "measure tokens per second, and their share of this machine's limit"),
+    "data": ("grpo_tir.commands.data", "check, build and select training problems"),
     "grade": ("grpo_tir.commands.grade", "judge recorded outputs against gold answers"),
     "sandbox": ("grpo_tir.commands.sandbox", "build, check, measure and use the executor"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 2 for bad input, 1 for a failure of ours."""
+    """Run a command. Returns the exit code: 0, 2 for bad input, 1 for other failures."""
     try:
         return dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        launcher.report_failure(error)  # among several processes, the launcher must know whose fault it was
+        launcher.report_failure(error)  # the launcher of several processes must know which one failed
         line = in_one_line(error)
         if line is None:
             raise
@@ -50,14 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def in_one_line(error: Exception) -> str | None:
-    """Return the message of an error that the user can act on; None for a fault of ours (shown with traceback)."""
+    """Return the message of an error that the user can act on; None for a bug, shown with its traceback."""
     if isinstance(error, GrpoTirError):
         return str(error)
     if launcher.lost_contact(error):
-        return f"another process has gone, this one is not to blame ({str(error).splitlines()[0]})"
+        return f"lost the connection to another process; this one did not fail ({str(error).splitlines()[0]})"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}; what was saved before is untouched"
+        return f"{error.strerror}{where}; files saved before are unchanged"
     return None
 
 
@@ -105,4 +105,4 @@ def overview() -> str:
     """Format the top-level help."""
     lines = ["grpo-tir: GRPO that teaches a language model to reason with a Python tool", ""]
     lines += [f"  grpo-tir {name:<11} {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join([*lines, "", "grpo-tir COMMAND --help says more."])
+    return "\n".join([*lines, "", "Options of a command: grpo-tir COMMAND --help"])

@@ -2,26 +2,26 @@
 
     GrpoTirError
     ├── UserError            bad input: one line that says what, where and how to mend it; exit code 2
-    │   ├── ConfigError          an unknown or ill-typed key, values that contradict each other
+    │   ├── ConfigError          an unknown key, a value of the wrong type, or values that contradict each other
     │   ├── DataError            a row, with its file and line
     │   ├── ModelError           a model or tokenizer that cannot be loaded or used
     │   ├── TemplateError        a prompt template that does not render
-    │   ├── CheckpointError      no complete checkpoint to resume from, or one of another run
-    │   ├── OutputError          a folder that cannot be written, a disk that is full
-    │   └── ExecutorUnavailable  the executor asked for cannot be started here
+    │   ├── CheckpointError      no complete checkpoint to resume from, or it belongs to another run
+    │   ├── OutputError          a folder that cannot be written, or a full disk
+    │   └── ExecutorUnavailable  the requested executor cannot be started here
     ├── ExecutorOutage       too large a share of tool calls was lost: the run stops, nothing is scored
     ├── GraderOutage         the same, for grading
     ├── CertificateError     trained tokens are not the sampled tokens
     └── TrainingDiverged     too many optimizer steps in a row had no finite gradient
 
-A failure of the *model's* code is no exception: it is data (`types.ToolResult`).
+A failure of the *model's* code raises no exception. It is data (`types.ToolResult`).
 """
 
 from __future__ import annotations
 
 
 class GrpoTirError(Exception):
-    """Root of all our exceptions. The message is for the user."""
+    """Root of all exceptions of this package. The message is for the user."""
 
     exit_code = 1
 
@@ -61,7 +61,7 @@ class ExecutorUnavailable(UserError):
 
 
 class ExecutorOutage(GrpoTirError):
-    """Too many tool calls were lost to the infrastructure. To continue would train on noise."""
+    """Too many tool calls were lost to failures of the executor. To continue would train on noise."""
 
 
 class GraderOutage(GrpoTirError):

@@ -1,8 +1,8 @@
 """Provide test doubles, public so that users can test their own tools and rewards.
 
-`ByteTokenizer` is a real Hugging Face tokenizer with a token for every byte (and any extra pieces asked for);
-`ScriptedModel` is a real `PreTrainedModel` whose next token follows a script, so that `model.generate`, stopping
-and tool loop are the real ones. `ScriptedExecutor` returns results from a function.
+`byte_tokenizer` makes a real Hugging Face tokenizer with a token for every byte (and optional extra pieces).
+`ScriptedModel` is a real `PreTrainedModel` whose next token follows a script, so that tests use the real
+`model.generate`, stopping and tool loop. `ScriptedExecutor` returns results from a function.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def byte_tokenizer(extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
 
 
 class ScriptedConfig(PreTrainedConfig):
-    """Vocabulary and end-of-text of a `ScriptedModel`."""
+    """Set vocabulary size and end-of-text ids of a `ScriptedModel`."""
 
     model_type = "grpo_tir_scripted"
 
@@ -45,7 +45,7 @@ class ScriptedConfig(PreTrainedConfig):
 
 
 class ScriptedModel(PreTrainedModel, GenerationMixin):
-    """A model that generates a script. `scripts` maps a prompt to the turns (token ids) of its response.
+    """Generate a script. `scripts` maps a prompt to the turns (token ids) of its response.
 
     After a turn, the text up to and including a line "```" counts as tool output. After the last turn the model
     generates the first end-of-text id.
@@ -101,14 +101,14 @@ class ScriptedModel(PreTrainedModel, GenerationMixin):
     def _end_of_output(self, row: list[int], start: int, turn: list[int]) -> int:
         """Return where the next turn begins, or the end of the row."""
         for end in range(start + len(self.fence), len(row) + 1):
-            said = row[end : end + len(turn)]
-            if row[end - len(self.fence) : end] == self.fence and said == turn[: len(said)]:
+            generated = row[end : end + len(turn)]
+            if row[end - len(self.fence) : end] == self.fence and generated == turn[: len(generated)]:
                 return end
         return len(row)
 
 
 class ScriptedExecutor:
-    """An executor that gets its results from a function and keeps the programs in `seen`."""
+    """Return results of a function instead of running programs. Keeps the programs in `seen`."""
 
     slots = 1
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ from grpo_tir.tools.open import open_tool
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, RolloutGroup
 from grpo_tir.utils.files import Writer
+from grpo_tir.utils.objects import Objects
 from grpo_tir.utils.recipe import save_config
 
 
@@ -70,12 +71,31 @@ class Parts:
 
 
 class Trainer:
-    """Run the algorithm: `train` to the last step, `step` for one."""
+    """Run the algorithm: `train` to the last step, `step` for one. Close it, or use it as a context manager.
 
-    def __init__(self, config: Config, resume: bool = False) -> None:
-        self.config = config
+    Args:
+        config: the recipe.
+        resume: continue from the last checkpoint in `train.output_dir`.
+        callbacks: objects with any of `on_rollouts(groups)`, `on_step(metrics)` and `on_save(path)`, which are
+            called after sampling, after a step (0: the evaluation before training), and after a checkpoint.
+        objects: Python objects in place of what the recipe names: `problems` and `eval_problems` (`Problem`s or
+            mappings), `reward` (a function), `tool`, `model` with `tokenizer` (see `utils.objects`). The recipe in
+            the run's folder records their names. A tool given here is not closed.
+
+    Raises:
+        UserError: the recipe or an object cannot be used; see `build`.
+    """
+
+    def __init__(
+        self, config: Config, resume: bool = False, *, callbacks: Sequence[Any] = (), **objects: Any
+    ) -> None:
+        given = Objects(**objects)
+        self.config = config = given.named_in(config)
+        self.callbacks = callbacks
         self.folder = Path(config.train.output_dir)
-        self.parts = build(config, resume)
+        self.parts = build(config, resume, given)
+        self.exit_code = 0
+        """0, or 130/143 after a signal; set at the end of `train`."""
         state = self.parts.state
         self.steps_done: int = state["step"] if state else 0
         self.saved: int | None = state["step"] if state else None
@@ -83,8 +103,12 @@ class Trainer:
         self.line: dict[str, Any] | None = state["line"] if state else {} if self.evaluation_is_due else None
         """Metrics that are not written yet, because an evaluation belongs to them."""
 
-    def train(self) -> int:
-        """Train to the last step, or until a signal. Returns the exit code: 0, or 130/143 after a signal."""
+    def train(self) -> list[dict[str, Any]]:
+        """Train to the last step, or until a signal.
+
+        Returns:
+            The metrics of every step so far, on the main process; elsewhere none.
+        """
         parts, steps = self.parts, self.config.train.steps
         with parts.stop, parts.watchdog:
             parts.console.start(steps, self.steps_done)
@@ -99,7 +123,8 @@ class Trainer:
                 self.save()
             parts.saver.flush()
             parts.writer.flush()
-            return parts.stop.exit_code
+            self.exit_code = parts.stop.exit_code
+        return parts.recorder.log.history if parts.recorder.log is not None else []
 
     def step(self) -> None:
         """Take one training step (paper, section 3).
@@ -116,6 +141,7 @@ class Trainer:
             collector.assign_rewards(groups)  # most were graded while others were sampled
             groups = collector.replace_flat_groups(groups)  # only with algorithm.dynamic_sampling
         assign_advantages(groups, config.algorithm)
+        self._notify("on_rollouts", groups)
         sampled = time.perf_counter()
         dump = self.folder / "dumps" / f"step_{self.steps_done + 1:06d}"
         with self._recorded_if_it_diverges(groups), learner.updating(self.steps_done, dump):
@@ -138,8 +164,10 @@ class Trainer:
         """
         if self.line is not None:
             found = self.evaluate() if self.evaluation_is_due else {}
-            self.parts.recorder.write(self.steps_done, {**self.line, **found})
+            metrics = {**self.line, **found}
+            self.parts.recorder.write(self.steps_done, metrics)
             self.line = None
+            self._notify("on_step", {"step": self.steps_done, **metrics})
         self.parts.saver.check()
         self.parts.stop.agree()
         every = self.config.train.save_every
@@ -177,10 +205,23 @@ class Trainer:
         )
         self.saved = self.steps_done
         parts.runtime.barrier()
+        self._notify("on_save", self.folder / "checkpoints" / f"step_{self.steps_done:06d}")
 
     def close(self) -> None:
         """Close executor, threads and process group. A checkpoint being written is finished first."""
         self.parts.opened.close()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _notify(self, event: str, argument: Any) -> None:
+        """Call the method `event` of each callback that has it."""
+        for callback in self.callbacks:
+            if (method := getattr(callback, event, None)) is not None:
+                method(argument)
 
     @contextmanager
     def _recorded_if_it_diverges(self, groups: list[RolloutGroup]) -> Iterator[None]:
@@ -192,8 +233,8 @@ class Trainer:
             raise
 
 
-def build(config: Config, resume: bool = False) -> Parts:
-    """Make the parts of a run from its recipe. On failure, all that was opened is closed again.
+def build(config: Config, resume: bool = False, given: Objects = Objects()) -> Parts:  # noqa: B008 (frozen)
+    """Make the parts of a run from its recipe and the given objects. On failure, close all that was opened.
 
     Raises:
         UserError: the recipe, a file or the model that it names cannot be used, or the executor cannot run here.
@@ -221,15 +262,15 @@ def build(config: Config, resume: bool = False) -> Parts:
         )
         writer = Writer("log")
         # 2. Tool and problems: they fail faster than the model.
-        tool = open_tool(config, console.log)
-        if tool is not None:
+        tool = given.tool if given.tool and config.tool.max_tool_calls else open_tool(config, console.log)
+        if tool is not None and tool is not given.tool:
             opened.callback(tool.close)
         opened.callback(writer.close)
-        train, held_out = read_all_problems(config, console.log)
+        train, held_out = read_all_problems(config, console.log, given)
         # 3. Policy and learner.
-        policy = _open_policy(config, checkpoint, runtime, console)
+        policy = _open_policy(config, checkpoint, runtime, console, given)
         learner = Learner(runtime, policy.model, config, load_reference(config, runtime.full_weights))
-        reward = make_reward(config.reward, config.rollout.max_completion_length)
+        reward = make_reward(config.reward, config.rollout.max_completion_length, given.reward)
         # 4. Rollouts, journal, checkpoints, log.
         journal = Journal(folder / "journal", runtime.rank, digest(config), writer, resume)
         saver = Saver(folder / "checkpoints", config, journal, console.log, runtime)
@@ -267,11 +308,14 @@ def build(config: Config, resume: bool = False) -> Parts:
         )
 
 
-def _open_policy(config: Config, checkpoint: Path | None, runtime: Runtime, console: Console) -> Policy:
+def _open_policy(
+    config: Config, checkpoint: Path | None, runtime: Runtime, console: Console, given: Objects
+) -> Policy:
     """Load the policy, from the checkpoint if there is one. With LoRA a checkpoint holds only the adapters."""
     adapts = config.model.lora_rank > 0
     path = str(checkpoint) if checkpoint and not adapts else config.model.path
-    policy = load_policy(config, path, runtime.device, runtime.full_weights)
+    loaded = (given.model, given.tokenizer) if given.model is not None and path == config.model.path else None
+    policy = load_policy(config, path, runtime.device, runtime.full_weights, loaded=loaded)
     if adapts:
         add_adapters(policy.model, config.model, checkpoint)
     if policy.engine_refused:
@@ -310,7 +354,8 @@ def train(config: Config, resume: bool = False) -> int:
     """Run a recipe. Returns the exit code: 0, or 130/143 after a signal."""
     trainer = Trainer(config, resume)
     try:
-        return trainer.train()
+        trainer.train()
+        return trainer.exit_code
     except Exception as error:
         number = trainer.parts.stop.signal
         if number and lost_contact(error):  # the launcher ends all ranks, because another one ended

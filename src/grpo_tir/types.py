@@ -23,11 +23,11 @@ from typing import Literal, NamedTuple
 ToolStatus = Literal[
     "ok",  # exit code 0
     "error",  # any other exit code, MemoryError included
-    "timeout",  # its CPU or wall limit, both counted from its own fork
+    "timeout",  # reached its CPU or wall limit, both counted from its fork
     "memory",  # killed by the memory cgroup
     "output_limit",  # printed more than 1 MB
     "killed",  # any other signal
-    "infrastructure",  # ours, not the model's: never shown to it, never scored
+    "infrastructure",  # failure of the executor: never shown to the model, never scored
 ]
 FinishReason = Literal["eos", "length", "aborted"]
 
@@ -59,7 +59,7 @@ class ToolResult:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call of the model. `code` is None if it called without a code block."""
+    """One tool call. `code` is None if the model wrote no code block."""
 
     code: str | None
     result: ToolResult | None
@@ -74,8 +74,7 @@ class ToolCall:
 
 @dataclass
 class Segment:
-    """Consecutive tokens from one source. `logprobs` has an entry for each model token and none for tool
-    tokens."""
+    """Consecutive tokens from one source. `logprobs` has one value for each model token, none for tool tokens."""
 
     kind: Literal["model", "tool"]
     token_ids: list[int]
@@ -86,7 +85,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward. `value` is optimised; `parts` lists its components (at least `correct`: 0 or 1)."""
+    """Reward of a rollout. `value` is optimised; `parts` lists its components (at least `correct`: 0 or 1)."""
 
     value: float
     parts: dict[str, float] = field(default_factory=dict)
@@ -99,17 +98,17 @@ class Rollout:
     problem: Problem
     prompt_ids: list[int]
     group: int = 0
-    """Number of its group in the run. Every draw is keyed by seed, group, sample and position."""
+    """Number of the group in the run. Every draw is keyed by seed, group, sample and position."""
     sample: int = 0
     segments: list[Segment] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     finish_reason: FinishReason = "aborted"
     valid: bool = True
-    """False after an outage of sandbox or grader. It is then left out of group statistics and loss."""
+    """False after an outage of sandbox or grader. The rollout is then left out of group statistics and loss."""
     reward: Reward | None = None
     advantage: float = 0.0
     trained: bool = True
-    """False if an option (flat group, over-long, void turn) leaves it out of the loss."""
+    """False if an option (flat group, over-long, void turn) leaves the rollout out of the loss."""
     stamps: list[Stamp] = field(default_factory=list)
     """Stamp of each segment, made when it was added. The certificate compares the trained tokens with it."""
 
@@ -165,7 +164,7 @@ class RolloutGroup:
 
 
 class Stamp(NamedTuple):
-    """Fingerprint of a segment when it was added: its kind, number of tokens, and CRC-32."""
+    """Checksum of a segment, made when it was added: its kind, number of tokens, and CRC-32."""
 
     kind: str
     length: int
@@ -173,5 +172,5 @@ class Stamp(NamedTuple):
 
 
 def stamp(kind: str, token_ids: Sequence[int]) -> Stamp:
-    """Compute the stamp of a segment. Costs about 20 ns a token."""
+    """Compute the stamp of a segment. Takes about 20 ns per token."""
     return Stamp(kind, len(token_ids), zlib.crc32(array("q", token_ids).tobytes()))

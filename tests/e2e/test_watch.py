@@ -133,7 +133,7 @@ def test_a_growing_run_is_followed_without_losing_the_reader_s_place(
 
     code, said = watcher.interrupt()
     assert (code, said) == (0, "stopped watching; the run goes on\n")
-    page.until("document.querySelector('#live').textContent === 'the watcher has ended'")
+    page.until("document.querySelector('#live').textContent === 'grpo-tir watch has ended'")
     errors = [entry["message"] for entry in chromium.get_log("browser")]
     assert [message for message in errors if "ERR_CONNECTION" not in message] == []
 

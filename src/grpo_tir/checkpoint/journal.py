@@ -11,7 +11,8 @@ Lost calls and lost rollouts are not recorded.
 
 Each rank writes its own file and reads the files of all ranks, so that a run may resume with another number of
 ranks. A journal of another recipe is ignored, and so are journals of steps after the first one that had to sample
-again."""
+again.
+"""
 
 from __future__ import annotations
 

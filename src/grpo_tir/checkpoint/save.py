@@ -7,7 +7,8 @@
 
 A checkpoint is written under a temporary name, synced and renamed. Training continues meanwhile, because a copy in
 CPU memory is written. On loading, every file is compared with the manifest. A damaged checkpoint is reported, and
-the one before it is used."""
+the one before it is used.
+"""
 
 from __future__ import annotations
 

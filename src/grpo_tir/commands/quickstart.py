@@ -2,7 +2,8 @@
 
 The base model has seen some broken Python but cannot calculate. The same recipe trains it twice: with one tool
 call a response, and without the tool as a control. Both are evaluated greedily on held-out problems. The printed
-result is read from the files of the two runs."""
+result is read from the files of the two runs.
+"""
 
 from __future__ import annotations
 

@@ -7,16 +7,27 @@ from collections.abc import Callable
 from grpo_tir.config import Config
 from grpo_tir.data.problems import load_problems
 from grpo_tir.types import Problem
+from grpo_tir.utils.objects import Objects, as_problems
 
 
-def read_all_problems(config: Config, log: Callable[[str], None]) -> tuple[list[Problem], list[Problem]]:
+def read_all_problems(
+    config: Config,
+    log: Callable[[str], None],
+    given: Objects = Objects(),  # noqa: B008 (frozen)
+) -> tuple[list[Problem], list[Problem]]:
     """Read training and held-out problems. Call before loading the model, because bad data fails faster.
 
     Raises:
         DataError: a row cannot be used and `on_bad` is `stop`, or a file cannot be read.
     """
-    train = read_problems(config, config.data.train, log)
-    held_out = read_problems(config, config.data.eval, log) if config.data.eval else []
+    if given.problems is not None:
+        train = as_problems(given.problems, config, "problems")
+    else:
+        train = read_problems(config, config.data.train, log)
+    if given.eval_problems is not None:
+        held_out = as_problems(given.eval_problems, config, "eval_problems")
+    else:
+        held_out = read_problems(config, config.data.eval, log) if config.data.eval else []
     return train, held_out[: config.train.eval_size or None]
 
 

@@ -3,7 +3,8 @@
 Trained weights are float32. Decoding reads every weight once for each token, so a bf16 copy makes it twice as fast
 on a GPU. The copy keeps its tensors at fixed addresses and is overwritten in place before each rollout batch, so
 that it is never stale and allocates nothing. On a CPU bf16 is slower than float32. There the engine decodes with
-float32 weights in oneDNN's layout (`BlockedWeights`)."""
+float32 weights in oneDNN's layout (`BlockedWeights`).
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@
 
 This is the `Engine` that training uses, for one batch. `generate` prepares inputs, settings and criteria as usual
 and passes them on. Rows end at an end-of-text token, at a tool call (see `stopping.stopped_at`, as in a plain
-`generate`) or at `max_length`. Options that the engine does not support raise an error; none is ignored."""
+`generate`) or at `max_length`. Options that the engine does not support raise an error; none is ignored.
+"""
 
 from __future__ import annotations
 

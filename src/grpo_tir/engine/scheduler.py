@@ -7,7 +7,8 @@
 
 The state of a row is its tokens and the number of them that are cached. An evicted row (`cached` = 0) is computed
 again when a slot is free. If slots are short, prefixes are evicted first, then parked rows, then the youngest
-running row. The oldest row always runs, so every batch completes in any memory that holds its longest row."""
+running row. The oldest row always runs, so every batch completes in any memory that holds its longest row.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Decoding is greedy, with one response to a problem and with the tool, as in the paper (section 4.1). Accuracy is
 the share of right answers; penalties of the reward do not count (bug 17 of the reference). The grade of a response
-does not depend on the other responses (bugs 2 and 19)."""
+does not depend on the other responses (bugs 2 and 19).
+"""
 
 from __future__ import annotations
 

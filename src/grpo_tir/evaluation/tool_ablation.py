@@ -5,7 +5,8 @@
 
 The score lost against true outputs comes from reading them. The score left above a run without the tool comes from
 writing code alone. The code still runs, so that statuses and outages stay comparable. The replacement depends on
-the text of the call, never on the batch."""
+the text of the call, never on the batch.
+"""
 
 from __future__ import annotations
 

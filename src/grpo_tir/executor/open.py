@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorUnavailable
 from grpo_tir.executor.pool import Pool
 from grpo_tir.executor.wire import Host
+from grpo_tir.types import ToolResult
 
 
 def open_executor(config: ExecutorConfig, *, log: Callable[[str], Any] = print) -> Pool:
@@ -39,6 +42,22 @@ def open_executor(config: ExecutorConfig, *, log: Callable[[str], Any] = print) 
         pool.close()
         raise
     log(isolation_line(pool))
+    return pool
+
+
+def run_code(code: str, timeout: float = 10.0) -> ToolResult:
+    """Run a program in a shared executor (Docker if it can be used, else this machine) and return its result.
+
+    Args:
+        timeout: seconds of CPU time.
+    """
+    return _shared_executor().run(code, timeout=timeout)
+
+
+@functools.cache
+def _shared_executor() -> Pool:
+    pool = open_executor(ExecutorConfig(kind="auto"), log=lambda line: None)
+    atexit.register(pool.close)
     return pool
 
 

@@ -7,8 +7,8 @@ left-padded to one width:
     pad      prompt₁ ……                  │ new tokens …………………… <eos>
                                      start
 
-The next round prefills everything again, and a finished row stays in the batch until the round ends. This is slow;
-tests hold the faster engine equal to it.
+The next round prefills everything again, and a finished row stays in the batch until the round ends. This is slow.
+Tests check that the faster engine gives the same results.
 
 Shapes: B rows, T width, V vocabulary.
 """
@@ -115,15 +115,18 @@ class GenerateRounds:
 
     @torch.no_grad()
     def step(self) -> list[Stopped]:
-        """Run one round. Returns all of its rows: each has called, ended or spent its budget."""
+        """Run one round. Returns all its rows: each has called the tool, ended, or spent its budget."""
+        # 1. Choose the rows of the round.
         rows = [row for row in self.rows.values() if not row.waiting][: self.max_rows or None]
         if not rows:
             return []
+        # 2. Left-pad them to one width.
         sequences = [row.request.prompt_ids + row.response for row in rows]
         width = max(map(len, sequences))
-        pad = self.eos_ids[0]  # never read back: every row is cut at its own explicit length
+        pad = self.eos_ids[0]  # not read back: every row is cut at its own length
         inputs = torch.tensor([[pad] * (width - len(ids)) + ids for ids in sequences])  # (B, T)
         attention = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences])  # (B, T)
+        # 3. Generate, with a draw, a stop and a budget for each row.
         sampler = KeyedDraw([r.request.key for r in rows], [len(r.response) for r in rows], width, self.sampling)
         self.stopping.begin(width, [row.may_call for row in rows])
         with _only_our_settings(self.model, self.eos_ids, pad):
@@ -138,7 +141,7 @@ class GenerateRounds:
         return [self._stop(row, new[i], self.stopping.stopped_at[i], i, sampler) for i, row in enumerate(rows)]
 
     def _stop(self, row: _Row, new: list[int], stopped_at: int | None, i: int, sampler: KeyedDraw) -> Stopped:
-        """Cut a row where it ended first. A padding token never counts as an end (bug 6)."""
+        """Cut a row at its first end. Padding never counts as an end (bug 6)."""
         ends = {"length": row.left}
         first_eos = next((n + 1 for n, token in enumerate(new) if token in self.eos_ids), None)
         if first_eos is not None:
@@ -146,7 +149,7 @@ class GenerateRounds:
         if stopped_at is not None:
             ends["call"] = stopped_at - sampler.width
         length = min(ends.values())
-        # an end-of-text or a call that just fits the budget is what it is, not a cut
+        # an end-of-text token or a call at the last token of the budget is not a cut
         reason = next(name for name in ("eos", "call", "length") if ends.get(name) == length)
         tokens = new[:length]
         row.response += tokens
@@ -159,14 +162,14 @@ class GenerateRounds:
 
 @contextmanager
 def _only_our_settings(model: PreTrainedModel, eos_ids: list[int], pad: int) -> Iterator[None]:
-    """Replace the model's generation_config by a blank one for a round. `generate` takes every option that it is
-    not given from the checkpoint: a temperature of 0.7, a repetition penalty, a top-k."""
-    theirs = model.generation_config
+    """Replace the model's generation_config by an empty one for a round. Otherwise `generate` takes every option
+    that it is not given from the checkpoint: a temperature of 0.7, a repetition penalty, a top-k."""
+    previous = model.generation_config
     model.generation_config = GenerationConfig(eos_token_id=eos_ids, pad_token_id=pad, do_sample=False)
     try:
         yield
     finally:
-        model.generation_config = theirs
+        model.generation_config = previous
 
 
 def find_eos_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:

@@ -70,8 +70,8 @@ def draw(logits: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> tuple[tor
 
 
 def running_sum(x: torch.Tensor) -> torch.Tensor:
-    """Compute `x.cumsum(-1)`, (…, N). CUDA's cumsum adds in another order in every run and is refused under
-    `train.deterministic`; then use log2(N) rounds of shifted additions."""
+    """Compute `x.cumsum(-1)`, (…, N). CUDA's cumsum adds in a different order in every run, so that torch refuses
+    it under `train.deterministic`. There, `doubling_sum` needs log2(N) rounds of shifted additions."""
     if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
         return x.cumsum(-1)
     return doubling_sum(x)
@@ -87,11 +87,11 @@ def doubling_sum(x: torch.Tensor) -> torch.Tensor:
 
 
 def _first_above(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the index of the first entry > target: (B, N), (B,) to (B,). The entry always has mass, even if
-    rounding has put the target at the total."""
+    """Return the index of the first entry > target: (B, N), (B,) to (B,). The entry always has a
+    probability above 0, even if rounding makes the target equal to the total."""
     found = torch.searchsorted(cdf, target[:, None].contiguous(), right=True)
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())
-    # without a clamp, logits that are not numbers would end a GPU process by an index; the learner names them
+    # without the clamp, the index of NaN logits would crash a GPU process; the learner reports NaN
     return torch.minimum(found, last)[:, 0].clamp(max=cdf.shape[-1] - 1)
 
 
@@ -102,7 +102,7 @@ def truncate(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if sampling.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
-        before = running_sum(ordered.softmax(-1)) - ordered.softmax(-1)  # mass ahead of each token
+        before = running_sum(ordered.softmax(-1)) - ordered.softmax(-1)  # sum over the tokens ahead of each
         drop = (before >= sampling.top_p).scatter(-1, order, before >= sampling.top_p)
         logits = logits.masked_fill(drop, -torch.inf)
     if sampling.min_p > 0:

@@ -26,13 +26,13 @@ class CodeBlockStopping(StoppingCriteria):
     """Stop each row whose newest token completes a tool call. Make a new object for each plain `generate`.
 
     Args:
-        tokenizer: of the policy.
+        tokenizer: tokenizer of the policy.
         stop: `output` for the paper's marker "```output", `fence` for the fence that closes a ```python block.
         start: column at which the model's own tokens begin; None takes the width at the first call, which is
             right for a plain `generate`.
 
     Attributes:
-        may_stop: a bool for each row, or None for all: rows that have spent their calls are never asked.
+        may_stop: False for rows that have used all their calls: they never stop; None lets every row stop.
         stopped_at: for each row, the width at which it first stopped; None while it has not.
     """
 
@@ -55,7 +55,7 @@ class CodeBlockStopping(StoppingCriteria):
         """True if the last token completes a call. `token_ids` is one model segment so far."""
         if not token_ids or token_ids[-1] not in self.closers:
             return False
-        # every character of the marker may be a token of its own, and UTF-8 may need three more to start clean
+        # each character of the marker may be one token, and three more start the text at a UTF-8 character
         tail = token_ids[-len(self.marker) - 3 :]
         if self.marker not in self._decode(tail):
             return False
@@ -72,8 +72,8 @@ class CodeBlockStopping(StoppingCriteria):
             self.stopped_at = [None] * input_ids.shape[0]
         newest = input_ids[:, -1].tolist()
         for row, token in enumerate(newest):
-            asked = self.stopped_at[row] is None and (not self.may_stop or self.may_stop[row])
-            if asked and token in self.closers and self.stops(input_ids[row, self.start :].tolist()):
+            checked = self.stopped_at[row] is None and (not self.may_stop or self.may_stop[row])
+            if checked and token in self.closers and self.stops(input_ids[row, self.start :].tolist()):
                 self.stopped_at[row] = width
         done = [stopped is not None for stopped in self.stopped_at]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]

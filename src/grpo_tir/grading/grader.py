@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from grpo_tir.grading.extract import extract_answer
 from grpo_tir.grading.worker import Worker, WorkerDied, WorkerLate
 
 Outcome = Literal["right", "wrong", "unjudged"]
@@ -203,6 +204,16 @@ def default_grader() -> Grader:
             _default = Grader()
             atexit.register(_default.close)
         return _default
+
+
+def grade(output: str, answer: str) -> Grade:
+    """Grade a model's output against a gold answer.
+
+    Args:
+        output: text that the model wrote; its last `\\boxed{…}` outside of code is the answer.
+        answer: the gold answer.
+    """
+    return default_grader().grade(extract_answer(output), answer)
 
 
 def _forget_default() -> None:

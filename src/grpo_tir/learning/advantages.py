@@ -3,7 +3,8 @@
     A_i = (r_i - mean(r)) / (std(r) + eps)          std with n - 1; Dr. GRPO leaves it out
 
 over the valid rollouts of a group. A rollout lost to an outage has no reward. It is left out of mean, std and
-loss."""
+loss.
+"""
 
 from __future__ import annotations
 

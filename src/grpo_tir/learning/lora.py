@@ -4,7 +4,8 @@
 
 The model keeps its class, so that every generator can decode the adapted policy. The initial policy is the same
 model with the adapters scaled to 0. A checkpoint holds the merged weights for users and the adapters to resume
-from."""
+from.
+"""
 
 from __future__ import annotations
 

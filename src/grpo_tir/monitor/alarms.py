@@ -5,7 +5,8 @@ budget cuts every answer. Each rule below reads the history up to a step and tel
 Console and report use the same rules. A healthy run such as the quickstart raises no alarm.
 
 A history is the lines of metrics.jsonl in order. Means are over `WINDOW` steps: a single batch of a hundred
-rollouts is too noisy."""
+rollouts is too noisy.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@
 
 divided by the measured seconds. Tokens are those of the responses and, in the update, of their prompts, once a
 group. Padding, recomputation and attention are not counted as useful work. The two rates are measured once at the
-start of a run, in a fraction of a second. They are too low if other jobs use the machine at that moment."""
+start of a run, in a fraction of a second. They are too low if other jobs use the machine at that moment.
+"""
 
 from __future__ import annotations
 

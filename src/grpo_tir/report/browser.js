@@ -1,25 +1,25 @@
 
 // Trajectory browser ------------------------------------------------------------------------------------------------
-// Left a list of groups that match the filters, right the samples of one group. The summaries are columns; a group's
-// texts are unpacked when it is opened. All text goes through `readable` and becomes text nodes.
+// Left: the groups that match the filters. Right: the samples of one group. Summaries are columns. The texts of a
+// group are unpacked when it is opened. All text passes `readable` and becomes text nodes.
 
 const ROW = 60;
 const FILTERS = [
   ["all", "All", "Every group"],
-  ["recovered", "Recovered error", "A call failed and a later one ran; the first such comes first"],
-  ["failed", "Failed code", "Some executed code did not end well"],
-  ["contradiction", "Contradicts its tool", "The final answer is nowhere in what the last call printed"],
-  ["fake", "Made-up output", "An output block that the model wrote itself"],
-  ["aha", "Aha", "Right in the end, after another boxed answer or after doubting in words what it had read"],
-  ["cut", "Cut off", "Ran out of tokens"],
-  ["invalid", "Set aside", "Lost to an outage: neither scored nor trained on"],
+  ["recovered", "Recovered error", "A call failed, and a later call ran without an error"],
+  ["failed", "Failed code", "Some executed code failed or timed out"],
+  ["contradiction", "Contradicts its tool", "The last call did not print the final answer"],
+  ["fake", "Made-up output", "The model wrote an output block itself"],
+  ["aha", "Aha", "Right in the end, after another boxed answer or after words of doubt (wait, mistake, …)"],
+  ["cut", "Cut off", "The response reached its maximum length"],
+  ["invalid", "Set aside", "Invalid because of an outage: neither scored nor trained on"],
   ["longest", "Longest", "All groups, the longest response first"],
 ];
 const MODES = [
-  ["source", "Source", "Plain: the model wrote it. Green: the tool answered. Underlined: an output the model made up."],
-  ["logprobs", "Log-prob", "Deeper orange: the model was less sure of the token when it sampled it (full colour at −4 nats)."],
-  ["ratios", "Ratio", "Blue: more likely than when it was sampled; orange: less (full colour at ±20%)."],
-  ["advantage", "Advantage", "Blue tokens are reinforced, orange ones discouraged; tool tokens get no gradient."],
+  ["source", "Source", "Plain: text of the model. Green: output of the tool. Underlined: output that the model made up."],
+  ["logprobs", "Log-prob", "The deeper the orange, the lower the token's log-prob when it was sampled (full colour at −4 nats)."],
+  ["ratios", "Ratio", "Blue: more probable than when it was sampled. Orange: less probable (full colour at ±20%)."],
+  ["advantage", "Advantage", "Blue: probability is increased. Orange: it is decreased. Tool tokens get no gradient."],
 ];
 const browse = { filter: "all", mode: "source", whole: true, run: "", step: "", query: "", shown: [], at: -1, opened: 0 };
 const unpacked = new Map();
@@ -28,7 +28,7 @@ let groups = [];
 
 const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
 const LONE = /[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
-/** Characters that hide, reorder or break text are shown by their code. */
+/** Show characters that hide, reorder or break text by their code. */
 const readable = (text) =>
   String(text).replace(CONTROL, (c) => `⟨${c.charCodeAt(0).toString(16).padStart(4, "0")}⟩`).replace(LONE, "\ufffd");
 
@@ -57,7 +57,7 @@ function gatherGroups() {
   groups = [...found.values()].sort((a, b) => a.step - b.step || a.run - b.run);
 }
 
-/** The groups that the filters leave. */
+/** Select the groups that match the filters. */
 function matchGroups() {
   const every = ["all", "longest"].includes(browse.filter), bit = every ? -1 : 1 << traces.names.indexOf(browse.filter);
   const query = browse.query.trim().toLowerCase();
@@ -74,7 +74,7 @@ function applyFilters(keep) {
   return select(Math.max(0, browse.shown.findIndex((group) => group.key === keep)));
 }
 
-/** Only the rows in view exist: 50,000 rollouts scroll as lightly as 50. */
+/** Create only the list entries in view, so that 50,000 rollouts scroll as fast as 50. */
 function drawList() {
   const list = $("#list"), first = Math.max(0, Math.floor(list.scrollTop / ROW) - 4);
   const last = first + Math.ceil((list.clientHeight || 560) / ROW) + 8;
@@ -106,7 +106,7 @@ function select(at) {
   return openGroup(browse.shown[browse.at]);
 }
 
-/** Go to a group wherever it is, loosening the filters if they hide it. */
+/** Select a group. If the filters hide it, reset them. */
 function goTo(group) {
   const at = browse.shown.findIndex((one) => one.key === group.key);
   if (at >= 0) return select(at);
@@ -115,7 +115,7 @@ function goTo(group) {
   return applyFilters(group.key);
 }
 
-/** One column a step, one cell a group, the right ones at the bottom: the whole run at a glance. */
+/** Draw the overview of a run: a column for each step, a cell for each group, most right answers at the bottom. */
 function drawMap() {
   const canvas = $("#map"), current = browse.shown[browse.at], run = current ? current.run : 0;
   const columns = new Map();
@@ -146,7 +146,7 @@ function drawMap() {
     if (places.length) goTo(places.reduce((best, place) => (far(event, place) < far(event, best) ? place : best))[0]);
   };
   const steps = [...columns.keys()];
-  $("#map-words").textContent = `${report.runs[run].name}: steps ${steps[0]} to ${steps[steps.length - 1]}, one cell a group`;
+  $("#map-words").textContent = `${report.runs[run].name}: steps ${steps[0]} to ${steps[steps.length - 1]}, one cell for each group`;
 }
 
 // One group ---------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ async function openGroup(group) {
     if (unpacked.size > 40) unpacked.delete(unpacked.keys().next().value);
     unpacked.set(group.chunk, await unpack(`g${group.chunk}`));
   }
-  if (ticket !== browse.opened) return; // another group was asked for meanwhile
+  if (ticket !== browse.opened) return; // another group was opened meanwhile
   const whole = unpacked.get(group.chunk), cards = group.rows.map((row, i) => card(row, whole?.[i]));
   detail.replaceChildren(problemHeader(group, whole?.[0]), whole ? tabs(group, cards) : notKept(group), h("div.cards", {}, cards));
   const hit = group.rows.findIndex((row) => (browse.filter === "longest"
@@ -166,7 +166,7 @@ async function openGroup(group) {
   if (hit > 0) cards[hit].parentNode.scrollLeft = cards[hit].offsetLeft - cards[0].offsetLeft;
   try {
     if (ticket > 1) history.replaceState(null, "", `#trace=${group.key}`);
-  } catch { /* some browsers forbid it for files */ }
+  } catch { /* some browsers do not allow this for files */ }
 }
 
 function problemHeader(group, rollout) {
@@ -185,7 +185,7 @@ const tabs = (group, cards) => h("div.tabs", {}, group.rows.map((row, i) =>
 
 function notKept(group) {
   const kept = traces.chunk.filter((chunk) => chunk >= 0).length, file = `rollouts/step_${String(group.step).padStart(6, "0")}.jsonl`;
-  return h("p.notice", {}, `This page keeps ${count(kept)} of ${count(traces.chunk.length)} trajectories whole. These lie in ${file}.`);
+  return h("p.notice", {}, `This page keeps ${count(kept)} of ${count(traces.chunk.length)} trajectories in full. These are not among them: see ${file}.`);
 }
 
 function show(node) {
@@ -193,7 +193,7 @@ function show(node) {
   node.focus({ preventScroll: true });
 }
 
-/** Every time this problem was drawn, as bars of the share of right answers. */
+/** Show the share of right answers each time this problem was drawn, as bars. */
 function acrossTraining(group) {
   const same = groups.filter((other) => other.problem === group.problem);
   if (same.length < 2) return null;
@@ -221,13 +221,13 @@ function card(row, rollout) {
 }
 
 function toolSegment(segment, call) {
-  const text = textOf(segment), parts = readable(text).trim().split(/((?:^|\n)```[^\n]*)/); // odd: the fences around
+  const text = textOf(segment), parts = readable(text).trim().split(/((?:^|\n)```[^\n]*)/); // odd parts: fences
   const printed = ["stdout", "stderr"].filter((name) => call?.[name].trim() && !text.includes(call[name].trim()));
   return h("div.tool", {},
     h("div.call", {}, call ? h(`span.status.${call.status === "ok" ? "ok" : "bad"}`, {}, call.status) : "tool",
       call && call.seconds !== null ? h("span", {}, format(call.seconds, { unit: "s" })) : null),
     h("pre", {}, parts.map((part, i) => (i % 2 ? h("span.fence", {}, part) : part))),
-    printed.length ? h("details", {}, h("summary", {}, "all that it printed"),
+    printed.length ? h("details", {}, h("summary", {}, "full output"),
       printed.map((name) => h("pre", { "data-name": name }, readable(call[name])))) : null);
 }
 
@@ -240,7 +240,7 @@ function modelSegment(segment, row, rollout) {
     const [all, opening, body = "", closing = ""] = match;
     parts.push(text.slice(last, match.index));
     if (!body.trim()) parts.push(h("span.fence", {}, all));
-    else if (opening.startsWith("```output")) parts.push(h("span.fake", { title: "No tool ran: the model wrote this itself." }, all));
+    else if (opening.startsWith("```output")) parts.push(h("span.fake", { title: "No tool ran: the model wrote this output itself." }, all));
     else parts.push(h("span.fence", {}, `${opening}\n`), h("code", {}, ...highlight(body)), h("span.fence", {}, closing));
     last = match.index + all.length;
   }
@@ -263,7 +263,7 @@ function* highlight(code) {
   yield code.slice(last);
 }
 
-/** For each mode: a token's value as a signed share of the full colour, and in words. */
+/** For each mode: a token's value as a signed share of the full colour, and as text. */
 const SCALES = {
   logprobs: (value) => [value / 400,
     `log-prob ${format(value / 100, { unit: "nats" })}, probability ${format(Math.exp(value / 100), SHARE)}`],
@@ -334,7 +334,7 @@ function keys(event) {
   actions[key]();
 }
 
-/** Filters with their counts, and the runs and steps to pick from; a live page fills them again. */
+/** Fill the filters with their counts, and the lists of runs and steps. A live page calls this again. */
 function fillControls() {
   const focus = document.activeElement?.dataset.filter, picked = { run: $("#pick-run"), step: $("#pick-step") };
   const totals = traces.names.map((name) => traces.flags.reduce((sum, _, row) => sum + flagged(row, name), 0));

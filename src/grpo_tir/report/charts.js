@@ -1,5 +1,5 @@
 "use strict";
-// Figures and tables. Everything becomes a DOM node by `h`, which only ever makes text: no markup is ever parsed.
+// Figures and tables. All DOM nodes are made by `h`, which adds strings as text nodes: no markup is ever parsed.
 
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (selector, root = document) => root.querySelector(selector);
@@ -19,7 +19,7 @@ function h(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** A chunk of the page: base64, gzip, JSON. Chunks stand behind the script, so one may be missing yet, or be half there. */
+/** Decode a chunk of the page: base64, gzip, JSON. Chunks follow the script, so a chunk may not be loaded yet. */
 async function unpack(name) {
   if (document.readyState === "loading" && !document.getElementById(name)?.nextElementSibling) {
     await new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));
@@ -35,7 +35,7 @@ async function unpack(name) {
 const SHARE = { unit: "%", scale: 100, floor: 0, ceiling: 100 };
 const FIGURES = [
   ["The paper's figures", [
-    { title: "Accuracy", of: "of answers", ...SHARE, note: "Right answers: sampled in training, greedy on held-out problems.",
+    { title: "Accuracy", of: "of answers", ...SHARE, note: "Share of right answers: sampled in training, greedy on held-out problems.",
       series: [["eval/accuracy", "held out"], ["accuracy", "training"]] },
     { title: "Reward", unit: "", note: "Mean reward of the rollouts of a step.", series: [["reward", "mean"]] },
     { title: "Code ratio", of: "of responses", ...SHARE, note: "Responses that contain code.",
@@ -43,9 +43,9 @@ const FIGURES = [
     { title: "Pass ratio", of: "of executed blocks", ...SHARE,
       note: "Executed code that ran without an error; in responses with a right and with a wrong answer.",
       series: [["tools/pass_ratio", "all"], ["tools/pass_ratio_right", "right"], ["tools/pass_ratio_wrong", "wrong"]] },
-    { title: "Executed ratio", of: "of written blocks", ...SHARE, note: "Code blocks that were run; the rest came after the last call.",
+    { title: "Executed ratio", of: "of written blocks", ...SHARE, note: "Code blocks that were run; the others came after the last call.",
       series: [["tools/executed_ratio", "executed"]] },
-    { title: "Code before answer", of: "of blocks", ...SHARE, note: "Code written before the final answer, not after it.",
+    { title: "Code before answer", of: "of blocks", ...SHARE, note: "Code blocks written before the final answer, not after it.",
       series: [["tools/code_before_answer_ratio", "before"]] },
     { title: "Calls per response", unit: "calls", floor: 0, note: "Mean number of tool calls.", series: [["tools/calls_mean", "calls"]] },
     { title: "Response length", unit: "tokens", floor: 0, note: "Mean length, tool output included.",
@@ -55,14 +55,14 @@ const FIGURES = [
     { title: "Entropy", unit: "nats", floor: 0, note: "Mean entropy of the policy's next token.", series: [["entropy", "entropy"]] },
     { title: "Cut off", of: "of responses", ...SHARE, note: "Responses that ran out of their token budget.",
       series: [["completions/clipped_ratio", "cut off"]] },
-    { title: "Flat groups", of: "of groups", ...SHARE, note: "Groups whose samples all got the same reward: nothing to learn from.",
+    { title: "Flat groups", of: "of groups", ...SHARE, note: "Groups whose samples all got the same reward: they give no gradient.",
       series: [["frac_reward_zero_std", "flat"]] },
     { title: "Reward spread", unit: "", floor: 0, note: "Standard deviation of the reward within groups.",
       series: [["reward_std", "std"]] },
     { title: "Gradient norm", unit: "", floor: 0, note: "Before clipping.", series: [["grad_norm", "norm"]] },
-    { title: "Time per step", unit: "s", floor: 0, note: "Wall time, and what of it went into rollouts and learning.",
+    { title: "Time per step", unit: "s", floor: 0, note: "Wall time of a step, and its parts for rollouts and learning.",
       series: [["time/step", "step"], ["time/rollout", "rollout"], ["time/learn", "learn"]] },
-    { title: "Failed calls by error", unit: "calls", floor: 0, stack: "tools/error/", note: "By the last line of the error." },
+    { title: "Failed calls by error", unit: "calls", floor: 0, stack: "tools/error/", note: "Grouped by the last line of the error." },
   ]],
 ];
 const FINAL = [["eval/accuracy", "Accuracy, held out", SHARE], ["accuracy", "Accuracy, training", SHARE], ["reward", "Reward", {}],
@@ -83,7 +83,7 @@ function format(value, { unit = "", scale = 1 } = {}) {
   return (text.replace("-", "−") + (unit === "%" ? "%" : unit ? ` ${unit}` : "")).trim();
 }
 
-/** Centred mean over up to `window` recorded points, as [step, mean]; narrower at both ends. */
+/** Return the centred mean over up to `window` recorded points as [step, mean]; fewer points at both ends. */
 function smooth(points, window) {
   const half = Math.floor(window / 2);
   return points.map(([step], i) => {
@@ -106,7 +106,7 @@ function ticks(low, high, count) {
   return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-/** [low, high, ticks] for values with some air around, whole ticks at both ends. */
+/** Return [low, high, ticks] of an axis: the range of the values with a margin, from tick to tick. */
 function extent(values, { scale = 1, floor = -Infinity, ceiling = Infinity }) {
   let low = Infinity, high = -Infinity;
   for (const value of values) { low = Math.min(low, value * scale); high = Math.max(high, value * scale); }
@@ -122,7 +122,7 @@ function extent(values, { scale = 1, floor = -Infinity, ceiling = Infinity }) {
   return [Math.max(floor, tidy(from)), Math.min(ceiling, tidy(to)), marks];
 }
 
-/** One card: a title, a readout that is the legend too, and an SVG that is drawn at its real width. */
+/** A card with a title, a legend that also shows the values at the cursor, and an SVG drawn at its real width. */
 class Chart {
   constructor(figure, lines) {
     this.figure = figure;
@@ -190,7 +190,7 @@ class Chart {
     return line.points.length ? [raw, mean] : [];
   }
 
-  /** Areas upon one another: each step's means, added up. */
+  /** Stack the areas: add up the means of all lines at each step. */
   stack() {
     const sums = new Map();
     for (const line of this.shown) {
@@ -214,7 +214,7 @@ class Chart {
     pointAt(this.steps[Math.max(0, Math.min(this.steps.length - 1, now + move))]);
   }
 
-  /** Readout at the cursor, else at the end. */
+  /** Show the values at the cursor, or at the last step if there is no cursor. */
   point() {
     const { cursor } = view, marks = [];
     const inside = cursor !== null && this.steps.length && cursor >= this.steps[0] && cursor <= this.steps[this.steps.length - 1];
@@ -235,7 +235,7 @@ class Chart {
     this.cursor.replaceChildren(...marks);
   }
 
-  /** Entries in a row; several series of several runs as a small table, one row a run. */
+  /** Return legend entries: a list, or a table with one line for each run if several runs have several series. */
   readout(readings) {
     const names = [...new Set(this.lines.map((line) => line.name))], runs = [...new Set(this.lines.map((line) => line.run))];
     const matrix = names.length > 1 && report.runs.length > 1 && !this.figure.stack;
@@ -251,7 +251,7 @@ class Chart {
   inWords() {
     const each = this.shown.filter((line) => line.mean.length).map((line) =>
       `${line.label} from ${format(line.mean[0][1], this.figure)} to ${format(line.mean[line.mean.length - 1][1], this.figure)}`);
-    return `${this.figure.title}: ${each.join("; ")}. Arrow keys read single steps.`;
+    return `${this.figure.title}: ${each.join("; ")}. Use the arrow keys to read single steps.`;
   }
 }
 
@@ -265,7 +265,7 @@ function pointAt(step) {
 
 const redraw = () => { for (const chart of view.charts) chart.draw(); };
 
-/** The charts of one figure: one, or one a run where areas are stacked; none if nothing was recorded. */
+/** Return the charts of a figure: one, or one for each run if areas are stacked; none if nothing was recorded. */
 function chartsOf(figure) {
   const { runs } = report;
   if (figure.stack) {
@@ -288,7 +288,7 @@ function chartsOf(figure) {
   return lines.length ? [new Chart(figure, lines)] : [];
 }
 
-/** The charts of a grid. One that is there stays, with its place and its focus, and is given its new lines. */
+/** Update the charts of a grid. An existing chart keeps its position and focus and gets the new lines. */
 function place(grid, figures) {
   const charts = figures.flatMap(chartsOf).map((fresh) => {
     const old = view.charts.find((chart) => chart.figure.title === fresh.figure.title && chart.node.parentNode === grid);
@@ -302,7 +302,7 @@ function place(grid, figures) {
   for (const chart of charts) if (chart.shown) chart.draw();
 }
 
-/** All figures of the report as it is now; a live page calls it again. */
+/** Draw all figures of the current report. A live page calls this again for new data. */
 function drawFigures() {
   const { runs } = report, home = $("#charts"), longest = Math.max(0, ...runs.map((run) => run.steps.length));
   if (!longest) return home.replaceChildren(h("p.notice", {}, "No metrics were recorded, so there are no figures to draw."));
@@ -322,7 +322,7 @@ function drawFigures() {
   if (runs.length > 1 && !$("button.run")) $("#controls").append(...runs.map(runButton));
 }
 
-/** What no figure above shows, folded away and drawn when it is opened. */
+/** Add all other metrics in a closed <details>; they are drawn when it is opened. */
 function drawOthers(home) {
   const used = new Set(FIGURES.flatMap(([, figures]) => figures.flatMap((figure) => (figure.series || []).map(([key]) => key))));
   const recorded = [...new Set(report.runs.flatMap((run) => Object.keys(run.metrics)))];
@@ -337,7 +337,7 @@ function drawOthers(home) {
   draw();
 }
 
-/** The slider of the moving average; until somebody takes hold of it, it follows the length of the run. */
+/** Set up the slider of the moving average. Until the user moves it, the window follows the length of the run. */
 function setWindow(longest) {
   const slider = $("#window"), show = () => { slider.nextElementSibling.textContent = view.window; };
   if (!view.chosen) view.window = Math.max(1, Math.min(16, Math.round(longest / 12)));
@@ -357,7 +357,7 @@ function runButton(run, i) {
 
 // Summary and tables ------------------------------------------------------------------------------------------------
 
-/** Means of the first and the last tenth of the recorded points, at most ten of each. */
+/** Return the means of the first and of the last tenth of the recorded points, at most ten points each. */
 function ends(run, key) {
   const values = pointsOf(run, key).map(([, value]) => value);
   const count = key.startsWith("eval/") ? 1 : Math.max(1, Math.min(10, Math.floor(values.length / 10)));
@@ -365,7 +365,7 @@ function ends(run, key) {
   return [mean(values.slice(0, count)), mean(values.slice(-count))];
 }
 
-/** A small curve of one run; its vertical scale is that of all runs, so that curves side by side compare. */
+/** Draw a small curve of one run. All runs share one vertical scale, so that their curves can be compared. */
 function sparkline(run, key) {
   const points = pointsOf(report.runs[run], key), all = report.runs.flatMap((one) => pointsOf(one, key));
   const [low, high] = extent(all.map(([, value]) => value), {});
@@ -400,7 +400,7 @@ function drawTables() {
     const words = h("span", {}, format(first, kind), " → ", h("b", {}, format(last, kind)));
     return points.length ? h("span.ends", {}, sparkline(i, key), words) : "–";
   })]);
-  const caption = "Start and end: mean of the first and last tenth, at most ten steps; held-out accuracy as measured";
+  const caption = "Start → end: means of the first and last tenth of the steps, at most ten; held-out accuracy: first and last value";
   if (finals.length) home.append(table(caption, head, finals));
   const facts = runs.map((run) => flatten(run.metadata)), configs = runs.map((run) => flatten(run.config));
   const rows = (maps, keep = () => true) => [...new Set(maps.flatMap((map) => [...map.keys()]))]
@@ -408,7 +408,7 @@ function drawTables() {
   if (runs.length > 1) home.append(table("Where the configurations differ", head, rows(configs, (cells) => new Set(cells).size > 1)));
   const folded = (name, maps) => maps.some((map) => map.size)
     && home.append(h("details", { open: open.has(name) }, h("summary", {}, name), table(name, head, rows(maps))));
-  folded("Whole configuration", configs);
+  folded("Full configuration", configs);
   folded("Versions, executor and machine", facts);
 }
 
@@ -441,7 +441,7 @@ function themeButton() {
   button.addEventListener("click", () => {
     now = names[(names.indexOf(now) + 1) % 3];
     show();
-    try { localStorage.setItem("grpo-tir-theme", now); } catch { /* as above: the choice then lasts for this visit */ }
+    try { localStorage.setItem("grpo-tir-theme", now); } catch { /* no storage: the choice lasts for this visit */ }
     document.dispatchEvent(new Event("themechange"));
   });
   show();
@@ -450,7 +450,7 @@ function themeButton() {
 async function main() {
   themeButton();
   if (!("DecompressionStream" in window)) {
-    $("#hero").append(h("p.notice", {}, "This browser is too old to unpack the page: any of 2023 or later will do."));
+    $("#hero").append(h("p.notice", {}, "This browser cannot unpack the page: please use a browser of 2023 or later."));
     return;
   }
   report = await unpack("data");
@@ -460,4 +460,4 @@ async function main() {
   await openBrowser();
   document.documentElement.dataset.ready = Math.round(performance.now()); // milliseconds, for the benchmark
 }
-main().catch((error) => $("#hero").append(h("p.notice", {}, `This page cannot show itself: ${error}`)));
+main().catch((error) => $("#hero").append(h("p.notice", {}, `This page could not be drawn: ${error}`)));

@@ -1,13 +1,13 @@
 
 // A running job ------------------------------------------------------------------------------------------------------
-// The page asks the server that it came from whether the run has grown. What is new is drawn in place: scrolling,
-// filters, the open trajectory, focus and folds stay as they are.
+// The page asks its server for new data and draws it in place: scrolling, filters, the open trajectory, focus and open
+// details stay as they are.
 
 const EVERY = 2000; // milliseconds
 
 async function follow() {
   const root = document.documentElement, say = (words) => { $("#live").textContent = words; };
-  if (root.dataset.ready === undefined) return setTimeout(follow, EVERY); // still being drawn for the first time
+  if (root.dataset.ready === undefined) return setTimeout(follow, EVERY); // the first drawing is not finished
   $("#live").hidden = false;
   try {
     const answer = await fetch("/data", { headers: { "If-None-Match": root.dataset.version }, cache: "no-store" });
@@ -16,7 +16,7 @@ async function follow() {
     const steps = report.runs.map((run) => run.steps[run.steps.length - 1] ?? 0);
     say(`live · step ${steps.join(", ")}`);
   } catch (error) {
-    say(error instanceof TypeError ? "the watcher has ended" : `not updated: ${error.message}`);
+    say(error instanceof TypeError ? "grpo-tir watch has ended" : `not updated: ${error.message}`);
   }
   setTimeout(follow, EVERY);
 }
@@ -35,12 +35,12 @@ async function refresh({ version, chunks }) {
   document.documentElement.dataset.version = version;
 }
 
-/** New groups join the list; the one that is being read stays as it is, and where it is. */
+/** Add new groups to the list. The open group stays open and keeps its position. */
 function refreshBrowser() {
   if ($("#browser").hidden) return openBrowser();
   const list = $("#list"), current = browse.shown[browse.at], from = browse.at, top = list.scrollTop;
   traces = report.traces;
-  unpacked.clear(); // chunks are numbered anew
+  unpacked.clear(); // new data numbers the chunks again
   gatherGroups();
   fillControls();
   matchGroups();

@@ -1,1 +1,1 @@
-"""Sample one batch of rollouts with the tool, and reward it."""
+"""Sample a batch of rollouts with the tool, and compute its rewards."""

@@ -6,7 +6,8 @@
 
 Rows of a wave are decoded together until all have ended. A batch is one wave, except with `train.deterministic`
 and `rollout.max_rows`: then every wave has that many rows and ends before the next one begins. Responses are
-graded in other threads while the rest of the batch decodes."""
+graded in other threads while the rest of the batch decodes.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ class Collector:
         self.grading: dict[int, Future[Reward | None]] = {}
         self.expected = self.finished = self.sampled = 0
         self.idle, self.forwards = 0.0, 0
-        """Of the current batch: seconds in which all rows waited for tools, and forward passes."""
+        """Seconds in which all rows waited for tools, and forward passes, of the current batch."""
         self.graders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reward")
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class Collector:
     def batch(self, step: int) -> Iterator[None]:
         """Open the rollout batch of training step `step` (from 1).
 
-        If the batch is abandoned, the sampler goes back to where it was. What was sampled stays in the journal.
+        If the batch is abandoned, the sampler returns to its state before it. The journal keeps what was sampled.
         """
         before, self.step = self.state_dict(), step
         self.idle, self.forwards = 0.0, 0
@@ -84,7 +85,7 @@ class Collector:
     def sample_rollouts(self, number: int | None = None) -> list[RolloutGroup]:
         """Sample responses to the next `number` problems (default: `rollout.prompts_per_step`).
 
-        Grading of a response starts as soon as it ends, in other threads. `assign_rewards` takes the results.
+        Each response is graded in another thread as soon as it ends. `assign_rewards` collects the results.
 
         Returns:
             This rank's groups.
@@ -94,7 +95,7 @@ class Collector:
         """
         settings = self.config.rollout
         number = settings.prompts_per_step if number is None else number
-        # 1. Draw problems. All ranks draw the same, and each takes its share.
+        # 1. Draw problems. All ranks draw the same ones, and each rank takes its share.
         groups = make_groups(
             self.problems.next(number),
             self.policy.render,
@@ -108,7 +109,7 @@ class Collector:
         self.grading, self.expected, self.finished, self.sampled = {}, len(rollouts), 0, 0
         with self.stop.abandonable(), self.runtime.full_weights(self.policy.model):
             for wave in self._waves(rollouts):
-                # 2. Take from the journal what an interrupted attempt had finished.
+                # 2. Restore from the journal what an interrupted attempt had finished.
                 missing = self.journal.recall(wave, whole=self.config.train.deterministic)
                 for rollout in wave:
                     if rollout.finish_reason != "aborted":
@@ -132,7 +133,7 @@ class Collector:
                 rollout.reward = self.grading[id(rollout)].result() if rollout.valid else None
                 rollout.valid = rollout.reward is not None
         self.journal.end_batch(self.step, self.sampled, len(rollouts), self.runtime, self.console.log)
-        self._refuse_outage(rollouts)
+        self._check_outage(rollouts)
 
     def replace_flat_groups(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
         """Replace groups of equal rewards by groups of further problems (dynamic sampling; DAPO, section 3.2).
@@ -167,7 +168,7 @@ class Collector:
         return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
 
     def _decode(self, rollouts: list[Rollout]) -> None:
-        """Sample rollouts to their end, with a new generator: a wave must not depend on the one before it."""
+        """Sample rollouts to their end with a new generator, so that a wave does not depend on earlier waves."""
         cost = sample_responses(
             rollouts,
             self.policy,
@@ -195,7 +196,7 @@ class Collector:
         self.console.progress(self.finished, self.expected, waiting)
         self.stop.check()
 
-    def _refuse_outage(self, rollouts: list[Rollout]) -> None:
+    def _check_outage(self, rollouts: list[Rollout]) -> None:
         """Raise an outage if more than `executor.max_outage` of the rollouts were lost or could not be graded."""
         lost = sum(r.finish_reason == "aborted" for r in rollouts)
         unjudged = sum(not r.valid for r in rollouts) - lost
@@ -204,11 +205,11 @@ class Collector:
         if number and lost / number > limit:
             raise ExecutorOutage(
                 f"{lost:.0f} of {number:.0f} rollouts were lost to the executor (executor.max_outage {limit}): "
-                "see `grpo-tir sandbox status`, then go on with --resume"
+                "see `grpo-tir sandbox status`, then continue with --resume"
             )
         if number and unjudged / number > limit:
             raise GraderOutage(
-                f"{unjudged:.0f} of {number:.0f} rollouts could not be judged: see their gold answers"
+                f"{unjudged:.0f} of {number:.0f} rollouts could not be judged: check their gold answers"
             )
 
 
@@ -224,7 +225,7 @@ def keep_fitting(
     limit = config.data.max_prompt_length
     fitting = [p for p, length in zip(train, lengths, strict=True) if length <= limit]
     if len(fitting) < len(train):
-        log(f"{len(train) - len(fitting)} of {len(train)} problems left out: longer than data.max_prompt_length")
+        log(f"{len(train) - len(fitting)} of {len(train)} problems left out: prompts over data.max_prompt_length")
     if not fitting:
         raise DataError(
             f"{config.data.train}: no problem is short enough: the shortest prompt has "

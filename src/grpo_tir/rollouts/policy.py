@@ -85,6 +85,7 @@ def load_policy(
     device: torch.device,
     full_weights: FullWeights = unsharded,
     prompt_length: int | None = None,
+    loaded: tuple[Any, Any] | None = None,
 ) -> Policy:
     """Load a policy in float32: at lr 1e-6 an update is lost in the rounding of a bf16 weight.
 
@@ -92,12 +93,18 @@ def load_policy(
         full_weights: gathers the parameters of a model that ZeRO-3 sharded while it was loaded.
         prompt_length: tokens that the model must have room for beside the completion; default:
             `data.max_prompt_length`.
+        loaded: a model and its tokenizer, instead of those at `path`. The model's weights become float32.
 
     Raises:
         ModelError: there is no such model, it is no causal language model, or its tokenizer does not fit.
         ConfigError: prompt and completion together exceed the model's positions.
     """
-    model, tokenizer = load_model(path, config.model.revision if path == config.model.path else None, full_weights)
+    if loaded is not None:
+        model, tokenizer = loaded[0].float(), loaded[1]
+        check_model(path, model, tokenizer, full_weights)
+    else:
+        revision = config.model.revision if path == config.model.path else None
+        model, tokenizer = load_model(path, revision, full_weights)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     prompt_length = config.data.max_prompt_length if prompt_length is None else prompt_length
     wanted = prompt_length + config.rollout.max_completion_length
@@ -151,16 +158,25 @@ def load_model(path: str, revision: str | None = None, full_weights: FullWeights
         raise ModelError(f"cannot load the model {path}: {lines[0] if lines else type(error).__name__}") from error
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(f"{path} lacks {len(missing)} weights of a language model, among them {missing[0]}")
+    check_model(path, model, tokenizer, full_weights)
+    return model, tokenizer
+
+
+def check_model(name: str, model: Any, tokenizer: Any, full_weights: FullWeights = unsharded) -> None:
+    """Check that a model predicts the next token and fits its tokenizer.
+
+    Raises:
+        ModelError: one line with the reason.
+    """
     with full_weights(model):
         vocabulary = model.get_input_embeddings().weight.shape[0]
         fault = _try_out(model)
     if len(tokenizer) > vocabulary:
-        raise ModelError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
+        raise ModelError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}")
     if fault:
-        raise ModelError(f"{path} {fault}")
+        raise ModelError(f"{name} {fault}")
     if not find_eos_ids(model, tokenizer):
-        raise ModelError(f"{path}: neither tokenizer nor config name an end-of-text token")
-    return model, tokenizer
+        raise ModelError(f"{name}: neither tokenizer nor config name an end-of-text token")
 
 
 @torch.no_grad()

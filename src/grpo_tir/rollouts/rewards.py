@@ -5,7 +5,8 @@
         -min(1, overrun of the soft limit / buffer)            (optional; DAPO eq. 13)
 
 A custom reward is a function `reward(problem, rollout) -> Reward | None`. None means that the response could not
-be judged, for a reason outside of the response. It is then left out of its group's statistics and of the loss."""
+be judged, for a reason outside of the response. It is then left out of its group's statistics and of the loss.
+"""
 
 from __future__ import annotations
 
@@ -35,23 +36,25 @@ def math_reward(problem: Problem, rollout: Rollout, grader: Grader | None = None
     return Reward(correct, {"correct": correct})
 
 
-def make_reward(config: RewardConfig, budget: int) -> RewardFunction:
+def make_reward(config: RewardConfig, budget: int, given: RewardFunction | None = None) -> RewardFunction:
     """Make the recipe's reward: its function plus the optional penalties, each recorded in `parts`.
 
     Args:
         config: the section `reward`.
         budget: `max_completion_length` (tokens).
+        given: the reward function itself, instead of `config.function`.
 
     Raises:
         ConfigError: `config.function` cannot be loaded.
     """
-    function: RewardFunction = math_reward if _is_default(config) else load_object(config.function)
+    function: RewardFunction = given or load_object(config.function)
+    is_default = function is math_reward
 
     def reward(problem: Problem, rollout: Rollout) -> Reward | None:
         base = function(problem, rollout)
         if base is None:
             return None
-        if _is_default(config):
+        if is_default:
             base = replace(base, value=config.correct if base.parts["correct"] else config.wrong)
         penalties = {
             "code_penalty": code_penalty(rollout, config),
@@ -77,7 +80,3 @@ def overlong_penalty(length: int, budget: int, buffer: int) -> float:
     if buffer <= 0:
         return 0.0
     return -min(1.0, max(0.0, (length - (budget - buffer)) / buffer))
-
-
-def _is_default(config: RewardConfig) -> bool:
-    return load_object(config.function) is math_reward

@@ -4,10 +4,11 @@
                    ▲      └──► "eos" | "length": done                                                │
                    └─────────────────────────────────────────────────────────────────────────────────┘
 
-A row that waits for its tool is parked while the others continue; a map from rows to futures holds the parked
-ones. After `max_tool_calls` calls a row generates text only. One budget counts every response token, tool output
-included, so that nothing is cut off later (bug 5 of the reference). Every token of a response was either sampled
-or inserted; nothing else is appended (bugs 2, 3 and 4)."""
+A row that waits for its tool is parked while the others continue; a dict maps parked rows to futures. After
+`max_tool_calls` calls a row generates text only. One budget counts every response token, tool output included, so
+that nothing is cut off later (bug 5 of the reference). Every token of a response was either sampled or inserted;
+nothing else is appended (bugs 2, 3 and 4).
+"""
 
 from __future__ import annotations
 
@@ -115,9 +116,9 @@ class RolloutLoop:
     Args:
         generator: decodes the rows.
         tool: finds calls, runs them and formats their output; None only with `max_tool_calls` 0.
-        tokenizer: of the policy. It encodes inserted text and decodes for reading; sampled ids stay as they are.
+        tokenizer: of the policy. It encodes tool output, and decodes tokens only for display and grading.
         limits: token budget and number of calls.
-        seed: of the run. Every draw is keyed by seed, group, sample and position.
+        seed: seed of the run. Every draw is keyed by seed, group, sample and position.
         run_tool: runs a call of a rollout, `(rollout, code) -> future`; default: the tool's `submit`.
         on_finish: called with each finished rollout at once, so that it is graded while others decode.
         check: called between steps with (finished, waiting); may raise to abandon the batch.
@@ -139,11 +140,11 @@ class RolloutLoop:
         self.run_tool = run_tool or (lambda rollout, code: tool.submit(code))  # type: ignore[union-attr]
         self.on_finish, self.check = on_finish, check
         self.rollouts: list[Rollout] = []
-        # row to (future, code, time of the call); a tool that remembers may give two rows the same future
+        # row to (future, code, time of the call); a tool with a cache may return one future for two rows
         self.waiting: dict[int, tuple[Future[ToolResult], str, float]] = {}
         self.finished = 0
         self.idle = 0.0
-        """Seconds in which no row could go on, because all of them waited for their tool."""
+        """Seconds in which no row could continue, because all waited for their tool."""
 
     def run(self, rollouts: list[Rollout]) -> None:
         """Sample every rollout to its end.
@@ -168,10 +169,10 @@ class RolloutLoop:
             self.check(self.finished, len(self.waiting))
 
     def _take(self, stop: Stopped) -> None:
-        """Store the sampled tokens of a row, then handle why it stopped. They are stored in every case (bug 2)."""
+        """Store the sampled tokens of a stopped row, whatever the reason (bug 2); then run its call or end it."""
         rollout = self.rollouts[stop.row]
-        shown = stop.token_ids[:-1] if stop.reason == "eos" else stop.token_ids
-        segment = Segment("model", stop.token_ids, stop.logprobs, decode(self.tokenizer, shown))
+        visible = stop.token_ids[:-1] if stop.reason == "eos" else stop.token_ids
+        segment = Segment("model", stop.token_ids, stop.logprobs, decode(self.tokenizer, visible))
         rollout.add(segment)
         if stop.reason != "call":
             rollout.finish_reason = stop.reason
@@ -188,32 +189,35 @@ class RolloutLoop:
         """Resume the rows whose results have come. Wait for results only if no other row can continue."""
         if not self.waiting or (self.limits.fixed_waves and not block):
             return
-        together = self.generator.barrier or self.limits.fixed_waves
-        if together or block:
+        all_at_once = self.generator.barrier or self.limits.fixed_waves
+        if all_at_once or block:
             futures = [future for future, _, _ in self.waiting.values()]
             since = time.monotonic()
-            wait(futures, return_when=ALL_COMPLETED if together else FIRST_COMPLETED)
+            wait(futures, return_when=ALL_COMPLETED if all_at_once else FIRST_COMPLETED)
             self.idle += time.monotonic() - since
         for row in sorted(row for row, (future, _, _) in self.waiting.items() if future.done()):
             future, code, since = self.waiting.pop(row)
             self._answer(row, ToolCall(code, future.result(), time.monotonic() - since))
 
     def _answer(self, row: int, call: ToolCall) -> None:
-        """Insert the tool's answer, cut to the remaining budget, and resume the row."""
+        """Insert the tool's answer and resume the row."""
         rollout = self.rollouts[row]
         rollout.calls.append(call)
+        # 1. After an outage, end the row: it is neither shown to the model nor scored (bug 7).
         if call.result is not None and call.result.status == "infrastructure":
-            rollout.valid = False  # an outage is neither shown to the model nor scored (bug 7)
+            rollout.valid = False
             self.generator.release(row)
             self._finish(rollout)
             return
         assert self.tool is not None
+        # 2. Encode the answer, cut to the remaining budget.
         text = self.tool.observe(call.result, rollout.segments[-1].text)
         room = self.limits.max_completion_length - len(rollout.token_ids)
         token_ids = encode(self.tokenizer, text, literal=True)
         if len(token_ids) >= room:
             token_ids = token_ids[:room]
             text = decode(self.tokenizer, token_ids)
+        # 3. Insert it. End the row if its budget is spent, else resume it.
         if token_ids:
             rollout.add(Segment("tool", token_ids, text=text))
         if len(token_ids) == room:

@@ -1,1 +1,1 @@
-"""Find tool calls in text, and format what the model reads back."""
+"""Find tool calls in text, and format the output that the model reads."""

@@ -1,4 +1,4 @@
-"""Define the Python tool: which text is code, and what the model reads of its output.
+"""Find Python code in the text of the policy, and format what the policy reads of its output.
 
 A model segment ends where the policy asks for output. With the paper's marker (`stop: output`):
 
@@ -8,8 +8,9 @@ A model segment ends where the policy asks for output. With the paper's marker (
 With the closing fence (`stop: fence`) the sampled part ends one line earlier, and "```output" is inserted too.
 
 Departures from the reference (with the numbers of its bugs): success is the exit code, not the presence of stdout
-(9); a program that prints nothing is said to print nothing, not to time out (8); only failed runs are cut to their
-last line (10); a marker without code gets a short notice instead of silently vanishing (13)."""
+(9); a program without output gives `[no output]`, not a timeout (8); only failed runs are cut to their
+last line (10); a marker without code gets a short notice instead of silently vanishing (13).
+"""
 
 from __future__ import annotations
 
@@ -22,8 +23,7 @@ OUTPUT_MARKER = "```output"
 NO_CODE = "[no code block found]"
 NO_OUTPUT = "[no output]"
 MAX_PART = 256
-"""Length in characters from which a part of an observation is shortened to its two ends (as the reference
-does)."""
+"""Texts of at least this many characters are cut to their two ends, as in the reference."""
 
 
 def find_code(text: str) -> str | None:
@@ -74,14 +74,14 @@ def observation(result: ToolResult | None) -> str:
 
 def error_line(result: ToolResult) -> str:
     """Return the line that names a failure. Failures without stderr get a line made here."""
-    made = {
+    without_stderr = {
         "timeout": "TimeoutError: the code ran out of time",
         "memory": "MemoryError: the code ran out of memory",
         "output_limit": "OutputLimitError: the code printed too much",
         "killed": f"KilledError: the code was killed by signal {result.signal}",
     }.get(result.status)
-    if made:
-        return made
+    if without_stderr:
+        return without_stderr
     lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
     return lines[-1] if lines else f"SystemExit: {result.exit_code}"
 
@@ -96,7 +96,7 @@ class PythonTool:
     def find_call(self, text: str) -> str | None:
         """Return the code of a stopped segment. Text after the marker is ignored."""
         if self.stop == "output":
-            text = text.partition(OUTPUT_MARKER)[0]  # the first one stopped it; its token may hold a second
+            text = text.partition(OUTPUT_MARKER)[0]  # the first marker stopped it; the last token may hold another
         return find_code(text)
 
     def submit(self, code: str) -> Future[ToolResult]:

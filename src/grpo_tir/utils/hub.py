@@ -1,7 +1,8 @@
 """Find out once whether the Hugging Face Hub answers, and locate models.
 
 Without a network, the Hub's client retries each file six times over half a minute. One connection attempt tells
-first. If it fails, the client is set offline; files in its cache are still found."""
+first. If it fails, the client is set offline; files in its cache are still found.
+"""
 
 from __future__ import annotations
 

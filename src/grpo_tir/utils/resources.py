@@ -1,7 +1,8 @@
 """Find packaged recipes, sandbox files, and a user's own functions and classes by name.
 
 In a checkout, recipes and sandbox are folders at the root of the repository. In a wheel they are inside the
-package, as `grpo_tir/_recipes` and `grpo_tir/_sandbox`. An installed package therefore works from any folder."""
+package, as `grpo_tir/_recipes` and `grpo_tir/_sandbox`. An installed package therefore works from any folder.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ def train(endpoint: str, folder: Path, *more: str) -> subprocess.CompletedProces
     data.write_text('{"problem": "1+1?", "answer": "2"}\n')
     hidden = ("HF_HUB_OFFLINE", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy", "all_proxy")
     env = {name: value for name, value in os.environ.items() if name not in hidden}
-    arguments = ["train", "torl_1.5b", "--data.train", str(data), "--model.path", "Some/Body", *more]
+    arguments = ["train", "torl_1.5b", "--executor.kind", "process", "--data.train", str(data)]
+    arguments += ["--model.path", "Some/Body", *more]
     return subprocess.run(
         [sys.executable, "-m", "grpo_tir", *arguments, "--train.output_dir", str(folder / "run")],
         env={**env, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "cache")},

@@ -1,0 +1,86 @@
+"""Take Python objects in place of what a recipe names by strings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from grpo_tir.errors import ConfigError, DataError
+from grpo_tir.types import Problem
+
+if TYPE_CHECKING:
+    from grpo_tir.config import Config
+
+TOOL_METHODS = ("find_call", "submit", "observe", "close")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """Arguments of `Trainer`; None takes what the recipe names."""
+
+    problems: Iterable[Any] | None = None
+    eval_problems: Iterable[Any] | None = None
+    reward: Any = None
+    tool: Any = None
+    model: Any = None
+    tokenizer: Any = None
+
+    def named_in(self, config: Config) -> Config:
+        """Return the recipe with the name of each object in place of its string, for the run's record.
+
+        Raises:
+            ConfigError: a model without a tokenizer, a reward that is no function, or a tool without a method.
+        """
+        if (self.model is None) != (self.tokenizer is None):
+            raise ConfigError("Trainer: give model and tokenizer together")
+        if self.reward is not None and not callable(self.reward):
+            raise ConfigError(f"Trainer: reward is {self.reward!r}; it must be a function of (problem, rollout)")
+        if self.tool is not None and (missing := [name for name in TOOL_METHODS if not hasattr(self.tool, name)]):
+            raise ConfigError(f"Trainer: the tool {name_of(self.tool)} lacks {', '.join(missing)}")
+        changes: dict[str, dict[str, str]] = {}
+        for section, key, value in (
+            ("data", "train", self.problems),
+            ("data", "eval", self.eval_problems),
+            ("reward", "function", self.reward),
+            ("tool", "name", self.tool),
+            ("model", "path", self.model),
+        ):
+            if value is not None:
+                changes.setdefault(section, {})[key] = name_of(value)
+        for section, values in changes.items():
+            config = dataclasses.replace(
+                config, **{section: dataclasses.replace(getattr(config, section), **values)}
+            )
+        return config
+
+
+def name_of(value: Any) -> str:
+    """Return the qualified name of a function, or of the type of another object, with a mark before it."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"python object {named.__module__}.{named.__qualname__}"
+
+
+def as_problems(items: Iterable[Any], config: Config, argument: str) -> list[Problem]:
+    """Return problems, made from `Problem`s or from rows with the columns that the section `data` names.
+
+    Raises:
+        DataError: an item is neither, with its number.
+    """
+    data, problems = config.data, []
+    for number, item in enumerate(items):
+        if isinstance(item, Problem):
+            problems.append(item)
+        elif isinstance(item, Mapping) and isinstance(item.get(data.problem_field), str):
+            if item.get(data.answer_field) is None:
+                raise DataError(f"{argument}[{number}] has no `{data.answer_field}`")
+            identity = str(item.get(data.id_field, number))
+            problems.append(Problem(identity, item[data.problem_field], str(item[data.answer_field])))
+        else:
+            raise DataError(
+                f"{argument}[{number}] is a {type(item).__name__}: give a Problem, or a mapping with "
+                f"`{data.problem_field}` and `{data.answer_field}`"
+            )
+    if not problems:
+        raise DataError(f"{argument} is empty")
+    return problems

@@ -1,0 +1,123 @@
+"""The library in a user's own program: objects in place of the recipe's strings, and plain functions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import grpo_tir
+from grpo_tir import Config, Problem, Reward, Rollout, Trainer
+from grpo_tir.config import ExecutorConfig, OptimConfig, RolloutConfig, TrainConfig
+from grpo_tir.errors import UserError
+from grpo_tir.testing import ScriptedExecutor, byte_tokenizer
+from grpo_tir.tools.python import PythonTool
+from grpo_tir.types import ToolResult
+from tiny_policy import tiny_qwen2
+from training_run import BOXES, CALLS
+
+
+def settings(folder: Path, steps: int) -> Config:
+    return Config(
+        rollout=RolloutConfig(prompts_per_step=2, samples_per_prompt=4, max_completion_length=40),
+        executor=ExecutorConfig(kind="process", slots=1),
+        optim=OptimConfig(lr=0.01),
+        train=TrainConfig(output_dir=str(folder), steps=steps, save_every=0, eval_every=0, report_to=[]),
+    )
+
+
+def made_here() -> dict[str, Any]:
+    """A model and a tokenizer that exist in this process only."""
+    tokenizer = byte_tokenizer([*CALLS, *BOXES])
+    model = tiny_qwen2(3, len(tokenizer) + 7, eos_token_id=tokenizer.eos_token_id, max_position_embeddings=4096)
+    return {"model": model, "tokenizer": tokenizer}
+
+
+def likes_seven(problem: Problem, rollout: Rollout) -> Reward:
+    value = float(sum(token % 7 == 0 for token in rollout.token_ids))
+    return Reward(value, {"correct": float(value > 5)})
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.groups: list[int] = []
+        self.saved: list[Path] = []
+
+    def on_step(self, metrics: dict[str, Any]) -> None:
+        self.steps.append(metrics["step"])
+
+    def on_rollouts(self, groups: list[Any]) -> None:
+        self.groups.append(len(groups))
+
+    def on_save(self, path: Path) -> None:
+        self.saved.append(path)
+
+
+def test_a_program_trains_with_its_own_objects_and_resumes(tmp_path: Path) -> None:
+    problems = [{"problem": f"What is {i} + 1?", "answer": i + 1} for i in range(4)]
+    executor = ScriptedExecutor(lambda code: ToolResult("ok", "41\n"))
+    objects = {"problems": problems, "reward": likes_seven, "tool": PythonTool(executor)}
+    watcher = Watcher()
+    with Trainer(settings(tmp_path / "run", 2), callbacks=[watcher], **made_here(), **objects) as trainer:
+        history = trainer.train()
+    assert [line["step"] for line in history] == [1, 2] and history[0]["grad_norm"] > 0
+    assert watcher.steps == [1, 2] and watcher.groups == [2, 2]
+    assert watcher.saved == [tmp_path / "run/checkpoints/step_000002"] and watcher.saved[0].is_dir()
+    assert executor.seen, "the tool given here ran the code"
+    recorded = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert recorded["reward"]["function"].endswith("test_library.likes_seven")
+    assert recorded["data"]["train"] == "python object builtins.list"
+
+    with Trainer(settings(tmp_path / "run", 3), resume=True, **made_here(), **objects) as resumed:
+        assert resumed.steps_done == 2
+        assert [line["step"] for line in resumed.train()] == [1, 2, 3]
+
+
+def test_two_trainers_of_one_process_are_equal(tmp_path: Path) -> None:
+    problems = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(4)]
+    losses = []
+    for name in ("first", "second"):
+        with Trainer(
+            settings(tmp_path / name, 2), problems=problems, reward=likes_seven, **made_here()
+        ) as trainer:
+            losses.append([line["loss"] for line in trainer.train()])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        ({"problems": []}, "problems is empty"),
+        ({"problems": [{"problem": "x"}]}, r"problems\[0\] has no `answer`"),
+        ({"problems": ["x"]}, r"problems\[0\] is a str: give a Problem"),
+        ({"reward": 3}, "it must be a function"),
+        ({"tool": object()}, "lacks find_call, submit, observe, close"),
+        ({"model": object()}, "give model and tokenizer together"),
+    ],
+)
+def test_an_object_that_cannot_be_used_is_named(objects: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        Trainer(settings(tmp_path / "run", 1), **{"problems": [{"problem": "a", "answer": "b"}], **objects})
+
+
+def test_the_plain_functions() -> None:
+    assert grpo_tir.grade("so \\boxed{\\frac{1}{2}}", "0.5").outcome == "right"
+    assert grpo_tir.grade("no box", "0.5").outcome == "wrong"
+    assert grpo_tir.run_code("print(6 * 7)").stdout == "42\n"
+    assert grpo_tir.group_advantages([1.0, -1.0], eps=0.0) == pytest.approx([2**-0.5, -(2**-0.5)])
+
+
+def test_every_public_name_is_there_and_importing_the_package_loads_no_torch() -> None:
+    code = "import grpo_tir, json, sys; print(json.dumps([sorted(grpo_tir.__all__), 'torch' in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    names, loaded = json.loads(done.stdout)
+    assert not loaded
+    assert all(getattr(grpo_tir, name) is not None for name in names)
+    with pytest.raises(AttributeError, match="no attribute `Trainr`"):
+        grpo_tir.Trainr  # noqa: B018
