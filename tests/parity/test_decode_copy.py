@@ -27,6 +27,7 @@ def test_a_shadow_follows_the_weights_at_fixed_addresses() -> None:
         assert ours.dtype == torch.bfloat16 and not ours.requires_grad
         assert torch.equal(ours, theirs.bfloat16())
     assert decode_copy.lm_head.weight is decode_copy.model.embed_tokens.weight
+    assert torch.equal(decode_copy.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
     assert decode_copy.model.rotary_emb.inv_freq.dtype == torch.float32
     assert model.dtype == torch.float32
 

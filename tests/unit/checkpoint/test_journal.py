@@ -114,6 +114,7 @@ def test_once_a_step_had_to_be_sampled_later_steps_are_another_future(
     left_behind(tmp_path, later, step=2)
     resumed = journal(tmp_path, step=1)
     resumed.end_batch(1, sampled, 2, Runtime("fp32"), print)
+    assert (tmp_path / "step_000002.rank0.jsonl").exists() is not forgotten
     resumed.begin(2)
     assert bool(resumed.recall([blank(later)], whole=False)) is forgotten
 
@@ -171,6 +172,18 @@ def test_a_torn_wave_starts_again_with_the_results_that_were_recorded(tmp_path: 
     third = Counting(1000)
     again = [[call.result.stdout for call in r.calls if call.result] for r in sample(tmp_path, third)]
     assert again == shown and third.seen == []
+
+
+def test_a_recorded_result_answers_only_the_code_that_it_came_from(tmp_path: Path) -> None:
+    rollout = rollout_of("a", group=1)
+    first = journal(tmp_path)
+    first.run(PythonTool(Counting(0)), rollout, "print(1)").result()
+    first.flush()
+    executor = Counting(100)
+    resumed, tool = journal(tmp_path), PythonTool(executor)
+    assert resumed.run(tool, rollout, "print(1)").result().stdout == "1\n"
+    assert resumed.run(tool, rollout, "print(2)").result().stdout == "101\n"
+    assert executor.seen == ["print(2)"]
 
 
 def outage_then(answer: Answer) -> Answer:

@@ -21,11 +21,12 @@ from grpo_tir.evaluation.held_out import GREEDY
 from grpo_tir.evaluation.responses import ResponseLog
 from grpo_tir.evaluation.run import Cell, EvalContext, run_cell
 from grpo_tir.evaluation.session import alter, results_of
+from grpo_tir.evaluation.tool_ablation import seen, shuffle
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.rollouts.policy import Policy
 from grpo_tir.rollouts.rewards import math_reward
 from grpo_tir.testing import ScriptedExecutor, ScriptedModel
-from grpo_tir.tools.python import PythonTool
+from grpo_tir.tools.python import PythonTool, observation
 from grpo_tir.types import Problem, ToolResult
 from scripted import BYTES, ids, script_model
 from tiny_policy import change
@@ -129,6 +130,14 @@ def test_shuffled_outputs_are_those_of_other_programs(evaluate: Callable[..., li
         assert row["calls"][0]["stdout"].strip() == row["answer"], "its own program ran all the same"
     again = evaluate(reader(), "shuffled", true, batch=1, out="alone")
     assert [row["extracted"] for row in again] == [row["extracted"] for row in rows]
+
+
+def test_a_shuffled_output_is_never_the_program_s_own() -> None:
+    """Of two outputs it is always the other one, whatever the response says."""
+    tool = PythonTool(ScriptedExecutor(answer))
+    one, two = (ToolResult("ok", stdout=f"{number}\n", exit_code=0) for number in (1, 2))
+    alter_output = shuffle(tool, [one, two])
+    assert {alter_output(seen(tool, one), f"response {n}") for n in range(20)} == {observation(two)}
 
 
 def test_a_prompt_without_room_for_a_response_is_wrong_and_named(evaluate: Callable[..., list[Any]]) -> None:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from grpo_tir.monitor.metrics import count_fake_outputs, step_metrics, summarize, tool_metrics
+from grpo_tir.monitor.metrics import (
+    count_fake_outputs,
+    step_metrics,
+    summarize,
+    tool_metrics,
+    update_metrics,
+)
 from grpo_tir.monitor.run_log import RunLog, trajectory
 from grpo_tir.types import Reward, Rollout, ToolCall, ToolResult
 from grpo_tir.utils.files import read_jsonl
@@ -212,9 +218,23 @@ def test_step_metrics_leave_out_what_was_set_aside_and_count_it() -> None:
 
 
 def test_accuracy_is_of_the_correctness_flag_not_of_the_reward() -> None:
-    rollouts = [scored(rollout_of("a"), 0.5, 1.0), scored(rollout_of("a"), -1.5, 0.0)]
+    rollouts = [
+        scored(rollout_of("a"), value, correct) for value, correct in ((-0.5, 1.0), (0.5, 0.0), (0.3, 0.0))
+    ]
     metrics = step_metrics([summarize(r, 1) for r in rollouts])
-    assert (metrics["accuracy"], metrics["reward"]) == (0.5, -0.5)
+    assert (metrics["accuracy"], metrics["reward"]) == (pytest.approx(1 / 3), pytest.approx(0.1))
+
+
+def test_means_of_an_update_by_hand() -> None:
+    """Three optimizer steps over 10 tokens, one of which was skipped."""
+    sums = {"loss": 6, "grad_norm": 4, "entropy": 20, "clipped_low": 1, "clipped_high": 2, "kl": 5, "gap": 0.5}
+    totals = {**sums, "gap_max": 0.4, "tokens": 10, "steps": 2, "skipped": 1, "tolerance_used": 0.1}
+    metrics = update_metrics(totals, updates=3, learning_rate=1e-6)
+    assert (metrics["loss"], metrics["grad_norm"], metrics["skipped_updates"]) == (2, 2, 1)
+    assert (metrics["entropy"], metrics["kl"]) == (2, 0.5)
+    assert (metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]) == (0.1, 0.2)
+    assert metrics["sampling/sampling_logp_difference/mean"] == 0.05
+    assert metrics["sampling/sampling_logp_difference/max"] == 0.4
 
 
 def test_a_trajectory_holds_every_token_and_can_be_written() -> None:
