@@ -225,3 +225,13 @@ def test_each_model_has_its_own_prompt_and_tool() -> None:
     assert plans("m", "--tool", "both")[0][-1] == ("tool", "no tool")
     assert plans("m", "--tool-benefit")[0][-1] == CONDITIONS
     assert plans("m", "--template", "plain")[0][1:3] == ("plain", None)
+
+
+def test_the_average_weighs_benchmarks_not_problems() -> None:
+    """1 of 2 problems and 3 of 3: (1/2 + 1) / 2, where the mean over problems is 4/5."""
+    results = {
+        "short": {"score": 0.5, "scores": {"a": 1.0, "b": 0.0}},
+        "long": {"score": 1.0, "scores": {"c": 1.0, "d": 1.0, "e": 1.0}},
+    }
+    found = summary.average(results)
+    assert found["score"] == 0.75 and found["low"] <= 0.75 <= found["high"]
