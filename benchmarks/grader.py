@@ -27,7 +27,7 @@ Pair = tuple[str, str, str, str]
 
 def labelled() -> list[Pair]:
     """(set, gold, answer, label)"""
-    lines = (TESTS / "unit" / "data" / "grading_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (TESTS / "unit" / "grading" / "grading_pairs.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     labels = ("right", "wrong")
     return [(row["set"], row["gold"], answer, label) for row in rows for label in labels for answer in row[label]]

@@ -38,6 +38,7 @@ def hostile_answers(marker: str) -> dict[str, str]:
         "a long product": "(" + "x+1)*(" * 400 + "x)",
         "a high power of a sum": "(1+x+x^2)^{5000}",
         "a million million terms": r"\sum_{k=1}^{10^{12}} \sin k",
+        "a root to factor": r"\sqrt[3]{3000!+1}",
         "a product of a billion": r"\prod_{k=1}^{10^9} k",
         "an integral": r"\int_0^1 x^{x^x} dx",
         "a sine of a giant": r"\sin(10^{5000})",

@@ -8,6 +8,7 @@ Ratio      1:2                                            (clock times, dates, b
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,14 +92,23 @@ class Date:
 
 
 def as_region(value: Any) -> Region | None:
-    """A set of reals from what may be meant as one."""
+    """A set of reals from what may be meant as one: x = 3 is a point, (1,2) an interval; (1,2),(3,4) are points of
+    the plane."""
     if isinstance(value, Region):
         return value
     if isinstance(value, Named):
-        return as_region(value.value)
+        number = value.value.value if isinstance(value.value, Scalar) else None
+        return as_region(value.value) if number is None else interval(number, number, True, True)
     if isinstance(value, Sequence) and not value.brackets:  # intervals joined by "or"
         regions = [None if isinstance(item, Scalar) else as_region(item) for item in value.items]
-        return _any_of(regions)
+        if None in regions or not any(map(_must_be_interval, value.items)):
+            return None
+        apart = all(
+            one.intersection(other).is_empty()
+            for one, other in itertools.combinations(regions, 2)
+            if one and other
+        )
+        return _any_of(regions) if apart else None  # x > 3 beside (4,5) says two things
     if not isinstance(value, Sequence) or not all(isinstance(item, Scalar) for item in value.items):
         return None
     numbers = [item.value for item in value.items]
@@ -111,7 +121,16 @@ def as_region(value: Any) -> Region | None:
 
 def _any_of(regions: list[Region | None]) -> Region | None:
     found = [region for region in regions if region is not None]
+    if len({region.name for region in found} - {""}) > 1:  # x > 0, y > 0 is a part of the plane
+        return None
     return joined(found, either=True) if found and len(found) == len(regions) else None
+
+
+def _must_be_interval(value: Any) -> bool:
+    """No point of the plane: [1,2), or an infinite end."""
+    if not isinstance(value, Sequence):
+        return isinstance(value, Region)
+    return value.brackets != "()" or any(isinstance(i, Scalar) and i.value.is_infinite for i in value.items)
 
 
 def plain_value(scalar: Scalar) -> Expr:

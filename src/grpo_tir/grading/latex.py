@@ -3,11 +3,17 @@ r"""One mathematical expression: from cleaned LaTeX to sympy.
 A strict recursive-descent reader. It takes all of the text or raises `Unreadable`: a parser that skips what it
 does not know (math-verify's reads "3 4" as 7 and lower-cases N) calls wrong answers right. No text is ever
 evaluated as code. Numbers whose writing-out would be gigantic (9^{9^{9^9}}, nested factorials) are refused
-before sympy sees them. Sums, products, integrals, limits and determinants go to math-verify.
+before sympy sees them. Sums, integrals, gcd and the like are not read: no gold needs them, and as answers they
+only restate a problem.
 
     sum     := ['+'|'-'] product (('+'|'-') product)*
     product := power (('*'|'/'|nothing) power)*          1/2x is (1/2)x;  2\frac12 is two and a half
     power   := atom ('!' | '°' | '^' exponent)*          2^10 is 2^{10}
+
+Where a constant must be worked out (`worked_out=True`), arithmetic that golds do not leave undone is refused:
+
+    refused   502*614   3^2+1   \frac{408}{12}   \sqrt{16}   5!   |-3|   \ln 2   (1+2i)(3-i)   2\pi+3\pi
+    a number  -7   0.5   \frac{2}{4}   1\frac12   3\cdot10^8   \sqrt{12}   \frac{1+\sqrt5}{2}   2^{2/3}\pi   3-4i
 """
 
 from __future__ import annotations
@@ -36,11 +42,12 @@ _FUNCTIONS: dict[str, Any] = {
     "log": lambda x: sympy.log(x) / sympy.log(10),
     "lg": lambda x: sympy.log(x) / sympy.log(10),
 }
-_INVERSE = {"sin": sympy.asin, "cos": sympy.acos, "tan": sympy.atan, "cot": sympy.acot, "sec": sympy.asec}
-_MANY: dict[str, Any] = {"max": sympy.Max, "min": sympy.Min, "gcd": sympy.gcd, "lcm": sympy.lcm}
-_BIG_OPERATORS = re.compile(r"\\(?:sum|prod|int|lim)(?![A-Za-z])|\\begin\{vmatrix\}")
-_BACK_TO_LATEX = {"∞": r"\infty ", "*": r"\cdot ", "\ue001": r"\\", "°": r"^\circ "}
-_NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
+_INVERSE = {name: getattr(sympy, f"a{name}") for name in _FUNCTIONS if hasattr(sympy, f"a{name}")}
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+")  # lists are split before
+_LARGE_TEN = re.compile(r"(?=10\s*\^\s*\{?\s*-?\s*(?:[4-9]|\d\d))")
+_TEN = re.compile(r"(?=10\s*\^)")
+_LEFT_AS_POWER = 10**8
+"""No gold of 3,902 leaves a smaller power standing, but a 5^{12} does."""
 _SCIENTIFIC = re.compile(r"(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.])")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\s*\\(?:overline|bar|dot|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _DOTTED = re.compile(r"(\d*)\.(\d*?)(?=(\d)\3\3|(\d{2,6}?)\4)(?:\3{3,}|\4{2,})\s*…")
@@ -49,36 +56,36 @@ _MIXED = re.compile(r"(\d+)\s*\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\
 _SLASHED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/^])")
 
 
-def read_expression(text: str) -> Expr:
-    """The expression that the whole of a cleaned text is.
+def read_expression(text: str, *, worked_out: bool = False, large_powers: bool = True) -> Expr:
+    """Read the whole of a cleaned text as one expression.
+
+    Args:
+        text: as `clean` gives it.
+        worked_out: refuse a constant with arithmetic that is left to the reader.
+        large_powers: with `worked_out`, a power of nine digits or more is a number.
 
     Raises:
-        Unreadable: it is not one.
+        Unreadable: it is no expression, or is not worked out.
     """
     if len(text) > _MAX_LENGTH:
         raise Unreadable("too long")
-    if _BIG_OPERATORS.search(text):
-        return _by_math_verify(text)
-    reader = _Reader(text)
+    reader = _Reader(text, large_powers)
     value = reader.sum()
     if reader.peek():
         raise Unreadable(f"unexpected {reader.peek()!r}")
     if value.has(sympy.zoo, sympy.nan):
         raise Unreadable("not a number")
+    if worked_out and reader.undone and not value.free_symbols:
+        raise Unreadable("arithmetic that is not worked out")
     return value
 
 
-def _by_math_verify(text: str) -> Expr:
-    from math_verify import LatexExtractionConfig, parse
+def _terms(value: Expr) -> int:
+    return len(sympy.Add.make_args(value))
 
-    if re.search(r"[A-Z]", re.sub(r"\\[A-Za-z]+", "", text)):
-        raise Unreadable("math-verify does not tell N from n")
-    latex = "".join(_BACK_TO_LATEX.get(sign, sign) for sign in text)
-    found = parse(f"${latex}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
-    if not found or not isinstance(found[0], Expr):
-        raise Unreadable("math-verify cannot read it")
-    value = found[0].doit()
-    return value.subs({symbol: Symbol(symbol.name) for symbol in value.free_symbols})
+
+def _rational(digits: str) -> Expr:
+    return Rational(digits.replace(",", "").rstrip("."))
 
 
 def _power(base: Expr, exponent: Expr) -> Expr:
@@ -95,6 +102,8 @@ def _power(base: Expr, exponent: Expr) -> Expr:
             raise Unreadable("a gigantic power")
     elif exponent.is_Integer and abs(int(exponent)) > 10**6:
         raise Unreadable("a gigantic power")
+    if exponent.is_Rational and exponent.q % 2 and exponent.q > 1 and base.is_real and base.is_negative:
+        return (-1) ** exponent.p * sympy.Pow(-base, exponent)  # the real root, as schools teach it
     return sympy.Pow(base, exponent)
 
 
@@ -107,11 +116,14 @@ def _factorial(value: Expr, double: bool) -> Expr:
 class _Reader:
     """The grammar at the top of this file, one method a rule."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, large_powers: bool) -> None:
         self.text = text
+        self.large_powers = large_powers
         self.at = 0
         self.depth = 0
         self.bars = 0
+        self.undone = False
+        """Some arithmetic between constants is left to the reader."""
 
     def peek(self) -> str:
         while self.at < len(self.text) and self.text[self.at] in " \ue001":
@@ -149,11 +161,16 @@ class _Reader:
         while (sign := self.peek()) and sign in "+-":
             self.at += 1
             term = self.product()
+            apart = _terms(total) + _terms(term)
             total = total + term if sign == "+" else total - term
+            self.undone |= _terms(total) < apart
         self.depth -= 1
         if self.command() == "choose":
             self.at += len("\\choose")
             return self.binomial(total, self.sum())
+        if self.command() == "over":
+            self.at += len("\\over")
+            return self.quotient(total, self.sum())
         return total
 
     def signed(self, rule: Any) -> Expr:
@@ -168,16 +185,34 @@ class _Reader:
         value = self.power()
         while True:
             if self.take("*"):
-                value = value * self.signed(self.power)
+                value = self.times(value, self.signed)
             elif self.take("/"):
-                below = self.signed(self.power)
-                if below == 0:
-                    raise Unreadable("division by zero")
-                value = value / below
+                value = self.quotient(value, self.signed(self.power))
             elif self.starts_factor():
-                value = value * self.power()
+                value = self.times(value)
             else:
                 return value
+
+    def times(self, value: Expr, rule: Any = None) -> Expr:
+        """`value` times the factor that comes next; 3.2*10^2 and 32*10^5 are numbers, 32*10^2 is arithmetic."""
+        ten = self.match(_LARGE_TEN) or (self.match(_TEN) and value.is_Rational and 1 <= abs(value) < 10)
+        scientific = bool(ten) and value.is_Rational
+        factor = rule(self.power) if rule else self.power()
+        product = value * factor
+        number_later = factor.is_Rational and (value.is_Rational or value.as_coeff_Mul()[0] not in (1, -1))
+        cancelled = product.is_Rational and not factor.is_Rational
+        imaginary = value.has(sympy.I) and factor.has(sympy.I)
+        self.undone |= bool(number_later or cancelled or imaginary) and not scientific
+        return product
+
+    def quotient(self, above: Expr, below: Expr) -> Expr:
+        """A fraction; one of whole numbers stays a number unless it is a whole number itself."""
+        if below == 0:
+            raise Unreadable("division by zero")
+        value = above / below
+        whole = above.is_Integer and below.is_Integer and not value.is_Integer
+        self.undone |= bool((value.is_Rational and not whole) or below.has(sympy.I))
+        return value
 
     def starts_factor(self) -> bool:
         """Two things side by side are a product, but a number only after brackets, a factorial,
@@ -189,7 +224,7 @@ class _Reader:
         if sign == "|":
             return not self.bars
         if sign == "\\":
-            return self.command() not in ("", "choose")
+            return self.command() not in ("", "choose", "over")
         return bool(sign) and (sign.isalpha() or sign in '([{"⌊⌈')
 
     def power(self) -> Expr:
@@ -197,18 +232,29 @@ class _Reader:
         while (sign := self.peek()) and sign in "!°^":
             self.at += 1
             if sign == "!":
-                value = _factorial(value, self.text[self.at : self.at + 1] == "!" and self.take("!"))
+                value = self.applied(_factorial(value, self.text[self.at : self.at + 1] == "!" and self.take("!")))
             elif sign == "°":
                 value = value * sympy.pi / 180
             else:
-                value = _power(value, self.exponent())
+                base, exponent = value, self.exponent()
+                value = _power(base, exponent)
+                written = exponent.is_Integer and (
+                    base == 10 or (self.large_powers and abs(value) >= _LEFT_AS_POWER)
+                )
+                expands = exponent.is_Integer and (base.is_Add or base.has(sympy.I))
+                self.undone |= bool(expands or (value.is_Rational and not written))
+        return value
+
+    def applied(self, value: Expr) -> Expr:
+        """The value of a function; of a constant, it is not worked out."""
+        self.undone |= not value.free_symbols
         return value
 
     def exponent(self) -> Expr:
         if self.take("-"):
             return -self.exponent()
         number = self.match(_NUMBER)
-        value = Rational(number[0].rstrip(".")) if number else self.atom()
+        value = _rational(number[0]) if number else self.atom()
         return _power(value, self.exponent()) if self.take("^") else value
 
     def atom(self) -> Expr:
@@ -248,11 +294,11 @@ class _Reader:
             tail = Rational(int(cycle), 10 ** len(cycle) - 1)
             return int(integer or 0) + (int(fixed or 0) + tail) / Integer(10) ** len(fixed)
         if scientific := self.match(_SCIENTIFIC):
-            return Rational(scientific[1].rstrip(".")) * Integer(10) ** int(scientific[2])
+            return _rational(scientific[1]) * Integer(10) ** int(scientific[2])
         number = self.match(_NUMBER)
         if number is None or self.peek() == "_":
             raise Unreadable("a number in another base, or a stray dot")
-        return Rational(number[0].rstrip("."))
+        return _rational(number[0])
 
     def group(self) -> Expr:
         """( ), [ ] or { }, with "{n \\choose k}"."""
@@ -270,7 +316,7 @@ class _Reader:
         value = self.sum()
         self.bars -= sign == "|"
         self.expect({"|": "|", "⌊": "⌋", "⌈": "⌉"}[sign])
-        return {"|": sympy.Abs, "⌊": sympy.floor, "⌈": sympy.ceiling}[sign](value)
+        return self.applied({"|": sympy.Abs, "⌊": sympy.floor, "⌈": sympy.ceiling}[sign](value))
 
     def symbol(self, name: str) -> Expr:
         if self.take("_"):
@@ -293,7 +339,7 @@ class _Reader:
     def binomial(self, above: Expr, below: Expr) -> Expr:
         if above.is_number and not (above.is_Integer and abs(int(above)) <= _MAX_FACTORIAL):
             raise Unreadable("a binomial coefficient too large, or of no whole number")
-        return sympy.binomial(above, below)
+        return self.applied(sympy.binomial(above, below))
 
     def called(self) -> Expr:
         name = self.command()
@@ -303,29 +349,25 @@ class _Reader:
         if name in _GREEK:
             return self.symbol(name if name not in ("e", "i") else f"{name}_")
         if name == "frac":
-            above, below = self.argument(), self.argument()
-            if below == 0:
-                raise Unreadable("division by zero")
-            return above / below
+            above = self.argument()
+            return self.quotient(above, self.argument())
         if name == "sqrt":
             degree: Expr = self.group() if self.peek() == "[" else Integer(2)
             number = self.match(_NUMBER)
-            return _power(Rational(number[0]) if number else self.atom(), 1 / degree)
+            return self.root(_rational(number[0]) if number else self.atom(), degree)
         if name == "binom":
             return self.binomial(self.argument(), self.argument())
-        if name in _MANY:
-            return self.many(_MANY[name])
         if name in _FUNCTIONS:
             return self.function(name)
         raise Unreadable(f"unknown command \\{name}" if name else "a stray backslash")
 
-    def many(self, function: Any) -> Expr:
-        self.expect("(")
-        values = [self.sum()]
-        while self.take(","):
-            values.append(self.sum())
-        self.expect(")")
-        return function(*values)
+    def root(self, value: Expr, degree: Expr) -> Expr:
+        """A root; an odd one of what may be negative is real."""
+        if degree.is_Integer and degree % 2 and value.free_symbols:
+            return sympy.sign(value) * sympy.Abs(value) ** (1 / degree)
+        result = _power(value, 1 / degree)
+        self.undone |= bool(result.is_Rational or (result * sympy.I).is_Rational)
+        return result
 
     def function(self, name: str) -> Expr:
         r"""`\sin^2 3x`, `\sin^{-1} x`, `\log_2 8`; without brackets the argument ends at the next function."""
@@ -339,7 +381,9 @@ class _Reader:
                 inside = inside * self.power()
             if inside.has(sympy.pi) and self.take("/"):
                 inside = inside / self.power()
+        if name == "exp":
+            return _power(sympy.E, inside)
         if exponent == -1 and name in _INVERSE:
-            return _INVERSE[name](inside)
+            return self.applied(_INVERSE[name](inside))
         value = sympy.log(inside) / sympy.log(base) if base is not None else _FUNCTIONS[name](inside)
-        return value if exponent is None else _power(value, exponent)
+        return self.applied(value if exponent is None else _power(value, exponent))

@@ -1,8 +1,8 @@
 """Equality of expressions and of sets of real numbers, by value.
 
 Rationals are compared exactly. All else is compared at 50 digits: constants as they are, expressions with
-variables at seven fixed odd points (whole ones where factorials, floors or (-1)^n occur). Two different answers
-do not agree there by chance, and `simplify`, which may run for minutes, is not needed.
+variables at seven fixed odd points (whole ones where factorials, (-1)^n or floors of k, m, n occur). Two different
+answers do not agree there by chance, and `simplify`, which may run for minutes, is not needed.
 
 A set of reals is a membership test and the points where it can change; two sets are equal if they agree at
 those points, between them and beyond them. Unions, complements and inequalities need no algebra then.
@@ -19,7 +19,9 @@ import mpmath
 import sympy
 from sympy import Expr, Integer, Rational
 
-_DISCRETE = (sympy.factorial, sympy.factorial2, sympy.binomial, sympy.floor, sympy.ceiling)
+_DISCRETE = (sympy.factorial, sympy.factorial2, sympy.binomial)
+_ROUNDED = (sympy.floor, sympy.ceiling)
+_WHOLE_NAMES = set("kmnN")
 _POINTS = [Rational(*pair) for pair in ((37, 29), (-53, 31), (211, 23), (7, 41), (-19, 59), (811, 17), (401, 37))]
 _WHOLE_POINTS = [Integer(n) for n in (5, 8, 3, 11, 2, 14, 4)]
 _TINY = mpmath.mpf(10) ** -30
@@ -39,7 +41,10 @@ def equal(left: Expr, right: Expr) -> bool:
     for values in _assignments(names, left + right):
         one, other = _value(left.subs(values)), _value(right.subs(values))
         if one is not None and other is not None:
-            (rest if one.imag or other.imag else real).append(_close(one, other))
+            telling = (one or other) and not (
+                one.imag or other.imag
+            )  # 0 = 0 says nothing: floor(n/2) is no i floor(n/2)
+            (real if telling else rest).append(_close(one, other))
     decisive = real if len(real) >= 3 else real + rest
     return len(decisive) >= 3 and all(decisive)
 
@@ -70,6 +75,16 @@ def rounds_to(exact: Expr, decimal: str) -> bool:
         return bool(abs(value.real - mpmath.mpf(decimal)) <= unit / 2)
 
 
+def near(exact: Expr, about: Expr, decimal: str) -> bool:
+    """`about`, written as `decimal`, is less than one of its last place away from `exact`."""
+    if equal(exact, about):
+        return True
+    one, other = real_value(exact), real_value(about)
+    if one is None or other is None or not decimal.strip("-").replace(".", "").isdigit():
+        return False
+    return bool(abs(one - other) < mpmath.mpf(10) ** -len(decimal.partition(".")[2]))
+
+
 def real_value(expression: Expr) -> mpmath.mpf | None:
     """Its value, if it is a real number."""
     value = _value(expression)
@@ -78,7 +93,11 @@ def real_value(expression: Expr) -> mpmath.mpf | None:
 
 def _assignments(names: list[Any], both: Expr) -> list[dict[Any, Expr]]:
     """Values to try. Whole numbers where something is only defined, or only meant, for them."""
-    whole = both.has(*_DISCRETE) or any(p.base.is_negative and p.exp.free_symbols for p in both.atoms(sympy.Pow))
+    whole = (
+        both.has(*_DISCRETE)
+        or any(power.base.is_negative and power.exp.free_symbols for power in both.atoms(sympy.Pow))
+        or (both.has(*_ROUNDED) and {str(name) for name in names} <= _WHOLE_NAMES)
+    )
     points, step = (_WHOLE_POINTS, Integer(1)) if whole else (_POINTS, Rational(1, 7))
     return [
         {name: points[(shift + place) % len(points)] + place * step for place, name in enumerate(names)}
@@ -137,7 +156,8 @@ NOTHING = Region((), lambda x: False)
 
 
 def interval(low: Expr, high: Expr, closed_low: bool, closed_high: bool) -> Region | None:
-    """The reals between two values, either of which may be infinite; None if one is no real number."""
+    """The reals between two values, either of which may be infinite; None if one is no real number, or if they
+    fall: (3, 2) is a point of the plane, not the empty set."""
     ends = []
     for end in (low, high):
         infinite = end in (sympy.oo, -sympy.oo)
@@ -146,6 +166,8 @@ def interval(low: Expr, high: Expr, closed_low: bool, closed_high: bool) -> Regi
             return None
         ends.append(value)
     start, stop = ends
+    if start > stop or (start == stop and not (closed_low and closed_high)):
+        return None
 
     def inside(x: Any) -> bool:
         if abs(x - start) < _TINY:
@@ -180,12 +202,12 @@ def _leaves_out_a_point(region: Region) -> bool:
 
 def half_line(bound: Expr, sign: str) -> Region | None:
     """The x with x sign bound."""
-    low = interval(-sympy.oo, bound, False, sign == "≤")
+    if sign in "<≤":
+        return interval(-sympy.oo, bound, False, sign == "≤")
+    if sign in ">≥":
+        return interval(bound, sympy.oo, sign == "≥", False)
     point = interval(bound, bound, True, True)
-    high = interval(bound, sympy.oo, sign == "≥", False)
-    if low is None or high is None or point is None:
-        return None
-    return {"<": low, "≤": low, ">": high, "≥": high, "=": point, "≠": EVERYTHING.minus(point)}.get(sign)
+    return EVERYTHING.minus(point) if point and sign == "≠" else point
 
 
 def _probes(points: tuple[Any, ...]) -> list[Any]:

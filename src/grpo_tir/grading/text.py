@@ -118,6 +118,7 @@ _WRAPPED = re.compile(
     r"\\(text|mbox|hbox|textbf|textit|textrm|textnormal|texttt|textsf|textup|textsc|emph|underline|"
     r"mathrm|mathbf|mathit|mathsf|mathtt|mathcal|mathnormal|operatorname\*?|bm|boldsymbol|pmb)\s*\{([^{}]*)\}"
 )
+_UNIT_PRODUCT = re.compile(r"(?:(?:[kcmdμ]?[mgshLNJWV]|cm|km|min|mol|Hz|Pa)(?:\s*\^-?\d)?[\s*/]*)+")
 _JOINT_LAST = re.compile(r"(?P<rest>.+?)[,;]?\s+(?P<joint>and|or)", re.IGNORECASE)
 _JOINT_FIRST = re.compile(r"[,;]?\s*(?P<joint>and|or)\b\s*(?P<rest>.*)", re.IGNORECASE)
 _FUNCTIONS = (
@@ -145,10 +146,14 @@ def clean(text: str) -> str:
     text = re.sub(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)", "", text)
     text = re.sub(r"\\(?:mathbb|Bbb)\s*\{?\s*R\s*\}?", "ℝ", text)
     text = re.sub(r"\\(?:mathbb|Bbb)\s*\{?\s*([A-Z])\s*\}?", r'"\1"', text)
-    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\{\}\s*°|\^\s*\{?°\}?", "°", text)
-    text = _wrappers(text)
+    text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\{\}\s*°|\^\s*(?:\{°\}|°)", "°", text)
+    text = re.sub(r"\\([dt]?frac)\s*\{([^{}]*)°\s*\}\s*\{([^{}]*)\}", r"\\\1{\2}{\3}°", text)
+    text = re.sub(r"([A-Za-z])\s*(\^\s*(?:\{[^{}]*\}|\w))\s*(_\s*(?:\{[^{}]*\}|\w))", r"\1\3\2", text)
+    text = _wrappers(re.sub(r"\^\{(-?\d)\}", r"^\1", text) if "\\mathrm" in text else text)
     text = re.sub(r"\\([A-Za-z]+)", lambda m: _COMMAND.get(m[1], m[0]) if m[1] in _COMMAND else m[0], text)
     text = re.sub(r"\^\s*\{\s*°\s*\}|\^\s*°", "°", text)
+    text = re.sub(r'(?<=[\d} ])\s*(?:\\mu|μ)\s*"?\s*([mgs])\s*"?(?![A-Za-z])', r' "μ\1"', text)
+    text = re.sub(r'(?<=[\d}])\s*"?\s*(k?)\s*"?\s*(?:\\Omega|Ω)\s*"?$', r' "\1ohm"', text)
     text = text.replace("\ue000", "$").replace("!=", "≠").replace("<=", "≤").replace(">=", "≥").replace("...", "…")
     text = _words(text.replace("**", "^"))
     text = re.sub(r"\{\s*\}", "", text)
@@ -232,14 +237,16 @@ def _wrappers(text: str) -> str:
 def _unwrap(match: re.Match[str]) -> str:
     command, inside = match[1], match[2].strip().replace('"', " ")
     upright = command.startswith(("math", "operatorname", "bm", "bold", "pmb"))
-    if inside in _FUNCTIONS and upright:
+    before = match.string[: match.start()].rstrip(" \\,;:~")[-1:]
+    after_number = before.isdigit() or before == "}"
+    if inside in _FUNCTIONS and upright and not (inside == "min" and after_number):
         return f"\\{inside} "
     if not re.search("[A-Za-z]", inside) or inside.startswith("\\"):
         return f" {inside} "
     if len(inside) == 1 and upright:
-        before = match.string[: match.start()].rstrip(" \\,;:~")[-1:]
-        is_unit = inside in "mgshLlNJWVKACFT" and (before.isdigit() or before == "}")
-        return f' "{inside}" ' if is_unit else f" {inside} "
+        return f' "{inside}" ' if inside in "mgshLlNJWVKACFT" and after_number else f" {inside} "
+    if upright and after_number and _UNIT_PRODUCT.fullmatch(inside):
+        return f' "{inside}" '
     if re.search(r"[\d=<>]", inside) and not re.search(r"[A-Za-z]{2}|^[\d.,]+\s*[mgshL]$", inside):
         return f" {inside} "
     if amount := re.fullmatch(r"(-?[\d.,/]*\d)\s*([A-Za-z].*)", inside):

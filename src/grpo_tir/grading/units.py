@@ -16,6 +16,7 @@ from grpo_tir.grading.text import Unreadable
 
 _TABLE = {
     "length": {
+        "μm micrometer micrometre micron": "1/1000000",
         "mm millimeter millimetre": "1/1000",
         "cm centimeter centimetre": "1/100",
         "dm decimeter": "1/10",
@@ -27,6 +28,7 @@ _TABLE = {
         "mi mile": "1609344/1000",
     },
     "mass": {
+        "μg microgram": "1/1000000000",
         "mg milligram": "1/1000000",
         "g gm gram": "1/1000",
         "kg kilogram kilo": "1",
@@ -36,6 +38,7 @@ _TABLE = {
         "tonne": "1000",
     },
     "time": {
+        "μs microsecond": "1/1000000",
         "ms millisecond": "1/1000",
         "s sec second": "1",
         "min minute": "60",
@@ -59,6 +62,7 @@ _TABLE = {
     "energy": {"j joule": "1"},
     "power": {"w watt": "1"},
     "potential": {"v volt": "1"},
+    "resistance": {"ohm": "1", "kohm kiloohm": "1000"},
 }
 _UNITS = {
     name: (dimension, Fraction(factor))
@@ -68,11 +72,15 @@ _UNITS = {
 }
 _SPEEDS = {"mph": ("mile", "hour"), "kph": ("km", "hour"), "kmph": ("km", "hour"), "fps": ("foot", "second")}
 _SCALES = {"hundred": 100, "thousand": 1000, "dozen": 12, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_NO_NOUNS = set(
-    "is are was be not no wrong incorrect false or and if unless maybe guess perhaps more less least most than "
-    "half root roots th power halves third thirds quarter quarters fourths fifths tenths hundredths "
-    "thousandths".split()
-) | set("zero one two three four five six seven eight nine ten eleven twelve".split())
+HEDGES = set(
+    "not no never wrong incorrect false or unless except maybe guess perhaps more less least most than".split()
+)
+_NO_NOUNS = HEDGES.union(
+    "is are was be and if half root roots th power halves third thirds quarter quarters fourths fifths sixths "
+    "sevenths eighths ninths tenths hundredths thousandths factorial double triple doubled tripled halved twice "
+    "plus minus times over divided multiplied mod modulo negative inverse reciprocal log cubes zero one two three "
+    "four five six seven eight nine ten eleven twelve".split()
+)
 _FILLERS = set("of the a an in total approximately about exactly long wide high tall each altogether away".split())
 _BARE = sorted(
     {
@@ -89,8 +97,8 @@ _POWER = r'(?:\s*\^\s*\{?\s*"?-?\d"?\s*\}?)?'
 _PREFIX = r"(?:(?<![A-Za-z\\])(?:square|sq\.?|cubic|cu\.?)\s+)?"
 _JOIN = r"\s*(?:/|\*|per\b|-)?\s*"
 _TAIL = re.compile(rf"(?P<unit>{_PREFIX}{_ATOM}{_POWER}(?:{_JOIN}{_PREFIX}{_ATOM}{_POWER})*)\s*\.?$")
-_WORD_TAIL = re.compile(r"(?<=[\d}])\s+(?P<unit>[a-z]{4,}(?: [a-z]{2,})*|in)$")
-_LETTER_TAIL = re.compile(r"(?<=\d)\s+(?P<unit>[mgshL](?:\s*\^\s*\{?[23]\}?)?)$")
+_WORD_TAIL = re.compile(r"(?<=[\d}])\s+(?P<unit>[A-Za-z][a-z]{3,}(?: [A-Za-z]?[a-z]{2,})*|in)$")
+_LETTER_TAIL = re.compile(r"(?<=\d)\s+(?P<unit>[mgshL](?:\s*\^\s*\{?(?:[23]|-[123])\}?)?)$")
 _COMPOUND = re.compile(rf"(\d+(?:\.\d+)?|\d*\\frac\{{\d+\}}\{{\d+\}})\s*({_ATOM}|[a-z]+)\s*(?:,|∧)?\s*")
 _MONEY = re.compile(r'^(?P<sign>-?)\s*(?P<unit>[$€£]|"?(?:USD|US\$|Rs\.?)"?)\s*(?P<rest>-?[\d.\\(].*)$')
 
@@ -206,14 +214,18 @@ def parse_unit(text: str) -> Unit:
     factor, scale, sign, power = Fraction(1), 1, 1, 1
     nouns: set[str] = set()
     anything = percent = False
-    for token in text.replace("-", " ").split():
+    last: tuple[str, Fraction] | None = None
+    for token in re.sub(r"(?<!\^)-", " ", text).split():
         word, _, exponent = token.partition("^")
         if word == "/":
             sign = -1
         elif word in ("square", "sq", "cubic", "cu"):
             power = 2 if word.startswith("sq") else 3
         elif word in ("squared", "cubed"):
-            power = 1  # "inches squared" is rare and then alone: nothing more follows
+            if last is None:
+                raise Unreadable("a power in words")
+            dimensions[last[0]] += sign if word == "squared" else 2 * sign
+            factor *= last[1] ** (sign if word == "squared" else 2 * sign)
         elif word in _SCALES:
             scale *= _SCALES[word]
         elif word in ("percent", "percents"):
@@ -228,9 +240,10 @@ def parse_unit(text: str) -> Unit:
                 if known:
                     dimensions[known[0]] += times
                     factor *= known[1] ** times if known[1] else 1
+                    last = known
                     if not known[1]:
                         dimensions[known[0]] += 100  # radians: an angle that is not in degrees
-                elif name in _NO_NOUNS or not name.replace("'", "").isalpha():
+                elif exponent or name in _NO_NOUNS or not name.replace("'", "").isalpha():
                     raise Unreadable("words that are no unit")
                 elif name not in _FILLERS:
                     nouns.add(name.removesuffix("s"))

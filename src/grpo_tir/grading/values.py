@@ -12,7 +12,6 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-import sympy
 from sympy import Expr
 
 from grpo_tir.grading import units
@@ -30,7 +29,7 @@ from grpo_tir.grading.kinds import (
     plain_value,
 )
 from grpo_tir.grading.latex import read_expression
-from grpo_tir.grading.numbers import EVERYTHING, NOTHING, Region, equal, half_line, joined
+from grpo_tir.grading.numbers import EVERYTHING, NOTHING, Region, equal, half_line, joined, near
 from grpo_tir.grading.text import Unreadable, enclosed, split_top, top_positions
 
 _MAX_ITEMS = 200
@@ -41,18 +40,24 @@ _MATRIX = re.compile(
     r"\\end\s*\{(?P=kind)\}(?P<after>.*)"
 )
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|equation\*?)\}")
-_CONGRUENCE = re.compile(r"(?:[A-Za-z]\s*\\equiv)?([^=]+?)\(?\s*\\[pb]?mod\s*\{?\s*(\d{1,20})\s*\}?\s*\)?")
 _CONDITION = re.compile(r'"\s*(?:if|for|when|where)\s*"|\b(?:if|for|when)\b')
 _POINT = re.compile(r"\(\s*[A-Za-z](?:_\w)?(?:\s*,\s*[A-Za-z](?:_\w)?)+\s*\)")
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?")
-_INDICES = re.compile(r"_\{[^{}]*\}|_\w|\([^()]*\)")
+_INDICES = re.compile(r"\^\{?-1\}?(?=\()|_\{[^{}]*\}|_\w|\([^()]*\)")
+_COMPOSITE = re.compile(
+    r"[+\-*/^!]|(?<![A-Za-z\\])[a-z] ?[a-z](?![A-Za-z])|\\(?:arc)?(?:sin|cos|tan|log|ln|sqrt|frac)"
+)
+_FOR_ALL = re.compile(
+    r'(?<=[^\s,])[\s,]*(?:\\forall|"?for (?:all|any|every)(?: real)?(?: numbers?)?"?)\s*[a-z](?:\s*∈\s*ℝ)?$'
+)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How to read: in the model's answer "5 m" is five metres."""
+    """How to read: in an answer "5 m" is five metres; constants must be `worked_out` if those of the gold are."""
 
     answer: bool
+    worked_out: bool = False
 
     def read(self, text: str, depth: int = 0) -> Any:
         """The value of a cleaned text.
@@ -74,9 +79,7 @@ class Reader:
             return grid
         if compound := units.split_compound(text):
             return Scalar(read_expression(compound[0]), compound[1])
-        if congruence := _CONGRUENCE.fullmatch(text):
-            residue, modulus = read_expression(congruence[1]), sympy.Integer(congruence[2])
-            return Sequence("mod", (Scalar(residue % modulus if residue.is_Integer else residue), Scalar(modulus)))
+        text = _FOR_ALL.sub("", text) if "=" in text else text
         parts = split_top(text, ",;∧∨\ue001")
         if len(parts) > 1:
             return self.listed(text, [part for part in parts if part], depth)
@@ -91,19 +94,22 @@ class Reader:
         if "±" in text or "∓" in text:
             return self.both_signs(text, depth)
         if ":" in text and len(parts := split_top(text, ":")) > 1:
-            return Ratio(tuple(read_expression(part) for part in parts), units.read_colons(text))
+            return Ratio(tuple(self.expression(part) for part in parts), units.read_colons(text))
         if enclosed(text):
             return self.bracketed(text, depth)
         if based := units.read_based(text):
             return Based(*based)
         return self.scalar(text)
 
+    def expression(self, text: str) -> Expr:
+        return read_expression(text, worked_out=self.worked_out, large_powers=self.answer)
+
     def scalar(self, text: str) -> Scalar:
         number, unit = units.split_unit(text, letters=self.answer)
         more = units.split_unit(number)[1] if unit and not unit.percent else None
         if more and more.percent:
             raise Unreadable("two units")
-        value = read_expression(number)
+        value = self.expression(number)
         if unit and unit.scale != 1:
             value = value * unit.scale
         return Scalar(value, unit, number.replace(" ", ""))
@@ -119,8 +125,13 @@ class Reader:
             items.extend(value.items if bare else [value])
         if len(items) == 1:
             return items[0]
-        if all(isinstance(item, Region) for item in items):
-            return joined(items, either="∧" not in text)
+        one_variable = len({getattr(item, "name", "") for item in items} - {""}) <= 1
+        if one_variable and any(isinstance(item, Region) for item in items):
+            regions = [as_region(item) if isinstance(item, Region | Named) else None for item in items]
+            if None not in regions:
+                return joined([region for region in regions if region], either="∧" not in text)
+        if "∨" in text and any(isinstance(item, Region) for item in items) and not one_variable:
+            raise Unreadable("x > 0 or y > 0")
         names = [item.name for item in items if isinstance(item, Named)]
         if names and isinstance(items[0], Named) and len(set(names)) == 1:
             values = [item.value if isinstance(item, Named) else item for item in items]
@@ -134,17 +145,28 @@ class Reader:
     def related(self, text: str, sides: list[str], depth: int) -> Any:
         positions = top_positions(text, _RELATIONS)
         signs = [text[at] for at in positions]
-        if "≈" in signs:  # what stands before it is exact
-            exact = text[: positions[signs.index("≈")]].strip()
-            if exact and not (len(sides) == 2 and _name_like(sides[0])):
-                return self.read(exact, depth + 1)
-            value = self.read(sides[-1], depth + 1)
-            return replace(value, approximate=True) if isinstance(value, Scalar) else value
+        if "≈" in signs:
+            return self.approximation(text[: positions[signs.index("≈")]].strip(), sides, depth)
         if signs == ["∈"]:
             return Named(_name(sides[0]), self.read(sides[1], depth + 1))
         if set(signs) == {"="}:
             return self.equation(sides, depth)
         return self.inequality(sides, signs)
+
+    def approximation(self, exact: str, sides: list[str], depth: int) -> Any:
+        """What stands before ≈ is exact, and what follows must be near it: 5 ≈ 6 names two candidates."""
+        about = self.read(sides[-1], depth + 1)
+        if not exact or (len(sides) == 2 and self.names(*sides)):
+            return replace(about, approximate=True) if isinstance(about, Scalar) else about
+        value = self.read(exact, depth + 1)
+        number = value.value if isinstance(value, Named) else value
+        if not (
+            isinstance(number, Scalar)
+            and isinstance(about, Scalar)
+            and near(number.value, about.value, about.text)
+        ):
+            raise Unreadable("an approximation that is not near")
+        return value
 
     def equation(self, sides: list[str], depth: int) -> Any:
         if not all(sides):
@@ -152,27 +174,35 @@ class Reader:
             if len(sides) != 1:
                 raise Unreadable("an equation with an empty side")
             return self.read(sides[0], depth + 1)
-        if not _name_like(sides[0]) and _name_like(sides[-1]) and len(sides) == 2:
+        if len(sides) == 2 and not self.names(*sides) and self.names(*sides[::-1]):
             sides = sides[::-1]
-        if _name_like(sides[0]):
+        loose = replace(self, worked_out=False)
+        if self.names(sides[0], sides[-1]):
             rest = [side for side in sides[1:] if side is sides[-1] or not _name_like(side)]
-            values = [self.read(side, depth + 1) for side in rest]
+            values = [loose.read(side, depth + 1) for side in rest]
             if not all(_agree(values[0], value) for value in values[1:]):
                 raise Unreadable("an equation that contradicts itself")
-            return Named(_name(sides[0]), values[0], _difference(sides[0], sides[-1]))
-        values = [self.read(side, depth + 1) for side in sides]
-        scalars = [value for value in values if isinstance(value, Scalar)]
-        if len(scalars) != len(values):
+            return Named(_name(sides[0]), self.read(rest[-1], depth + 1), _difference(sides[0], sides[-1]))
+        scalars = [value for side in sides if isinstance(value := loose.read(side, depth + 1), Scalar)]
+        if len(scalars) != len(sides):
             raise Unreadable("an equation of things that are no expressions")
         if not any(value.value.free_symbols for value in scalars):
             if not all(_agree(scalars[0], value) for value in scalars[1:]):
                 raise Unreadable("a false equation")
-            return scalars[-1]
+            return self.read(sides[-1], depth + 1)
         if all(equal(scalars[0].value, other.value) for other in scalars[1:]):
             return scalars[-1]
         if len(scalars) > 2:
             raise Unreadable("a chain of equations")
         return Equation(scalars[0].value - scalars[1].value)
+
+    def names(self, side: str, other: str) -> bool:
+        """`side` names what `other` is. An expression is a name only in an answer, and only of a constant: m+n = 5
+        says 5, but x+y+z = 0 is not answered by 0, and n! = e^x says two things."""
+        if '"' in side or not _name_like(side) or not _COMPOSITE.search(_INDICES.sub("", side)):
+            return _name_like(side)
+        value = replace(self, worked_out=False).read(other) if self.answer else None
+        return value is not None and not (isinstance(value, Scalar) and value.value.free_symbols)
 
     def inequality(self, sides: list[str], signs: list[str]) -> Any:
         variables = {_name(side) for side in sides if _VARIABLE.fullmatch(side) and side not in ("e", "i", r"\pi")}
@@ -180,7 +210,7 @@ class Reader:
             region = EVERYTHING
             for left, sign, right in zip(sides, signs, sides[1:]):
                 turned = _name(right) in variables
-                bound = read_expression(left if turned else right)
+                bound = self.expression(left if turned else right)
                 half = half_line(bound, (_FLIP.get(sign, sign)) if turned else sign)
                 if half is None or (_name(left) not in variables and not turned):
                     break
@@ -191,7 +221,7 @@ class Reader:
             raise Unreadable("a relation of another kind")
         if len(sides) > 2:  # a < b < c
             falling = signs[0] in ">≥"
-            chain = tuple(Scalar(read_expression(side)) for side in sides)
+            chain = tuple(Scalar(self.expression(side)) for side in sides)
             said = "".join(_FLIP[sign] for sign in signs[::-1]) if falling else "".join(signs)
             return Sequence(said, chain[::-1] if falling else chain)
         left, right = read_expression(sides[0]), read_expression(sides[1])
@@ -271,13 +301,15 @@ class Reader:
             return Grid(tuple(pieces), cases=True)
         if len({len(row) for row in cells}) != 1:
             raise Unreadable("a matrix with rows of different lengths")
-        if factor:
-            cells = [[f"({factor})*({cell})" for cell in row] for row in cells]
         if re.fullmatch(r"\s*[)\]]?\s*\^\s*\{?\s*(?:T|\\top|\"T\")\s*\}?\s*", found["after"]):
             cells = [list(column) for column in zip(*cells)]
         elif found["after"].strip(" )]"):
             raise Unreadable("something after a matrix")
-        return Grid(tuple(tuple(self.read(cell, depth + 1) for cell in row) for row in cells))
+        values = [[self.read(cell, depth + 1) for cell in row] for row in cells]
+        if factor:
+            times = self.expression(factor)
+            values = [[replace(cell, value=times * cell.value, text="") for cell in row] for row in values]
+        return Grid(tuple(map(tuple, values)))
 
 
 def _name_like(side: str) -> bool:
@@ -289,6 +321,8 @@ def _name_like(side: str) -> bool:
 
 
 def _name(side: str) -> str:
+    if units.HEDGES & set(side.replace('"', " ").split()):
+        raise Unreadable("words that say what it is not")
     name = re.sub(r"[\s{}]", "", side)
     return '"' if '"' in name and len(name) > 3 else name.replace('"', "")
 

@@ -17,7 +17,7 @@ import pytest
 from grpo_tir.grading.grader import Grader, default_grader
 from hostile_answers import hostile_answers
 
-HANG = r"\sum_{k=1}^{10^{12}} \sin k"
+HANG = r"\sqrt[3]{3000!+1}"  # sympy looks for factors
 SOURCE = Path(__file__).resolve().parents[3] / "src"
 
 
