@@ -155,7 +155,7 @@ def restated(n: int) -> Iterator[str]:
     yield from (f"{n + 17}-17", f"{n - 40}+40", f"{n + 5} + -5", f"-({-n - 3}+3)", f"{2 * n}/2",
         rf"\frac{{{12 * n}}}{{12}}")
     yield from (rf"{7 * n} \div 7", f"{3 * n}:3", rf"\frac{{{n - 1}+1}}{{1}}", f"({n - 2}+2)",
-        rf"\sqrt[3]{{{n**3}}}", rf"{10 * n}\cdot 10^{{-1}}")
+        rf"\sqrt[3]{{{n**3}}}")
     yield from (rf"\lfloor {n}.5\rfloor", rf"\ln e^{{{n}}}", rf"\log_2 2^{{{n}}}", rf"\log_{{10}}10^{{{n}}}",
         rf"{n}\sin^2 x+{n}\cos^2 x")
     yield from (rf"{n}\cos 0", rf"{n}\tan 45^\circ", rf"\sum_{{k=1}}^{{{abs(n)}}} 1", rf"\int_0^{{{n}}} dx",

@@ -101,14 +101,7 @@ def as_region(value: Any) -> Region | None:
         return as_region(value.value) if number is None else interval(number, number, True, True)
     if isinstance(value, Sequence) and not value.brackets:  # intervals joined by "or"
         regions = [None if isinstance(item, Scalar) else as_region(item) for item in value.items]
-        if None in regions or not any(map(_must_be_interval, value.items)):
-            return None
-        apart = all(
-            one.intersection(other).is_empty()
-            for one, other in itertools.combinations(regions, 2)
-            if one and other
-        )
-        return _any_of(regions) if apart else None  # x > 3 beside (4,5) says two things
+        return _any_of(regions) if any(map(_must_be_interval, value.items)) else None
     if not isinstance(value, Sequence) or not all(isinstance(item, Scalar) for item in value.items):
         return None
     numbers = [item.value for item in value.items]
@@ -120,10 +113,12 @@ def as_region(value: Any) -> Region | None:
 
 
 def _any_of(regions: list[Region | None]) -> Region | None:
+    """Their union, if nothing is said twice: x > 3 beside (4,5) is two answers, x > 0 beside y > 0 is no set."""
     found = [region for region in regions if region is not None]
-    if len({region.name for region in found} - {""}) > 1:  # x > 0, y > 0 is a part of the plane
+    overlap = any(not one.intersection(other).is_empty() for one, other in itertools.combinations(found, 2))
+    if not found or len(found) < len(regions) or overlap or len({region.name for region in found} - {""}) > 1:
         return None
-    return joined(found, either=True) if found and len(found) == len(regions) else None
+    return joined(found, either=True)
 
 
 def _must_be_interval(value: Any) -> bool:

@@ -44,10 +44,7 @@ _FUNCTIONS: dict[str, Any] = {
 }
 _INVERSE = {name: getattr(sympy, f"a{name}") for name in _FUNCTIONS if hasattr(sympy, f"a{name}")}
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+")  # lists are split before
-_LARGE_TEN = re.compile(r"(?=10\s*\^\s*\{?\s*-?\s*(?:[4-9]|\d\d))")
 _TEN = re.compile(r"(?=10\s*\^)")
-_LEFT_AS_POWER = 10**8
-"""No gold of 3,902 leaves a smaller power standing, but a 5^{12} does."""
 _SCIENTIFIC = re.compile(r"(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.])")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\s*\\(?:overline|bar|dot|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _DOTTED = re.compile(r"(\d*)\.(\d*?)(?=(\d)\3\3|(\d{2,6}?)\4)(?:\3{3,}|\4{2,})\s*…")
@@ -56,20 +53,15 @@ _MIXED = re.compile(r"(\d+)\s*\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\
 _SLASHED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/^])")
 
 
-def read_expression(text: str, *, worked_out: bool = False, large_powers: bool = True) -> Expr:
+def read_expression(text: str, *, worked_out: bool = False) -> Expr:
     """Read the whole of a cleaned text as one expression.
 
-    Args:
-        text: as `clean` gives it.
-        worked_out: refuse a constant with arithmetic that is left to the reader.
-        large_powers: with `worked_out`, a power of nine digits or more is a number.
-
     Raises:
-        Unreadable: it is no expression, or is not worked out.
+        Unreadable: it is none; or it is a constant that is not `worked_out`.
     """
     if len(text) > _MAX_LENGTH:
         raise Unreadable("too long")
-    reader = _Reader(text, large_powers)
+    reader = _Reader(text)
     value = reader.sum()
     if reader.peek():
         raise Unreadable(f"unexpected {reader.peek()!r}")
@@ -116,9 +108,8 @@ def _factorial(value: Expr, double: bool) -> Expr:
 class _Reader:
     """The grammar at the top of this file, one method a rule."""
 
-    def __init__(self, text: str, large_powers: bool) -> None:
+    def __init__(self, text: str) -> None:
         self.text = text
-        self.large_powers = large_powers
         self.at = 0
         self.depth = 0
         self.bars = 0
@@ -194,9 +185,8 @@ class _Reader:
                 return value
 
     def times(self, value: Expr, rule: Any = None) -> Expr:
-        """`value` times the factor that comes next; 3.2*10^2 and 32*10^5 are numbers, 32*10^2 is arithmetic."""
-        ten = self.match(_LARGE_TEN) or (self.match(_TEN) and value.is_Rational and 1 <= abs(value) < 10)
-        scientific = bool(ten) and value.is_Rational
+        """`value` times the factor that comes next; 3.2*10^2 is a number, 2*3 is arithmetic."""
+        scientific = bool(self.match(_TEN)) and value.is_Rational
         factor = rule(self.power) if rule else self.power()
         product = value * factor
         number_later = factor.is_Rational and (value.is_Rational or value.as_coeff_Mul()[0] not in (1, -1))
@@ -238,11 +228,8 @@ class _Reader:
             else:
                 base, exponent = value, self.exponent()
                 value = _power(base, exponent)
-                written = exponent.is_Integer and (
-                    base == 10 or (self.large_powers and abs(value) >= _LEFT_AS_POWER)
-                )
                 expands = exponent.is_Integer and (base.is_Add or base.has(sympy.I))
-                self.undone |= bool(expands or (value.is_Rational and not written))
+                self.undone |= bool(expands or (value.is_Rational and not (base == 10 and exponent.is_Integer)))
         return value
 
     def applied(self, value: Expr) -> Expr:

@@ -11,6 +11,7 @@ those points, between them and beyond them. Unions, complements and inequalities
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +21,6 @@ import sympy
 from sympy import Expr, Integer, Rational
 
 _DISCRETE = (sympy.factorial, sympy.factorial2, sympy.binomial)
-_ROUNDED = (sympy.floor, sympy.ceiling)
-_WHOLE_NAMES = set("kmnN")
 _POINTS = [Rational(*pair) for pair in ((37, 29), (-53, 31), (211, 23), (7, 41), (-19, 59), (811, 17), (401, 37))]
 _WHOLE_POINTS = [Integer(n) for n in (5, 8, 3, 11, 2, 14, 4)]
 _TINY = mpmath.mpf(10) ** -30
@@ -65,24 +64,14 @@ def proportional(left: Expr, right: Expr) -> mpmath.mpc | None:
     return ratios[0]
 
 
-def rounds_to(exact: Expr, decimal: str) -> bool:
-    """`decimal` is `exact` rounded to as many places as it shows."""
-    value = _value(exact)
-    if value is None or value.imag:
+def rounds_to(exact: Expr, decimal: str, places: float = 0.5) -> bool:
+    """`decimal` is `exact`, rounded to what it shows: at most half a unit of its last place away."""
+    value = real_value(exact)
+    if value is None or not re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)", decimal):
         return False
     with mpmath.workdps(60):
         unit = mpmath.mpf(10) ** -len(decimal.partition(".")[2])
-        return bool(abs(value.real - mpmath.mpf(decimal)) <= unit / 2)
-
-
-def near(exact: Expr, about: Expr, decimal: str) -> bool:
-    """`about`, written as `decimal`, is less than one of its last place away from `exact`."""
-    if equal(exact, about):
-        return True
-    one, other = real_value(exact), real_value(about)
-    if one is None or other is None or not decimal.strip("-").replace(".", "").isdigit():
-        return False
-    return bool(abs(one - other) < mpmath.mpf(10) ** -len(decimal.partition(".")[2]))
+        return bool(abs(value - mpmath.mpf(decimal)) <= unit * places)
 
 
 def real_value(expression: Expr) -> mpmath.mpf | None:
@@ -96,7 +85,7 @@ def _assignments(names: list[Any], both: Expr) -> list[dict[Any, Expr]]:
     whole = (
         both.has(*_DISCRETE)
         or any(power.base.is_negative and power.exp.free_symbols for power in both.atoms(sympy.Pow))
-        or (both.has(*_ROUNDED) and {str(name) for name in names} <= _WHOLE_NAMES)
+        or (both.has(sympy.floor, sympy.ceiling) and {str(name) for name in names} <= set("kmnN"))
     )
     points, step = (_WHOLE_POINTS, Integer(1)) if whole else (_POINTS, Rational(1, 7))
     return [

@@ -12,6 +12,7 @@ positive, and pays little for a false negative.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from functools import lru_cache
@@ -116,15 +117,11 @@ def _readings(text: str, reader: Reader) -> list[Any]:
     texts = [text]
     if (", " in text or not re.search(r"[(⦃\[]", text)) and _GROUPED.search(text):
         texts.insert(0, _GROUPED.sub(lambda m: m[0].replace(",", ""), text))
-    found, faults = [], []
+    readings = []
     for each in texts:
-        try:
-            found.append(reader.read(each))
-        except Unreadable as error:
-            faults.append(error)
-    if not found:
-        raise faults[0]
-    return found
+        with contextlib.suppress(Unreadable):
+            readings.append(reader.read(each))
+    return readings or [reader.read(text)]  # which says what is wrong
 
 
 def same(gold: Any, answer: Any) -> bool:

@@ -78,8 +78,8 @@ HEDGES = set(
 _NO_NOUNS = HEDGES.union(
     "is are was be and if half root roots th power halves third thirds quarter quarters fourths fifths sixths "
     "sevenths eighths ninths tenths hundredths thousandths factorial double triple doubled tripled halved twice "
-    "plus minus times over divided multiplied mod modulo negative inverse reciprocal log cubes zero one two three "
-    "four five six seven eight nine ten eleven twelve".split()
+    "plus minus times over divided multiplied squared cubed mod modulo negative inverse reciprocal log cubes "
+    "zero one two three four five six seven eight nine ten eleven twelve".split()
 )
 _FILLERS = set("of the a an in total approximately about exactly long wide high tall each altogether away".split())
 _BARE = sorted(
@@ -99,7 +99,6 @@ _JOIN = r"\s*(?:/|\*|per\b|-)?\s*"
 _TAIL = re.compile(rf"(?P<unit>{_PREFIX}{_ATOM}{_POWER}(?:{_JOIN}{_PREFIX}{_ATOM}{_POWER})*)\s*\.?$")
 _WORD_TAIL = re.compile(r"(?<=[\d}])\s+(?P<unit>[A-Za-z][a-z]{3,}(?: [A-Za-z]?[a-z]{2,})*|in)$")
 _LETTER_TAIL = re.compile(r"(?<=\d)\s+(?P<unit>[mgshL](?:\s*\^\s*\{?(?:[23]|-[123])\}?)?)$")
-_COMPOUND = re.compile(rf"(\d+(?:\.\d+)?|\d*\\frac\{{\d+\}}\{{\d+\}})\s*({_ATOM}|[a-z]+)\s*(?:,|∧)?\s*")
 _MONEY = re.compile(r'^(?P<sign>-?)\s*(?P<unit>[$€£]|"?(?:USD|US\$|Rs\.?)"?)\s*(?P<rest>-?[\d.\\(].*)$')
 
 _CLOCK = re.compile(r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*([ap])\.?\s*m\.?")
@@ -185,21 +184,6 @@ def split_unit(text: str, *, letters: bool = False) -> tuple[str, Unit | None]:
     return text, None
 
 
-def split_compound(text: str) -> tuple[str, Unit] | None:
-    """Two hours and 30 minutes, 5 feet 6 inches: one quantity in falling units of one dimension."""
-    parts = list(_COMPOUND.finditer(text))
-    if len(parts) < 2 or "".join(part[0] for part in parts) != text:
-        return None
-    units = [parse_unit(part[2]) for part in parts]
-    factors = [unit.factor for unit in units]
-    if len({unit.dimensions for unit in units}) != 1 or not units[0].dimensions:
-        return None
-    if factors != sorted(factors, reverse=True) or len(set(factors)) != len(factors):
-        return None
-    total = "+".join(f"({part[1]})*({factor})" for part, factor in zip(parts, factors))
-    return total, Unit(units[0].dimensions)
-
-
 def parse_unit(text: str) -> Unit:
     """The unit that a tail of text names.
 
@@ -209,23 +193,18 @@ def parse_unit(text: str) -> Unit:
     text = re.sub(r'["{}().,]', " ", text.lower()).replace("*", " ")
     text = re.sub(r"\s*\^\s*", "^", text)
     text = re.sub(r"°\s*([cf])\b", r"°\1", text)
+    text = re.sub(r"([a-z]+) (squared|cubed)", lambda m: f"{m[1]}^{2 if m[2] == 'squared' else 3}", text)
     text = text.replace("per ", "/ ").replace("/", " / ")
     dimensions: Counter[str] = Counter()
     factor, scale, sign, power = Fraction(1), 1, 1, 1
     nouns: set[str] = set()
     anything = percent = False
-    last: tuple[str, Fraction] | None = None
     for token in re.sub(r"(?<!\^)-", " ", text).split():
         word, _, exponent = token.partition("^")
         if word == "/":
             sign = -1
         elif word in ("square", "sq", "cubic", "cu"):
             power = 2 if word.startswith("sq") else 3
-        elif word in ("squared", "cubed"):
-            if last is None:
-                raise Unreadable("a power in words")
-            dimensions[last[0]] += sign if word == "squared" else 2 * sign
-            factor *= last[1] ** (sign if word == "squared" else 2 * sign)
         elif word in _SCALES:
             scale *= _SCALES[word]
         elif word in ("percent", "percents"):
@@ -240,7 +219,6 @@ def parse_unit(text: str) -> Unit:
                 if known:
                     dimensions[known[0]] += times
                     factor *= known[1] ** times if known[1] else 1
-                    last = known
                     if not known[1]:
                         dimensions[known[0]] += 100  # radians: an angle that is not in degrees
                 elif exponent or name in _NO_NOUNS or not name.replace("'", "").isalpha():

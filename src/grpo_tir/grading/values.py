@@ -29,7 +29,7 @@ from grpo_tir.grading.kinds import (
     plain_value,
 )
 from grpo_tir.grading.latex import read_expression
-from grpo_tir.grading.numbers import EVERYTHING, NOTHING, Region, equal, half_line, joined, near
+from grpo_tir.grading.numbers import EVERYTHING, NOTHING, Region, equal, half_line, joined, rounds_to
 from grpo_tir.grading.text import Unreadable, enclosed, split_top, top_positions
 
 _MAX_ITEMS = 200
@@ -77,8 +77,6 @@ class Reader:
             return Date(date)
         if "\\begin" in text and (grid := self.grid(text, depth)):
             return grid
-        if compound := units.split_compound(text):
-            return Scalar(read_expression(compound[0]), compound[1])
         text = _FOR_ALL.sub("", text) if "=" in text else text
         parts = split_top(text, ",;∧∨\ue001")
         if len(parts) > 1:
@@ -102,7 +100,7 @@ class Reader:
         return self.scalar(text)
 
     def expression(self, text: str) -> Expr:
-        return read_expression(text, worked_out=self.worked_out, large_powers=self.answer)
+        return read_expression(text, worked_out=self.worked_out)
 
     def scalar(self, text: str) -> Scalar:
         number, unit = units.split_unit(text, letters=self.answer)
@@ -160,11 +158,8 @@ class Reader:
             return replace(about, approximate=True) if isinstance(about, Scalar) else about
         value = self.read(exact, depth + 1)
         number = value.value if isinstance(value, Named) else value
-        if not (
-            isinstance(number, Scalar)
-            and isinstance(about, Scalar)
-            and near(number.value, about.value, about.text)
-        ):
+        both = isinstance(number, Scalar) and isinstance(about, Scalar)
+        if not both or not (equal(number.value, about.value) or rounds_to(number.value, about.text, places=0.999)):
             raise Unreadable("an approximation that is not near")
         return value
 

@@ -98,8 +98,8 @@ def test_no_reward_without_solving(rule: str, gold: str, answer: str) -> None:
         ("308228", r"502 \times 614 = 308228"),  # worked out in the end
         ("5", r"x = 5 \approx 5.0"),
         (r"\frac{1}{3}", r"\frac13\approx 0.333"),
-        ("2^{1009}", r"2\cdot 2^{1008}"),  # no gold writes these digits out
-        (r"2\cos 15^\circ", r"2\sin 75^\circ"),  # the gold is not worked out either
+        ("2^{1009}", r"2\cdot 2^{1008}"),  # this gold is not worked out either
+        (r"2\cos 15^\circ", r"2\sin 75^\circ"),
         (r"\frac{1}{2}", r"\frac{2}{4}"),
         ("30000", r"3\cdot 10^4"),
         ("5", "m+n = 5"),

@@ -77,6 +77,69 @@ def test_known_false_positives_of_lenient_graders_are_wrong(gold: str, answer: s
     assert verdict(answer, gold) == "wrong"
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"-\sqrt[3]{2}", r"\sqrt[3]{-2}"),  # odd roots of negatives are real
+        (r"-\sqrt[3]{x}", r"\sqrt[3]{-x}"),
+        (r"-2^{1/3}", "(-2)^{1/3}"),
+        (r"\cos{30^\circ}x", r"x\cos{30^{\circ}}"),  # the brace after \circ closes the argument
+        (r"\frac{540^\circ}{7}", r"\frac{540}{7}^\circ"),
+        (r"\frac{1234}{7}", r"\frac{1,234}{7}"),  # thousands inside a group
+        (r"2000\sqrt{3}", r"(2,000)\sqrt{3}"),
+        ("(1234,5)", "(1,234, 5)"),
+        ("5", r"5\,\mathrm{min}"),  # units
+        (r"5\text{ minutes}", r"5\mathrm{min}"),
+        ("3", r"3\ \mathrm{s}^{-1}"),
+        ("3", "3 s^{-1}"),
+        ("15", "15 Days"),
+        (r"15\text{ days}", "15 Days"),
+        ("3", r"3\,\mu\mathrm{m}"),
+        (r"3\,\mu m", r"0.003\text{ mm}"),
+        ("3", r"3\,\Omega"),
+        (r"2000\,\Omega", r"2\,\mathrm{k}\Omega"),
+        (r"36\text{ square feet}", r"36\text{ feet squared}"),
+        (r"(-\infty,-1]\cup\{2\}", r"x\le -1\text{ or }x=2"),  # a region with an isolated point
+        (r"[3,5]\cup\{2\}", r"3\le x\le 5\text{ or }x=2"),
+        ("(3,2)", "m=3, b=2"),  # values in the order of their names, or as written
+        ("(3,2)", "y=2, x=3"),
+        (r"\frac{7}{128}", r"{7 \over 128}"),
+        ("x_1^2+x_2^2", "x^2_1+x^2_2"),
+        ("f(x)=2x", "f(x)=2x for all x"),
+        ("2x", r"f(x)=2x\text{ for all real numbers }x"),
+        ("f(x)=2x", r"f(x) = 2x,\ \forall x\in\mathbb{R}"),
+        (r"f^{-1}(x)=\ln x", r"\ln x"),  # an inverse is a name
+        (r"-\ln 2", r"\ln 2^{-1}"),
+        (r"\cosh^{-1} x", r"\ln(x+\sqrt{x^2-1})"),
+    ],
+)
+def test_right_answers_that_strict_graders_refuse_are_right(gold: str, answer: str) -> None:
+    assert verdict(answer, gold) == "right"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"\sqrt[3]{-2}", r"\sqrt[3]{2}"),
+        (r"\frac{1234}{7}", r"\frac{1,23}{7}"),
+        (r"5\text{ minutes}", r"5\,\mathrm{s}"),
+        ("15 Days", "15 Hours"),
+        (r"3\,\mu m", r"3\,\mathrm{mm}"),
+        (r"2000\,\Omega", r"2\,\Omega"),
+        (r"3\ \mathrm{s}^{-1}", r"3\ \mathrm{s}"),
+        (r"(-\infty,-1]\cup\{2\}", r"x\le -1\text{ or }x=3"),
+        ("(3,2)", "m=2, b=3"),
+        ("(3,2)", "x=2, y=3"),
+        ("x_1^2", "x_2^1"),
+        (r"\frac{7}{128}", r"{128 \over 7}"),
+        ("f(x)=2x", "f(x)=3x for all x"),
+        (r"f^{-1}(x)=\ln x", r"\frac{1}{\ln x}"),
+    ],
+)
+def test_their_near_misses_are_wrong(gold: str, answer: str) -> None:
+    assert verdict(answer, gold) == "wrong"
+
+
 @pytest.mark.parametrize("gold", ["", " ", "$$", r"\frac{1}{", "t(0,4]", r"\foo{3} + \bar"])
 def test_a_gold_that_no_rule_reads_is_unjudged_whatever_the_answer(gold: str) -> None:
     assert rules.gold_fault(gold)
