@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from grading_suite import FAMILIES, suite
 from grpo_tir.grading import rules
 from grpo_tir.grading.latex import read_expression
 from grpo_tir.grading.numbers import equal
@@ -49,6 +50,15 @@ def test_at_most_three_right_answers_in_a_hundred_fail() -> None:
     right = [(gold, answer) for _, gold, answer, label in labelled() if label == "right"]
     failed = [pair for pair in right if verdict(pair[1], pair[0]) != "right"]
     assert len(failed) <= 0.03 * len(right), failed
+
+
+def test_generated_pairs_have_no_false_positive_and_few_false_negatives() -> None:
+    rows = suite()
+    assert len(rows) >= 1500 and len({kind for kind, *_ in rows}) == len(FAMILIES)
+    verdicts = [(right, verdict(answer, gold), kind, gold, answer) for kind, gold, answer, right in rows]
+    assert not [row for row in verdicts if row[0] is False and row[1] == "right"]
+    refused = [row for row in verdicts if row[0] and row[1] != "right"]
+    assert len(refused) <= 0.01 * sum(right for right, *_ in verdicts), refused
 
 
 @pytest.mark.parametrize(
