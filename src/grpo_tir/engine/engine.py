@@ -7,8 +7,8 @@ the return from a tool are therefore the same step:
     row 1   prompt response call output▸     the output in one chunk, in the same forward
     row 2   prompt▸                          the prompt, once for all samples of its group
 
-`scheduler.Scheduler` decides which rows run. KV cache and weight copies are freed when the last row has ended, so
-that they are never used after an update of the weights.
+`scheduler.Scheduler` decides which rows run. The KV cache and the CPU's weight copies are freed after the last row,
+so that they are never used after an update of the weights.
 
 Shapes: B running rows, N tokens fed, V vocabulary.
 """
@@ -189,8 +189,8 @@ class Engine:
         return stopped
 
     def _ends(self, row: SequenceState, token: int) -> Literal["eos", "call", "length"] | None:
-        """Return why the newest token stops the row, or None. An eos or a call at the last token of the budget is
-        not a cut."""
+        """Return why the newest token stops the row, or None. The last token of the budget may still be an eos or
+        complete a call."""
         if token in self.eos_ids:
             return "eos"
         if (

@@ -24,7 +24,7 @@ from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.utils import hub
 
 FullWeights = Callable[[Any], AbstractContextManager[None]]
-"""The type of `distributed.Runtime.full_weights`. This module must not import it, for it lies below."""
+"""Type of `distributed.Runtime.full_weights`, which must not be imported in this layer."""
 
 
 def unsharded(model: Any) -> AbstractContextManager[None]:
@@ -59,7 +59,7 @@ class Policy:
 
     def generator(self, config: Config, sampling: Sampling | None = None) -> Generator:
         """Make a generator for one batch of rollouts, with the current weights."""
-        self.model.eval()  # gradient checkpointing would switch the cache off in train mode
+        self.model.eval()  # in train mode, gradient checkpointing switches the KV cache off
         settings = config.rollout
         sampling = sampling or sampling_of(settings)
         if self.engine_refused or settings.generator == "generate":
@@ -69,7 +69,7 @@ class Policy:
 
 
 def sampling_of(settings: RolloutConfig) -> Sampling:
-    """Return the distribution that the section `rollout` asks for."""
+    """Return the sampling distribution of the section `rollout`."""
     return Sampling(settings.temperature, settings.top_p, settings.top_k, settings.min_p)
 
 
@@ -90,8 +90,11 @@ def load_policy(
     """Load a policy in float32: at lr 1e-6 an update is lost in the rounding of a bf16 weight.
 
     Args:
+        config: the recipe.
+        path: folder or Hub id of the model.
+        device: device of the loaded model.
         full_weights: gathers the parameters of a model that ZeRO-3 sharded while it was loaded.
-        prompt_length: tokens that the model must have room for beside the completion; default:
+        prompt_length: prompt tokens that must fit in the model's positions together with the completion; default:
             `data.max_prompt_length`.
         loaded: a model and its tokenizer, instead of those at `path`. The model's weights become float32.
 
@@ -113,7 +116,7 @@ def load_policy(
             f"data.max_prompt_length + rollout.max_completion_length = {wanted}, but {path} has {room} positions"
         )
     if config.model.gradient_checkpointing:
-        # its name from transformers 5.20 on; the old one is deprecated
+        # the method has this name from transformers 5.20 on; the old name is deprecated
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model = model.to(device)
     with full_weights(model):
@@ -129,7 +132,7 @@ def load_policy(
 
 
 def load_reference(config: Config, full_weights: FullWeights = unsharded) -> Any:
-    """Load the frozen initial policy; None without `kl_coef`, or with LoRA (turn the adapters off instead)."""
+    """Load the frozen initial policy. Returns None without `kl_coef`, and with LoRA (turn its adapters off)."""
     if not config.algorithm.kl_coef or config.model.lora_rank:
         return None
     model, _ = load_model(config.model.path, config.model.revision, full_weights)
@@ -142,7 +145,7 @@ def load_model(path: str, revision: str | None = None, full_weights: FullWeights
     Raises:
         ModelError: one line with the reason.
     """
-    disable_progress_bar()  # a bar for each load and each save would tear ours
+    disable_progress_bar()  # progress bars of loads and saves would break our progress line
     path = hub.locate_model(path)
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         found = sorted(file.parent for file in Path(path).glob("**/checkpoints/step_*/config.json"))
@@ -153,7 +156,7 @@ def load_model(path: str, revision: str | None = None, full_weights: FullWeights
         model, loaded = AutoModelForCausalLM.from_pretrained(
             path, revision=revision, dtype=torch.float32, output_loading_info=True
         )
-    except Exception as error:  # transformers raises a different type for every way to be wrong
+    except Exception as error:  # transformers raises many types of error
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ModelError(f"cannot load the model {path}: {lines[0] if lines else type(error).__name__}") from error
     if missing := sorted(loaded["missing_keys"]):
@@ -188,5 +191,5 @@ def _try_out(model: Any) -> str | None:
     if first.isnan().any():
         return "predicts NaN: its weights are damaged"
     if not torch.allclose(first[0], first[1], rtol=1e-4, atol=1e-5):
-        return "is no causal language model: what comes later changes its earlier predictions"
+        return "is no causal language model: later tokens change its earlier predictions"
     return None

@@ -23,7 +23,7 @@ RewardFunction = Callable[[Problem, Rollout], Reward | None]
 
 
 def math_reward(problem: Problem, rollout: Rollout, grader: Grader | None = None) -> Reward | None:
-    """Return 1 for a right final answer, else 0. `make_reward` applies the recipe's `correct` and `wrong`.
+    """Return 1 for a right final answer, else 0. `make_reward` maps these to the recipe's `correct` and `wrong`.
 
     Only model-written text is read, and in it only boxes outside of code (bug 18). An answer that hangs the grader
     is wrong. Returns None for an unusable gold answer or a grader outage.
@@ -67,8 +67,8 @@ def make_reward(config: RewardConfig, budget: int, given: RewardFunction | None 
 
 
 def code_penalty(rollout: Rollout, config: RewardConfig) -> float:
-    """Return the penalty for a response in which any executed code failed: every call counts, not only the last
-    (bug 11). A response without code gets none (bug 12), unless `no_code_penalty` repeats the reference."""
+    """Return the penalty for a response in which any executed code failed. Every call counts, not only the last
+    (bug 11). A response without code gets `no_code_penalty`: 0, except to repeat the reference (bug 12)."""
     executed = [call for call in rollout.calls if call.result is not None]
     if not executed:
         return config.no_code_penalty
