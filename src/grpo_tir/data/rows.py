@@ -26,7 +26,7 @@ BATCH = 256
 
 _FILE_NAME = re.compile(r".*\.(jsonl|json|parquet|csv|tsv|txt)|[^:]*/[^:]*|[\w-]*")
 """Matches names that are meant as a file, even if there is none. Any other text names a function."""
-_SIGN = {"[": re.compile(r"\s*\[\s*(?=[^\s\]])"), ",": re.compile(r"\s*,\s*")}
+_BEFORE_ITEM = {"[": re.compile(r"\s*\[\s*(?=[^\s\]])"), ",": re.compile(r"\s*,\s*")}
 _ESCAPED = re.compile("[\udc80-\udcff]")
 """Matches a byte that is not UTF-8, as decoded with `surrogateescape`."""
 
@@ -53,7 +53,7 @@ def read_rows(spec: str) -> Iterator[tuple[str, Any]]:
     try:
         if path.suffix == ".parquet":
             yield from _parquet_rows(path)
-        elif path.suffix == ".json" and _first_sign(path) == b"[":
+        elif path.suffix == ".json" and _first_character(path) == b"[":
             yield from _list_rows(path)
         else:
             yield from _line_rows(path)
@@ -94,7 +94,7 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"wrong JSON: {constant} is not a JSON value")
 
 
-def _first_sign(path: Path) -> bytes:
+def _first_character(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
 
@@ -114,17 +114,17 @@ def _list_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield the items of a JSON list. Bad JSON raises DataError, because the next item cannot be found."""
     decoder = json.JSONDecoder(parse_int=Numeral, parse_float=Numeral)
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        text, sign, number, fault = "", "[", 0, ""
+        text, opener, number, fault = "", "[", 0, ""
         while chunk := file.read(max(CHUNK, len(text))):  # double it, so that a long item is parsed few times
             # 1. Yield every complete item of the text read so far.
             text, at, fault = text + chunk, 0, ""
-            while (opened := _SIGN[sign].match(text, at)) and not fault:
+            while (opened := _BEFORE_ITEM[opener].match(text, at)) and not fault:
                 try:
                     item, end = decoder.raw_decode(text, opened.end())
                 except (json.JSONDecodeError, RecursionError) as error:  # bad, or continues in the next chunk
                     fault = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
                     continue
-                number, sign = number + 1, ","
+                number, opener = number + 1, ","
                 escaped = _ESCAPED.search(text, at, end)
                 yield f"row {number}", _wrong_byte(escaped[0]) if escaped else item
                 at = end

@@ -7,8 +7,8 @@ the return from a tool are therefore the same step:
     row 1   prompt response call output▸     the output in one chunk, in the same forward
     row 2   prompt▸                          the prompt, once for all samples of its group
 
-`scheduler.Scheduler` decides which rows run. The KV cache and the CPU's weight copies are freed after the last row,
-so that they are never used after an update of the weights.
+`scheduler.Scheduler` decides which rows run. KV cache and CPU weight copies are freed after the last row, so that
+they are never used after an update of the weights.
 
 Shapes: B running rows, N tokens fed, V vocabulary.
 """
