@@ -1,7 +1,7 @@
 """Define all exceptions of this package, in one tree.
 
     GrpoTirError
-    ├── UserError            bad input: one line that says what, where and how to mend it; exit code 2
+    ├── UserError            bad input: the message is one line with fault, location and remedy; exit code 2
     │   ├── ConfigError          an unknown key, a value of the wrong type, or values that contradict each other
     │   ├── DataError            a row, with its file and line
     │   ├── ModelError           a model or tokenizer that cannot be loaded or used

@@ -50,7 +50,7 @@ class BlockedWeights:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Let the model compute with the copies. All are made anew if the version of any weight has changed."""
+        """Let the model compute with the copies. All are made again if the version of any weight has changed."""
         if torch.is_autocast_enabled("cpu"):  # the layers would get inputs of another type
             yield
             return

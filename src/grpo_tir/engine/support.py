@@ -15,7 +15,7 @@ _REASONS: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
 
 
 def unsupported_reason(model: PreTrainedModel) -> str | None:
-    """Return one line that tells why the engine cannot decode a model; None if it can. Cached for each model."""
+    """Return in one line why the engine cannot decode a model; None if it can. Cached for each model."""
     if model not in _REASONS:
         _REASONS[model] = _find_reason(model)
     return _REASONS[model]

@@ -6,7 +6,7 @@ row only when its newest token could complete the marker, and then decodes a sho
     tokens   … "```" "\\n" "```" "out" "put\\n"
                              └─ tail ────────┘   "```output" ends inside the newest token: stop
 
-The newest token is kept as it was sampled, even if it goes on after the marker ("put\\n"): the policy chose it.
+The newest token is kept as it was sampled, even if it continues after the marker ("put\\n"): the policy chose it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
         -min(1, overrun of the soft limit / buffer)            (optional; DAPO eq. 13)
 
 A custom reward is a function `reward(problem, rollout) -> Reward | None`. None means that the response could not
-be judged, for a reason outside of the response. It is then left out of its group's statistics and of the loss.
+be judged, for a reason outside of it. Group statistics and loss then leave the response out.
 """
 
 from __future__ import annotations
