@@ -2,7 +2,8 @@
 
 A task runs, waits for a core (its run delay), or sleeps. Time spent waiting for a core does not count against the
 wall limit. The demand of a call is the average number of its tasks that ran or waited for a core. It decides the
-nice value of its tasks."""
+nice value of its tasks.
+"""
 
 from __future__ import annotations
 

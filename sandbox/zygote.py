@@ -1,7 +1,8 @@
 """Fork a child for each call from a process that has numpy and sympy loaded, wait for it, and clean up after it.
 
 One call: an order from the supervisor (with the child's three pipes) → fork → `wait4` or deadline → kill the
-remaining processes → empty the folder → report. A slot is reported after it has been cleaned."""
+remaining processes → empty the folder → report. A slot is reported after it has been cleaned.
+"""
 
 from __future__ import annotations
 
