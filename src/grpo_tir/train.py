@@ -268,8 +268,9 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         opened.callback(writer.close)
         train, held_out = read_all_problems(config, console.log, given)
         # 3. Policy and learner.
+        reference = load_reference(config, runtime.full_weights, given.model)
         policy = _open_policy(config, checkpoint, runtime, console, given)
-        learner = Learner(runtime, policy.model, config, load_reference(config, runtime.full_weights))
+        learner = Learner(runtime, policy.model, config, reference)
         reward = make_reward(config.reward, config.rollout.max_completion_length, given.reward)
         # 4. Rollouts, journal, checkpoints, log.
         journal = Journal(folder / "journal", runtime.rank, digest(config), writer, resume)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -88,6 +89,16 @@ def test_two_trainers_of_one_process_are_equal(tmp_path: Path) -> None:
         ) as trainer:
             losses.append([line["loss"] for line in trainer.train()])
     assert losses[0] == losses[1]
+
+
+def test_the_reference_policy_of_a_given_model_is_its_copy(tmp_path: Path) -> None:
+    """A second step measures the KL against the weights before the first one."""
+    config = settings(tmp_path / "run", 2)
+    config = dataclasses.replace(config, algorithm=dataclasses.replace(config.algorithm, kl_coef=0.1))
+    problems = [Problem(str(i), f"What is {i} + 1?", str(i + 1)) for i in range(4)]
+    with Trainer(config, problems=problems, reward=likes_seven, **made_here()) as trainer:
+        first, second = trainer.train()
+    assert first["kl"] == pytest.approx(0, abs=1e-6) and second["kl"] > 1e-6
 
 
 @pytest.mark.parametrize(

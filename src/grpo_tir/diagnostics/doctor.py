@@ -1,10 +1,10 @@
-"""`grpo-tir doctor [RECIPE]`: finds what would go wrong, before any training is paid for.
+"""Check a recipe and its machine before training: `grpo-tir doctor [RECIPE]` and `grpo-tir train --dry-run`.
 
-    settings ─ problems ─ grader ─ executor (up, honest, closed, fast enough) ─ model (prompt, markers, ends,
-    sampling) ─ room (memory, disk)
+    settings ─ problems ─ grader ─ executor (starts, correct results, isolated, fast enough)
+    ─ model (prompt, markers, end-of-text ids, sampling) ─ memory ─ disk
 
-Every check says what it saw. A fault is named with its mend, and the checks that do not depend on it go on.
-Without a recipe only grader and executor are looked at. Exit code: 0 no fault, 1 some fault.
+Every check reports what it found. A fault comes with its remedy, and checks that do not depend on it still run.
+Without a recipe, only grader and executor are checked. Exit code: 0 no fault, 1 at least one fault.
 """
 
 from __future__ import annotations
@@ -30,8 +30,14 @@ MARKS = {"fine": "ok   ", "warning": "warn ", "fault": "FAULT"}
 
 
 def diagnose(config: Config | None, bench_dir: str | None = None, with_model: bool = True) -> Iterator[Finding]:
-    """All findings, in the order of the way of the data."""
-    # Imported here: torch and sympy are heavy, and `--help` is to be instant.
+    """Yield the findings of all checks, in the order of the picture above.
+
+    Args:
+        config: the recipe; None: check grader and executor only.
+        bench_dir: folder of the benchmark files; None: the Hub.
+        with_model: whether to load the model and check it.
+    """
+    # Imported here: torch and sympy load slowly, and `--help` must start at once.
     from grpo_tir.diagnostics.executor import check_executor
     from grpo_tir.diagnostics.grader import check_grader
     from grpo_tir.diagnostics.problems import check_problems
@@ -44,7 +50,7 @@ def diagnose(config: Config | None, bench_dir: str | None = None, with_model: bo
     problems: list[Problem] = []
     made_on_the_spot = config.model.path == config.data.train == "quickstart"
     if made_on_the_spot:
-        yield warning("problems", "`grpo-tir quickstart` makes problems and model on the spot: not looked at")
+        yield warning("problems", "not checked: `grpo-tir quickstart` makes the problems and the model itself")
     else:
         yield from guarded("problems", lambda: check_problems(config, problems, bench_dir))
     yield from guarded("grader", lambda: check_grader(problems))
@@ -57,7 +63,7 @@ def diagnose(config: Config | None, bench_dir: str | None = None, with_model: bo
 
 
 def check_settings(config: Config) -> Iterator[Finding]:
-    """What `train` would refuse, or find missing, at its start."""
+    """Check what `train` would reject at its start."""
     from grpo_tir.rollouts.rewards import make_reward
 
     check_for_training(config)
@@ -70,26 +76,27 @@ def check_settings(config: Config) -> Iterator[Finding]:
             yield fault("settings", f"train.report_to names {name}, which is not installed: pip install {name}")
     make_reward(config.reward, config.rollout.max_completion_length)
     if config.reward.code_penalty or config.reward.no_code_penalty:
-        yield warning("settings", "code is punished: the paper's ablation found no gain from it (Figure 6)")
-    yield fine("settings", "the recipe is whole")
+        yield warning("settings", "code is penalised; the paper's ablation found no gain from this (Figure 6)")
+    yield fine("settings", "the recipe is valid")
 
 
 def dry_run(config: Config, machine: Hardware, certain: bool, log: Callable[[str], None] = print) -> int:
-    """Say what a run would do. Returns the exit code.
+    """Describe what a run would do, without running it. Returns the exit code.
 
     Args:
         config: the resolved recipe.
-        machine: to plan for.
-        certain: whether that is the machine of the run: then what does not fit is refused.
+        machine: hardware to plan for.
+        certain: True if `machine` is the machine of the run. Then a recipe that does not fit is an error.
+        log: prints a line.
 
     Raises:
-        UserError: whatever would stop the run before its first rollout.
+        UserError: any error that would stop the run before its first rollout.
     """
     check_for_training(config)
     if config.model.path == "quickstart":
         raise ConfigError(
-            "this recipe's model and problems are made on the spot: run `grpo-tir quickstart`, "
-            "or name --model.path and --data.train"
+            "`grpo-tir quickstart` makes the model and the problems of this recipe: run it, "
+            "or set --model.path and --data.train"
         )
     make_reward(config.reward, config.rollout.max_completion_length)
     rollout = config.rollout
@@ -123,26 +130,26 @@ def dry_run(config: Config, machine: Hardware, certain: bool, log: Callable[[str
 
 
 def load_tokenizer(path: str, revision: str | None) -> Any:
-    """The model's tokenizer, from a folder or the Hub.
+    """Load the model's tokenizer, from a folder or the Hub.
 
     Raises:
-        ModelError: there is none.
+        ModelError: it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
     path = hub.locate_model(path)
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision)
-    except Exception as error:  # transformers raises a different type for every way to be wrong
+    except Exception as error:  # transformers raises many types
         fault = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot load the tokenizer of {path}: {fault}") from error
 
 
 def check_positions(config: Config, shape: Shape) -> None:
-    """Refuse rows that are longer than the model can be.
+    """Check that the longest sequence fits into the model's positions.
 
     Raises:
-        ConfigError: prompt and completion together exceed its positions.
+        ConfigError: prompt and completion together have more tokens than the model has positions.
     """
     wanted = config.data.max_prompt_length + config.rollout.max_completion_length
     if shape.positions and wanted > shape.positions:
@@ -153,10 +160,10 @@ def check_positions(config: Config, shape: Shape) -> None:
 
 
 def prompt_line(lengths: Sequence[int], config: Config) -> str:
-    """Prompts in tokens, and how many a run would leave out.
+    """Describe the prompt lengths in tokens, and how many prompts a run would leave out.
 
     Raises:
-        DataError: all of them.
+        DataError: all prompts are too long.
     """
     longest = config.data.max_prompt_length
     out = sum(length > longest for length in lengths)
@@ -170,5 +177,5 @@ def prompt_line(lengths: Sequence[int], config: Config) -> str:
 
 
 def indent(text: str) -> str:
-    """Behind a bar, as responses are shown."""
+    """Prefix each line with a bar."""
     return "\n".join(f"  | {line}" for line in text.split("\n"))

@@ -1,7 +1,7 @@
-"""Is the executor up, honest, closed and fast enough?
+"""Check that the executor starts, returns correct results, isolates programs and is fast enough.
 
-Five attacks, each a program that says BREACH where it gets through. They are the short form of tests/sandbox:
-enough to see that the walls stand on this machine, not that there is no hole in them.
+Isolation is checked by five attacks. An attack is a program that prints BREACH if it succeeds. They are a short
+form of tests/sandbox: they show that isolation is active on this machine, not that it has no hole.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from grpo_tir.executor.measure import PROGRAMS, rate
 from grpo_tir.types import ToolResult
 
 ENOUGH_SECONDS = 120.0
-"""For all calls of a step: half of what the paper's step takes at c = 1 (237 s)."""
+"""Maximum time for all calls of a step: half of the paper's step time at c = 1 (237 s)."""
 CANARY = "GRPO_TIR_DOCTOR"
-"""An environment variable of ours that no program may read."""
+"""Environment variable of this process that no program may read."""
 
 REACHES_OUT = """
 import socket
@@ -73,31 +73,31 @@ print('BREACH: an earlier program left ' + ', '.join(found) if found else 'clean
 
 
 def check_executor(config: Config) -> Iterator[Finding]:
-    """Opens the recipe's tool as `train` does; a tool of one's own only has to open."""
+    """Open the recipe's tool as `train` does and check its executor. A custom tool is only opened."""
     from grpo_tir.tools.open import open_tool
 
-    said: list[str] = []
+    lines: list[str] = []
     with ExitStack() as stack:
         os.environ[CANARY] = secrets.token_hex(8)
         stack.callback(os.environ.pop, CANARY, None)
-        tool = open_tool(config, said.append)
-        assert tool is not None, "asked for only where calls are made"
+        tool = open_tool(config, lines.append)
+        assert tool is not None, "called only if the recipe allows calls"
         stack.callback(tool.close)
         executor = getattr(tool, "executor", None)
         if executor is None:
             yield fine("executor", f"{config.tool.name} opens")
             return
-        yield fine("executor", " ".join(said) or f"{executor.describe().get('kind')} opens")
-        honest = list(check_honesty(executor))
-        yield from honest
-        if any(finding.level == "fault" for finding in honest):
-            return  # what does not even answer need not be attacked
+        yield fine("executor", " ".join(lines) or f"{executor.describe().get('kind')} opens")
+        results = list(check_results(executor))
+        yield from results
+        if any(finding.level == "fault" for finding in results):
+            return  # attacks prove nothing if results are wrong
         yield from check_isolation(executor, config)
         yield from check_speed(executor, config)
 
 
-def check_honesty(executor: Any) -> Iterator[Finding]:
-    """What a program printed and how it ended must come back as it was."""
+def check_results(executor: Any) -> Iterator[Finding]:
+    """Check that status and output of three programs are returned correctly."""
     cases: list[tuple[str, str, str, str, float | None]] = [
         ("a program that prints", "print(6 * 7)", "ok", "42\n", None),
         ("a program that fails", "1 / 0", "error", "", None),
@@ -115,22 +115,22 @@ def check_honesty(executor: Any) -> Iterator[Finding]:
                 "grpo-tir sandbox build",
             )
     if not wrong:
-        yield fine("executor", "honest: output, error and time-out come back as such")
+        yield fine("executor", "returns output, errors and time-outs correctly")
 
 
 def check_isolation(executor: Any, config: Config) -> Iterator[Finding]:
-    """The five attacks. What `process` cannot hold back is a warning there: it was asked for by name."""
+    """Run the five attacks. With executor.kind `process` a breach is a warning, because the recipe chose it."""
     weak = executor.describe().get("kind") == "process"
-    breaches = {name: said for name, said in attack(executor, config) if said}
-    for name, said in breaches.items():
-        text = f"not isolated, {name}: {said}. Use executor.kind docker"
+    breaches = {name: breach for name, breach in attack(executor, config) if breach}
+    for name, breach in breaches.items():
+        text = f"not isolated, {name}: {breach}. Use executor.kind docker"
         yield warning("executor", text) if weak else fault("executor", text)
     if not breaches:
-        yield fine("executor", "closed: 5 attacks held (network, files, secrets, memory, leftovers)")
+        yield fine("executor", "isolated: 5 attacks failed (network, files, secrets, memory, leftovers)")
 
 
 def attack(executor: Any, config: Config) -> Iterator[tuple[str, str]]:
-    """(attack, what it got through), the latter empty where it did not."""
+    """Yield (name of the attack, what it reached); the second is empty if the attack failed."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         threading.Thread(target=_accept, args=(listener,), daemon=True).start()
@@ -146,20 +146,20 @@ def attack(executor: Any, config: Config) -> Iterator[tuple[str, str]]:
             "memory": TAKES_MEMORY.format(megabytes=2 * config.executor.memory_mb),
         }
         for name, code in programs.items():
-            yield name, breach(executor.submit(code).result())
+            yield name, first_breach(executor.submit(code).result())
         executor.submit(LEAVES_THINGS).result()
         finders = [executor.submit(FINDS_THINGS) for _ in range(min(executor.slots, 16))]
-        yield "leftovers", next(filter(None, [breach(finder.result()) for finder in finders]), "")
+        yield "leftovers", next(filter(None, [first_breach(finder.result()) for finder in finders]), "")
 
 
-def breach(result: ToolResult) -> str:
-    """The first thing that a program says it got through."""
+def first_breach(result: ToolResult) -> str:
+    """Return the first breach that a program printed; empty if there is none."""
     lines = [line for line in result.stdout.splitlines() if line.startswith("BREACH: ")]
     return lines[0].removeprefix("BREACH: ")[:160] if lines else ""
 
 
 def check_speed(executor: Any, config: Config) -> Iterator[Finding]:
-    """The calls of a whole step, if every response makes all it may."""
+    """Measure calls per second, and estimate the time of a step in which every response makes all its calls."""
     rollout = config.rollout
     calls = rollout.prompts_per_step * rollout.samples_per_prompt * config.tool.max_tool_calls
     speed = rate(executor, PROGRAMS["numpy"], in_flight=2 * executor.slots, calls=min(200, 6 * executor.slots))
@@ -176,4 +176,4 @@ def _accept(listener: socket.socket) -> None:
         while True:
             listener.accept()[0].close()
     except OSError:
-        pass  # closed: the attack is over
+        pass  # the socket is closed: the attack is over

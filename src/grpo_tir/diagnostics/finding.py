@@ -1,4 +1,4 @@
-"""What a check came to."""
+"""Findings of the doctor's checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grpo_tir.errors import GrpoTirError
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's. A fault's text ends with its mend."""
+    """One line of the doctor's output. The text of a fault ends with its remedy."""
 
     check: str
     level: Literal["fine", "warning", "fault"]
@@ -19,22 +19,22 @@ class Finding:
 
 
 def fine(check: str, text: str) -> Finding:
-    """As it should be."""
+    """Return a finding without a problem."""
     return Finding(check, "fine", text)
 
 
 def warning(check: str, text: str) -> Finding:
-    """Training can go on, and may come to less."""
+    """Return a finding that does not stop training but may make it worse."""
     return Finding(check, "warning", text)
 
 
 def fault(check: str, text: str) -> Finding:
-    """Training would fail, or train on something else than was meant."""
+    """Return a finding because of which training would fail or train on something unintended."""
     return Finding(check, "fault", text)
 
 
 def guarded(check: str, findings: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """The findings; an error of ours among them is a fault, and ends only this check."""
+    """Yield the findings of a check. A GrpoTirError becomes a fault and ends only this check."""
     try:
         yield from findings()
     except GrpoTirError as error:

@@ -1,7 +1,7 @@
-"""Refuses a recipe that does not fit its machine, and looks for the nearest one that does.
+"""Reject a recipe that does not fit into memory, and propose the nearest settings that do.
 
-Tried are the settings that change memory and not the gradient: recomputation, the micro-batch, the bound of the KV
-cache; and the machine: ZeRO stage, number of GPUs. The fewest changes win, then the fewest GPUs.
+The search varies only what changes memory and not the gradient: activation checkpointing, micro-batch size, the
+limit of the KV cache, ZeRO stage and number of GPUs. It prefers the fewest changes, then the fewest GPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grpo_tir.errors import ConfigError
 
 
 def nearest(config: Config, shape: Shape, machine: Hardware) -> str | None:
-    """The fewest changes under which it fits, as options; None if none of those that are tried does."""
+    """Return the fewest changes that make the recipe fit, as command-line options; None if none is found."""
     fitting = [
         (len(options), machine.gpus, options)
         for options, changed, machine in _candidates(config, shape, machine)
@@ -26,7 +26,7 @@ def nearest(config: Config, shape: Shape, machine: Hardware) -> str | None:
 
 
 def _candidates(config: Config, shape: Shape, machine: Hardware) -> Iterator[tuple[list[str], Config, Hardware]]:
-    """Changes of memory's settings, none of which changes the gradient."""
+    """Yield (options, config, machine) for each combination of settings that changes memory only."""
     longest = config.data.max_prompt_length + config.rollout.max_completion_length
     start = config.optim.micro_batch_tokens
     sizes = [start >> i for i in range(12) if start >> i >= longest or i == 0]
@@ -57,18 +57,16 @@ def _candidates(config: Config, shape: Shape, machine: Hardware) -> Iterator[tup
 
 
 def check_plan(found: MemoryPlan, config: Config, shape: Shape, machine: Hardware) -> None:
-    """Refuse what cannot fit.
+    """Check that a recipe fits into the memory of each GPU.
 
     Raises:
-        ConfigError: one line with the nearest settings that would.
+        ConfigError: it does not fit; the message names the nearest settings that do.
     """
     if found.need <= machine.memory:
         return
     phase = "learning" if sum(found.learning.values()) == found.need else "sampling"
-    mend = nearest(config, shape, machine)
-    hint = (
-        f"the nearest that fits: {mend}" if mend else "no change of batch, cache, ZeRO or GPUs that was tried fits"
-    )
+    options = nearest(config, shape, machine)
+    hint = f"the nearest that fits: {options}" if options else "no tried change of batch, cache, ZeRO or GPUs fits"
     raise ConfigError(
         f"this does not fit: {phase} needs {found.need / GIB:.1f} GiB on each GPU, which has "
         f"{machine.memory / GIB:.1f}; {hint}"

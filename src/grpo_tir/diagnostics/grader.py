@@ -1,4 +1,4 @@
-"""Is the grader alive, and can it judge against these golds?"""
+"""Check that the grader runs, and that it can judge the gold answers of the training problems."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from grpo_tir.grading.grader import Grader
 from grpo_tir.types import Problem
 
 PAIRS = (("\\frac{1}{2}", "\\frac{2}{4}", "right"), ("\\sqrt{8}", "3", "wrong"))
-"""Answer, gold and verdict; none of them can be judged without a worker."""
+"""Answer, gold and expected outcome. Each of them needs a grader process."""
 GOLDS = 200
-"""Golds that are tried, spread over the file."""
+"""Number of golds to try, spread over the file."""
 UNUSABLE = 0.01
-"""Share of golds that cannot be judged above which too much of every batch is set aside."""
+"""Maximum share of golds that cannot be judged. Their rollouts are invalid and missing from every batch."""
 
 
 def check_grader(problems: Sequence[Problem], grader: Grader | None = None) -> Iterator[Finding]:
-    """A right and a wrong answer, then the golds."""
+    """Grade a right and a wrong answer, then check the golds of `problems`. `grader` None: start one."""
     judge = grader or Grader()
     try:
         for answer, gold, expected in PAIRS:
@@ -26,11 +26,11 @@ def check_grader(problems: Sequence[Problem], grader: Grader | None = None) -> I
             if grade.outcome != expected:
                 yield fault(
                     "grader",
-                    f"calls {answer} against {gold} {grade.outcome}, not {expected} ({grade.reason}): install "
+                    f"grades {answer} against {gold} as {grade.outcome}, not {expected} ({grade.reason}): install "
                     "grpo-tir again, its grading worker does not run",
                 )
                 return
-        yield fine("grader", f"alive; {len(PAIRS)} answers judged as they should be")
+        yield fine("grader", f"runs; {len(PAIRS)} answers graded correctly")
         yield from check_golds(problems, judge)
     finally:
         if grader is None:
@@ -38,7 +38,7 @@ def check_grader(problems: Sequence[Problem], grader: Grader | None = None) -> I
 
 
 def check_golds(problems: Sequence[Problem], judge: Grader) -> Iterator[Finding]:
-    """A gold that no rule can read sets its whole group aside, step after step."""
+    """Check the golds: rollouts of a problem whose gold cannot be read are invalid in every step."""
     tried = list(islice(problems, 0, None, max(1, len(problems) // GOLDS)))[:GOLDS]
     faults = [(problem, reason) for problem in tried if (reason := judge.check_gold(problem.answer))]
     if len(faults) > UNUSABLE * len(tried):
@@ -46,7 +46,7 @@ def check_golds(problems: Sequence[Problem], judge: Grader) -> Iterator[Finding]
         yield fault(
             "grader",
             f"cannot judge {len(faults)} of {len(tried)} golds; the first, of {problem.id}: {problem.answer!r} "
-            f"({reason}). Mend or leave out such rows: grpo-tir data check",
+            f"({reason}). Correct or remove such rows: grpo-tir data build leaves them out",
         )
     elif tried:
         yield fine("grader", f"{len(tried) - len(faults)} of {len(tried)} golds can be judged")

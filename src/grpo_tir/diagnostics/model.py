@@ -1,4 +1,4 @@
-"""Do prompt, markers, ends and sampling mean to this model what they mean to us; does it fit in here?"""
+"""Check the model: template, tool markers, end-of-text ids, sampling, memory and disk space."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ CALL = "So:\n```python\nprint(6 * 7)\n```\n"
 PLAIN = "Let x = 3.5; then f(x) is 12, so\n\nthe answer is: no.\tDone!\n"
 SAMPLE = Problem("sample", "What is 6 times 7?", "42")
 ROWS, TOKENS = 4, 12
-"""Drawn to see what they are drawn from."""
+"""Number and length of the samples whose log-probs are checked."""
 
 
 def check_model(config: Config, problems: Sequence[Problem]) -> Iterator[Finding]:
-    """Loads it as `train` does."""
+    """Load the model as `train` does and run all checks on it."""
     runtime = Runtime(config.model.precision)
     policy = load_policy(config, config.model.path, runtime.device)
     size = sum(parameter.numel() for parameter in policy.model.parameters())
     yield fine("model", f"{config.model.path}: {size / 1e6:.4g}M parameters, {runtime.precision}")
     if policy.engine_refused:
-        yield warning("model", f"the engine cannot decode it, `generate` will: {policy.engine_refused}")
+        yield warning("model", f"the engine cannot decode this model, `generate` is used: {policy.engine_refused}")
     yield from check_prompt(policy, problems, config)
     yield from check_markers(policy)
     yield from check_ends(policy)
@@ -50,7 +50,7 @@ def check_model(config: Config, problems: Sequence[Problem]) -> Iterator[Finding
 
 
 def check_prompt(policy: Policy, problems: Sequence[Problem], config: Config) -> Iterator[Finding]:
-    """The template renders, tokens spell the prompt, and prompts fit."""
+    """Check that the template contains the problem, that tokens decode to the prompt, and that prompts fit."""
     problem = next(iter(problems), SAMPLE)
     text = policy.render(problem)
     ids = encode(policy.tokenizer, text)
@@ -77,7 +77,8 @@ def check_prompt(policy: Policy, problems: Sequence[Problem], config: Config) ->
 
 
 def check_markers(policy: Policy) -> Iterator[Finding]:
-    """What opens code, closes it and asks for output survives tokenisation, and pauses the row at once."""
+    """Check that code fences and the output marker survive tokenisation, and that a call pauses the sequence
+    once."""
     tokenizer, marker = policy.tokenizer, policy.stopping.marker
     written = CALL + (OUTPUT_MARKER if policy.stopping.stop == "output" else "")
     lost = [text for text in (written, "\n42\n```\n") if decode(tokenizer, encode(tokenizer, text, True)) != text]
@@ -89,6 +90,7 @@ def check_markers(policy: Policy) -> Iterator[Finding]:
             "that keeps backticks and newlines",
         )
         return
+    # Tokens as the tokenizer merges them, and one token for each character.
     spellings = [encode(tokenizer, written), [i for letter in written for i in encode(tokenizer, letter)]]
     for ids in spellings:
         if decode(tokenizer, ids) != written:
@@ -97,28 +99,29 @@ def check_markers(policy: Policy) -> Iterator[Finding]:
         if len(stops) != 1 or marker not in decode(tokenizer, ids[: stops[0]]):
             yield fault(
                 "markers",
-                f"a call ending in {marker!r} pauses the row {len(stops)} times, not once, when spelt in "
+                f"a call ending in {marker!r} pauses the sequence {len(stops)} times, not once, when written in "
                 f"{len(ids)} tokens: the stop marker cannot be detected with this tokenizer; try tool.stop "
                 f"{'fence' if policy.stopping.stop == 'output' else 'output'}",
             )
             return
-    yield fine("markers", f"survive tokenisation; {marker!r} pauses a row, spelt as words and letter by letter")
+    yield fine("markers", f"survive tokenisation; {marker!r} pauses a sequence, also in one-character tokens")
 
 
 def check_ends(policy: Policy) -> Iterator[Finding]:
-    """End-of-text ids are in the vocabulary, never part of plain text, and cannot be printed into a response."""
+    """Check that end-of-text ids are in the vocabulary, do not occur in plain text, and cannot be printed by a
+    tool."""
     tokenizer, vocabulary = policy.tokenizer, policy.model.get_input_embeddings().weight.shape[0]
     names = [f"{i} {tokenizer.convert_ids_to_tokens(i)!r}" for i in policy.eos_ids if i < vocabulary]
     if outside := [i for i in policy.eos_ids if not 0 <= i < vocabulary]:
         yield fault(
             "ends",
-            f"end-of-text id {outside[0]} is outside the vocabulary of {vocabulary}: mend eos_token_id in "
+            f"end-of-text id {outside[0]} is outside the vocabulary of {vocabulary}: correct eos_token_id in "
             "config.json and generation_config.json",
         )
     in_text = set(encode(tokenizer, CALL + OUTPUT_MARKER + PLAIN)) & set(policy.eos_ids)
     if in_text:
         token = decode(tokenizer, [min(in_text)])
-        yield fault("ends", f"the end-of-text id {min(in_text)} is ordinary text, {token!r}: mend eos_token_id")
+        yield fault("ends", f"the end-of-text id {min(in_text)} is ordinary text, {token!r}: correct eos_token_id")
     for i in policy.eos_ids:
         text = decode(tokenizer, [i]) if i < vocabulary else ""
         if text and i in encode(tokenizer, text, literal=True) and i not in in_text:
@@ -130,15 +133,15 @@ def check_ends(policy: Policy) -> Iterator[Finding]:
     if outside or in_text:
         return
     pad = tokenizer.pad_token_id
-    shared = "is one of them, which is harmless: rows are masked by length" if pad in policy.eos_ids else "differs"
+    shared = "is one of them (harmless: sequences are masked by length)" if pad in policy.eos_ids else "differs"
     yield fine("ends", f"{len(names)} end-of-text id(s): {', '.join(names)}; the padding id {pad} {shared}")
 
 
 def check_sampling(
     policy: Policy, runtime: Runtime, config: Config, problems: Sequence[Problem]
 ) -> Iterator[Finding]:
-    """Draw a few tokens and recompute their log-probs: nothing of the checkpoint's own generation_config (a low
-    temperature, top-k, a repetition penalty) may have a part in it."""
+    """Draw a few tokens and recompute their log-probs, to check that the checkpoint's own generation_config (a low
+    temperature, top-k, a repetition penalty) does not change sampling."""
     theirs = policy.model.generation_config.to_diff_dict()
     own = {
         k: v for k, v in theirs.items() if k in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -153,37 +156,37 @@ def check_sampling(
     mask = batch.loss_mask.bool()
     gap = (logprobs - batch.sampled_logprobs).abs()[mask].mean().item()
     tolerance = SINGLE * (config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"])
-    says = f"; its generation_config asks for {own}, which has no part in it" if own else ""
+    ignored = f"; its generation_config sets {own}, which is ignored" if own else ""
     if not gap <= tolerance:
         yield fault(
             "sampling",
-            f"what is drawn is not the policy at temperature {config.rollout.temperature}: log-probs differ by "
-            f"{gap:.2g} nats a token, {tolerance:g} is allowed. Its generation_config asks for "
+            f"samples do not follow the policy at temperature {config.rollout.temperature}: log-probs differ by "
+            f"{gap:.2g} nats a token, {tolerance:g} is allowed. Its generation_config sets "
             f"{own or 'nothing'}: set rollout.generator to `engine`, or clear that file",
         )
     else:
         yield fine(
-            "sampling", f"temperature {config.rollout.temperature}; log-probs agree to {gap:.1g} nats{says}"
+            "sampling", f"temperature {config.rollout.temperature}; log-probs agree to {gap:.1g} nats{ignored}"
         )
 
 
 def this_machine(device: torch.device) -> Hardware:
-    """All GPUs of this machine with the memory of the first, a process each; else one process and its RAM."""
+    """Return all GPUs of this machine, one process each, with the memory of the first; without GPU its RAM."""
     if device.type == "cuda":
         return Hardware(torch.cuda.device_count(), torch.cuda.get_device_properties(device).total_memory)
     return Hardware(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cpu=True)
 
 
 def check_memory(config: Config, machine: Hardware) -> Iterator[Finding]:
-    """`grpo-tir plan` for what stands here. Several machines, or ZeRO, are asked about there."""
+    """Check that the recipe fits on this machine. `grpo-tir plan` answers this for ZeRO or several machines."""
     shape = shape_of(config.model.path, config.model.revision)
     found = plan(config, shape, machine)
-    check_plan(found, config, shape, machine)  # its error names what would fit
-    yield fine("memory", f"fits on {machine}: {found.need / GIB:.3g} GiB at the most")
+    check_plan(found, config, shape, machine)  # its error names settings that fit
+    yield fine("memory", f"fits on {machine}: needs at most {found.need / GIB:.3g} GiB")
 
 
 def check_disk(policy: Policy, config: Config) -> Iterator[Finding]:
-    """Room for the checkpoints that are kept at the same time: weights and two moments, all float32."""
+    """Check the disk space for all checkpoints kept at the same time: weights and two moments in float32."""
     folder = Path(config.train.output_dir)
     existed = folder.exists()
     make_writable(folder)
@@ -192,11 +195,12 @@ def check_disk(policy: Policy, config: Config) -> Iterator[Finding]:
         folder.rmdir()
     size = 12 * sum(parameter.numel() for parameter in policy.model.parameters())
     saves = math.ceil(config.train.steps / config.train.save_every) if config.train.save_every else 1
-    kept = min(saves, config.train.save_total_limit or saves) + 1  # a new one is whole before an old one goes
+    kept = min(saves, config.train.save_total_limit or saves) + 1  # a new one is written before one is deleted
     text = f"{kept} checkpoints of {size / 1e9:.3g} GB in {folder}, {free / 1e9:.3g} GB free"
     if kept * size > free:
         yield fault(
-            "disk", f"no room for {text}: lower train.save_total_limit, or name another --train.output_dir"
+            "disk",
+            f"not enough space for {text}: lower train.save_total_limit, or name another --train.output_dir",
         )
     else:
-        yield fine("disk", f"room for {text}")
+        yield fine("disk", f"enough space for {text}")

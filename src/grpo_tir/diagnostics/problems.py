@@ -1,4 +1,4 @@
-"""Can the problems be read, and is what is measured on held out?"""
+"""Check that the problems can be read, and that no held-out or benchmark problem is trained on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from grpo_tir.types import Problem
 
 
 def check_problems(config: Config, into: list[Problem], bench_dir: str | None = None) -> Iterator[Finding]:
-    """Reads both files; the training problems are left in `into`. `bench_dir`: where the benchmarks lie."""
+    """Read and compare training and held-out problems; training problems are added to `into`.
+
+    `bench_dir` is the folder of the benchmark files; None: the Hub.
+    """
     from grpo_tir.data.load import read_all_problems
 
-    said: list[str] = []
-    train, held_out = read_all_problems(config, said.append)
+    lines: list[str] = []
+    train, held_out = read_all_problems(config, lines.append)
     into += train
-    yield fine("problems", "; ".join([f"{len(train)} to train on, {len(held_out)} held out", *said]))
+    yield fine("problems", "; ".join([f"{len(train)} to train on, {len(held_out)} held out", *lines]))
     if len(train) < config.rollout.prompts_per_step:
         yield fault(
             "problems",
@@ -30,13 +33,13 @@ def check_problems(config: Config, into: list[Problem], bench_dir: str | None = 
         yield fault(
             "problems",
             f"{len(shared)} of {len(held_out)} problems of data.eval are trained on, the first: {shared[0].id}. "
-            "Take them out of data.train, or the accuracy measures memory",
+            "Remove them from data.train; otherwise the accuracy measures memorisation",
         )
     yield check_overlap(train, bench_dir)
 
 
 def check_overlap(train: list[Problem], bench_dir: str | None) -> Finding:
-    """Whether problems of the paper's benchmarks are trained on; without a folder of them the Hub is asked."""
+    """Look for problems of the paper's benchmarks in the training data."""
     from grpo_tir.curation.contamination import Benchmarks
     from grpo_tir.curation.fingerprint import fingerprint
     from grpo_tir.data.benchmarks import PINS, load_benchmark
@@ -59,5 +62,5 @@ def check_overlap(train: list[Problem], bench_dir: str | None) -> Finding:
 
 
 def plain(text: str) -> str:
-    """Letters and digits only, in lower case: spacing, dollars and backslashes hide no copy."""
+    """Return the letters and digits only, in lower case, so that typesetting does not hide a copy."""
     return "".join(character for character in text.lower() if character.isalnum())

@@ -1,11 +1,11 @@
-"""`grpo-tir replay RUN STEP SAMPLE`: was it so? One recorded response is held against executor, model and mask.
+"""Check one recorded response against mask, model and executor: `grpo-tir replay RUN STEP SAMPLE`.
 
-    ids and mask    the stamps made while sampling against the ids as recorded (the token certificate)
-    log-probs       the generator's against those of the weights that sampled it: the checkpoint of the step
-                    before, or the base model for step 1; left out, and said so, where there is no such checkpoint
-    code            run again in the recipe's executor; what the model was shown against what comes out now
+    ids and mask    compare the stamps made while sampling with the recorded ids (the token certificate)
+    log-probs       recompute them with the weights that sampled: the checkpoint of the step before, or the base
+                    model for step 1. Left out with a message if there is no such checkpoint
+    code            run it again in the recipe's executor and compare the outputs
 
-Programs that ask the clock or draw without a seed differ honestly. Exit code: 0 nothing differs, 1 something does.
+Programs that read the clock or draw random numbers without a seed differ rightly. Exit code: 0 equal, 1 different.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Log = Callable[[str], None]
 
 
 def find_record(run_dir: Path, step: int, sample: str) -> dict[str, Any]:
-    """One trajectory, by `GROUP.SAMPLE` or by its line.
+    """Find one trajectory, by `GROUP.SAMPLE` or by its line number.
 
     Raises:
-        DataError: it was not written down; what was is named.
+        DataError: it was not recorded; the message lists the recorded ones.
     """
     path = run_dir / "rollouts" / f"step_{step:06d}.jsonl"
     records = read_jsonl(path)
@@ -47,7 +47,7 @@ def find_record(run_dir: Path, step: int, sample: str) -> dict[str, Any]:
 
 
 def to_rollout(record: dict[str, Any]) -> Rollout:
-    """What `metrics.trajectory` wrote down, as it was."""
+    """Rebuild the rollout that `run_log.trajectory` recorded."""
     problem = Problem(record["problem_id"], record["problem"], record["answer"])
     segments = [Segment(s["kind"], s["token_ids"], s["logprobs"], s["text"]) for s in record["segments"]]
     stamps = [Stamp(*piece) for piece in record.get("stamps", [])]
@@ -57,9 +57,9 @@ def to_rollout(record: dict[str, Any]) -> Rollout:
 
 
 def check_stamps(rollout: Rollout, log: Log) -> bool:
-    """The first two parts of the certificate, on the record."""
+    """Check the recorded ids and the mask with the token certificate."""
     if not rollout.stamps:
-        log("ids and mask   not recorded: the run is older than its certificate")
+        log("ids and mask   no stamps recorded: the run is of a version without certificates")
         return True
     prompt, mask = len(rollout.prompt_ids), rollout.loss_mask
     try:
@@ -73,7 +73,7 @@ def check_stamps(rollout: Rollout, log: Log) -> bool:
 
 
 def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, log: Log) -> bool:
-    """The third part: log-probs of the weights that sampled it."""
+    """Compare the recorded log-probs with those of the weights that sampled."""
     checkpoint = run_dir / "checkpoints" / f"step_{step - 1:06d}"
     if step > 1 and not checkpoint.is_dir():
         log(f"log-probs      not recomputed: there is no {checkpoint} (train.save_every, train.save_total_limit)")
@@ -92,7 +92,7 @@ def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, log:
 
 
 def logprob_gaps(path: str, rollout: Rollout, config: Config) -> tuple[list[float], float]:
-    """|recorded - recomputed| for each model token, and the batch's tolerance."""
+    """Return |recorded - recomputed| in nats for each model token, and the tolerance for a batch's mean."""
     import torch
 
     from grpo_tir.distributed.runtime import Runtime
@@ -100,7 +100,7 @@ def logprob_gaps(path: str, rollout: Rollout, config: Config) -> tuple[list[floa
     from grpo_tir.learning.logprobs import TokenLogprobs
     from grpo_tir.rollouts.policy import load_policy
 
-    rollout.stamps = []  # they have had their own verdict
+    rollout.stamps = []  # checked by `check_stamps`
     runtime = Runtime(config.model.precision)
     policy = load_policy(config, path, runtime.device)
     batch = collate([to_row(rollout)], runtime.device)
@@ -112,7 +112,7 @@ def logprob_gaps(path: str, rollout: Rollout, config: Config) -> tuple[list[floa
 
 
 def check_code(record: dict[str, Any], config: Config, log: Log) -> bool:
-    """Run every program of the response again and compare what the model was shown."""
+    """Run every program of the response again and compare the outputs."""
     calls = [call for call in record["calls"] if call.get("code") is not None]
     if not calls:
         log("code           none was run")
@@ -120,7 +120,7 @@ def check_code(record: dict[str, Any], config: Config, log: Log) -> bool:
     from grpo_tir.tools.open import open_tool
 
     tool = open_tool(config, log)
-    assert tool is not None, "a run without calls has recorded one"
+    assert tool is not None, "a recorded call needs a tool in the recipe"
     try:
         results = [tool.submit(call["code"]).result() for call in calls]
     finally:
@@ -136,8 +136,8 @@ def check_code(record: dict[str, Any], config: Config, log: Log) -> bool:
 
 
 def compare(call: dict[str, Any], result: ToolResult) -> list[str]:
-    """Lines of a diff between the recorded run and this one: how it ended, what it printed, the last line of
-    stderr. The traceback above that line names files of the executor, which the model is not shown either."""
+    """Return a diff between the recorded and the new run: status, stdout, last line of stderr. The lines above it
+    name files of the executor; the model does not see them either."""
     from grpo_tir.tools.python import error_line
 
     then = ToolResult(call["status"], call["stdout"], call["stderr"], call["exit_code"], call["signal"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -131,10 +132,13 @@ def load_policy(
     )
 
 
-def load_reference(config: Config, full_weights: FullWeights = unsharded) -> Any:
-    """Load the frozen initial policy. Returns None without `kl_coef`, and with LoRA (turn its adapters off)."""
+def load_reference(config: Config, full_weights: FullWeights = unsharded, given: Any = None) -> Any:
+    """Load the frozen initial policy, or copy the `given` model. Returns None without `kl_coef`, and with LoRA
+    (turn its adapters off)."""
     if not config.algorithm.kl_coef or config.model.lora_rank:
         return None
+    if given is not None:
+        return copy.deepcopy(given).float().requires_grad_(False).eval()
     model, _ = load_model(config.model.path, config.model.revision, full_weights)
     return model.requires_grad_(False).eval()
 

@@ -9,6 +9,7 @@ from grpo_tir.errors import ConfigError
 from grpo_tir.executor.open import open_executor
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.tools.python import PythonTool
+from grpo_tir.utils.objects import TOOL_METHODS
 from grpo_tir.utils.resources import load_object
 
 
@@ -24,7 +25,7 @@ def open_tool(config: Config, log: Callable[[str], None]) -> Tool | None:
     if config.tool.name == "python":
         return PythonTool(open_executor(config.executor, log=log), config.tool.stop)
     tool = load_object(config.tool.name)(config)
-    missing = [name for name in ("find_call", "submit", "observe", "close") if not hasattr(tool, name)]
+    missing = [name for name in TOOL_METHODS if not hasattr(tool, name)]
     if missing:
         raise ConfigError(f"tool.name `{config.tool.name}` lacks {', '.join(missing)}; see recipes/custom/tool.py")
     made: Tool = tool

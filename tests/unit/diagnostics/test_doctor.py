@@ -106,7 +106,7 @@ def test_the_container_holds_the_five_attacks() -> None:
     config = change(Config(), executor__slots=2, executor__memory_mb=128, rollout__prompts_per_step=1)
     found = list(executor_checks.check_executor(config))
     assert faults(found) == faults(found, "warning") == []
-    assert any("5 attacks held" in finding.text for finding in found)
+    assert any("5 attacks failed" in finding.text for finding in found)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_every_attack_gets_through_where_there_are_no_walls(
 def test_an_executor_that_does_not_tell_the_truth_is_named(
     answer: Callable[[str], ToolResult], named: int
 ) -> None:
-    found = faults(executor_checks.check_honesty(ScriptedExecutor(answer)))
+    found = faults(executor_checks.check_results(ScriptedExecutor(answer)))
     assert len(found) == named and all("grpo-tir sandbox build" in line for line in found)
 
 
@@ -284,7 +284,7 @@ def test_a_tokenizer_that_loses_the_markers_is_named(policy: Policy) -> None:
 def test_a_stop_marker_that_cannot_be_detected_is_named(policy: Policy) -> None:
     policy.stopping.closers = frozenset()  # no token is believed to be able to close it
     (found,) = faults(policy_checks.check_markers(policy))
-    assert "'```output' pauses the row 0 times, not once" in found and "tool.stop fence" in found
+    assert "'```output' pauses the sequence 0 times, not once" in found and "tool.stop fence" in found
 
 
 @pytest.mark.parametrize("stop", ["output", "fence"])
@@ -341,11 +341,11 @@ def test_a_generation_config_that_leaks_into_sampling_is_named(
     config = change(config, rollout__generator="generate")
     runtime = Runtime("fp32")
     (honest,) = policy_checks.check_sampling(policy, runtime, config, [])
-    assert honest.level == "fine" and f"asks for {leak}, which has no part in it" in honest.text
+    assert honest.level == "fine" and f"sets {leak}, which is ignored" in honest.text
     monkeypatch.setattr(generate, "_only_our_settings", lambda model, eos, pad: nullcontext())
     monkeypatch.setattr(generate.KeyedDraw, "__call__", leaking(generate.KeyedDraw.__call__, leak))
     (found,) = policy_checks.check_sampling(policy, runtime, config, [])
-    assert found.level == "fault" and f"asks for {leak}" in found.text
+    assert found.level == "fault" and f"sets {leak}" in found.text
 
 
 def leaking(draw: Callable[..., Any], leak: dict[str, float]) -> Callable[..., Any]:
