@@ -3,7 +3,11 @@
 VENV    = .venv
 BIN     = $(VENV)/bin
 PYTHON  ?=
-EXTRAS  ?= dev
+ifeq ($(shell uname -s),Linux)
+EXTRAS  ?= dev,deepspeed,tracking
+else
+EXTRAS  ?= dev,tracking
+endif
 TORCH_INDEX ?=
 SEED    ?= 1
 BASE    ?=
@@ -24,7 +28,8 @@ help:  ## this list
 	@echo "  PYTHON=python3.12   the interpreter to use (from 3.11 on; unset: the first found; to change it: make clean)"
 	@echo "  TORCH_INDEX=URL     index to install torch from; unset: on Linux without an NVIDIA card"
 	@echo "                      $(CPU_INDEX), else the ordinary registry"
-	@echo "  EXTRAS=$(EXTRAS)          extras that test, lint and types install: dev, deepspeed, data, tracking, peft"
+	@echo "  EXTRAS=...          extras that test, lint and types install, of dev, deepspeed, data, tracking, peft"
+	@echo "                      (unset: $(EXTRAS))"
 
 train: $(VENV)/installed  ## teach a tiny model to use Python, in minutes, on any machine  [SEED=1]
 	@echo "make train: builds a tiny base model, trains it with the tool and, as a control, without (seed $(SEED))"
