@@ -1,4 +1,4 @@
-"""A data set of one's own: a function that yields problems.
+"""Custom data set: a function that yields problems.
 
 grpo-tir train RECIPE --data.train recipes/custom/dataset.py:primes
 """
@@ -9,7 +9,7 @@ from grpo_tir.types import Problem
 
 
 def primes() -> Iterator[Problem]:
-    """How many primes lie below n, for a thousand n."""
+    """Yield "How many primes are less than n?" for about a thousand n."""
     limit = 10_000
     sieve = [False, False] + [True] * (limit - 2)
     for number in range(2, limit):

@@ -1,4 +1,4 @@
-"""A reward of one's own: half a point for a right answer that the model did not check with code.
+"""Custom reward: a right answer that the model did not check with code counts half.
 
 grpo-tir train RECIPE --reward.function recipes/custom/reward.py:checked
 """
@@ -8,7 +8,7 @@ from grpo_tir.types import Problem, Reward, Rollout
 
 
 def checked(problem: Problem, rollout: Rollout) -> Reward | None:
-    """1 for right and checked, 0.5 for right, 0 for wrong; None (not judged) is passed on."""
+    """Return 1 for right and checked, 0.5 for right, 0 for wrong; None if the grader did not judge the answer."""
     graded = math_reward(problem, rollout)
     if graded is None:
         return None

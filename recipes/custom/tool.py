@@ -1,4 +1,4 @@
-"""A tool of one's own: a pocket calculator that reads the last line before the marker.
+"""Custom tool: a calculator that evaluates the last line before the output marker.
 
 grpo-tir train RECIPE --tool.name recipes/custom/tool.py:Calculator
 """
@@ -14,7 +14,7 @@ from grpo_tir.types import ToolResult
 
 
 class Calculator(PythonTool):
-    """`6*7⏎```output` is answered with 42. The expression is run where all code is run: in the executor."""
+    """Answer `6*7⏎```output` with 42. The expression runs in the executor, as all code of a model does."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(open_executor(config.executor), stop="output")

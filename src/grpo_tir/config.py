@@ -148,6 +148,9 @@ class RewardConfig:
     """Added when no code was executed: what the reference's ablation did by accident. For comparison only."""
     soft_overlong_buffer: int = 0
     """DAPO eq. 13: the reward falls linearly by up to 1 over the last so many tokens of the budget; 0: off."""
+    rounding: str = "exact"
+    """`exact`: 0.333 is not 1/3. A number N: a decimal with N digits or more, correctly rounded, answers an exact
+    gold. `rewards/rounded_ratio` counts such answers either way."""
 
 
 @dataclass(frozen=True)
@@ -307,6 +310,9 @@ def check(config: Config) -> None:
             number = getattr(getattr(config, section), key)
             if not allowed(number):  # so that NaN, which is neither above nor below, is refused
                 raise ConfigError(f"{name} is {number}: it must be {words}")
+    rounding = config.reward.rounding
+    if rounding != "exact" and not (rounding.isdecimal() and int(rounding) >= 2):
+        raise ConfigError(f"reward.rounding is {rounding!r}: it must be `exact`, or a number of digits from 2 on")
     if not all(0 <= beta < 1 for beta in config.optim.betas):
         raise ConfigError(f"optim.betas is {list(config.optim.betas)}: both must be from 0 to below 1")
     if config.rollout.samples_per_prompt < 2:

@@ -39,6 +39,8 @@ from grpo_tir.grading.worker import Worker, WorkerDied, WorkerLate
 Outcome = Literal["right", "wrong", "unjudged"]
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+_COUNTED = 3
+"""Digits from which a rounded answer is counted where none is accepted."""
 _UNUSABLE = {"", "None", "none", "null", "nan", "NaN", "N/A"}
 
 
@@ -51,6 +53,8 @@ class Grade:
     seconds: float
     """Time spent on judging, without waiting for a free worker."""
     reason: str = ""
+    rounded: bool = False
+    """The exact gold, but correctly rounded: `right` only where rounding is allowed."""
 
 
 class Grader:
@@ -77,18 +81,24 @@ class Grader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def grade(self, answer: str | None, gold: str) -> Grade:
-        """Judge one extracted answer (None: there was no box) against the gold. Blocks; safe in threads."""
+    def grade(self, answer: str | None, gold: str, rounding: int = 0) -> Grade:
+        """Judge one extracted answer (None: there was no box) against the gold. Blocks; safe in threads.
+
+        Args:
+            rounding: accept exact golds as decimals, correctly rounded to so many digits or more; 0: never.
+        """
         began = time.perf_counter()
         quick = _quick(answer, gold)
         if quick is not None:
             return Grade(quick[0], answer, time.perf_counter() - began, quick[1])
-        outcome, reason, seconds = self._ask({"answer": answer, "gold": gold})
+        outcome, reason, seconds = self._ask({"answer": answer, "gold": gold, "digits": rounding or _COUNTED})
         if outcome in ("late", "died"):
             why = "the answer hangs" if outcome == "late" else "the answer kills the worker"
             fault = self.check_gold(gold)
             outcome, reason = ("unjudged", fault) if fault else ("wrong", why)
-        return Grade(_outcome(outcome), answer, seconds, reason)
+        if rounded := outcome == "rounded":
+            outcome = "right" if rounding else "wrong"
+        return Grade(_outcome(outcome), answer, seconds, reason, rounded)
 
     def submit(self, answer: str | None, gold: str) -> Future[Grade]:
         """`grade` in the background."""
@@ -106,7 +116,7 @@ class Grader:
         with self._lock:
             if gold in self._golds:
                 return self._golds[gold]
-        outcome, reason, _ = self._ask({"answer": None, "gold": gold})
+        outcome, reason, _ = self._ask({"answer": None, "gold": gold, "digits": 0})
         fault = "" if outcome == "right" else reason or f"the grader fails on the gold alone ({outcome})"
         if outcome != "died":  # that may be an outage which passes
             with self._lock:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -66,8 +67,9 @@ def gold_fault(gold: str) -> str:
     return ""
 
 
-def judge(answer: str, gold: str) -> tuple[str, str]:
-    """("right" | "wrong" | "unjudged", reason)."""
+def judge(answer: str, gold: str, digits: int = 0) -> tuple[str, str]:
+    """("right" | "rounded" | "wrong" | "unjudged", reason). With `digits`, `rounded` is an answer that is not the
+    exact gold, but the gold correctly rounded to so many digits or more."""
     if len(gold) > _MAX_LENGTH:
         return "unjudged", "the gold is too long"
     if len(answer) > _MAX_LENGTH:
@@ -89,7 +91,11 @@ def judge(answer: str, gold: str) -> tuple[str, str]:
         answers = _readings(without_option(mine), Reader(answer=True, worked_out=worked_out))
     except Unreadable as error:
         return "wrong", f"cannot be read: {error}"
-    return _verdict(any(same(g, a) for g in golds for a in answers), "mathematics")
+    if any(same(g, a) for g in golds for a in answers):
+        return "right", "equal by mathematics"
+    if digits and any(same(g, _exact(g, a, digits)) for g in golds for a in answers):
+        return "rounded", "equal after rounding"
+    return "wrong", "not equal by mathematics"
 
 
 def _verdict(right: bool, by: str) -> tuple[str, str]:
@@ -156,6 +162,21 @@ def same(gold: Any, answer: Any) -> bool:
     return bool(gold == answer) if isinstance(gold, Based) else False
 
 
+def _exact(gold: Any, answer: Any, digits: int) -> Any:
+    """The answer with the exact number of the gold for each decimal that is this number, correctly rounded."""
+    if isinstance(answer, Named):
+        return replace(answer, value=_exact(gold, answer.value, digits), difference=None)
+    if isinstance(gold, Named):
+        return _exact(gold.value, answer, digits)
+    if isinstance(gold, Sequence) and isinstance(answer, Sequence) and len(gold.items) == len(answer.items):
+        return replace(answer, items=tuple(_exact(g, a, digits) for g, a in zip(gold.items, answer.items)))
+    if isinstance(gold, Scalar) and isinstance(answer, Scalar) and _DECIMAL.fullmatch(answer.text):
+        shown = answer.text.strip("-").replace(".", "").lstrip("0")
+        if len(shown) >= digits and not _DECIMAL.search(gold.text) and rounds_to(gold.value, answer.text):
+            return replace(answer, value=gold.value)
+    return answer
+
+
 def _same_scalar(gold: Scalar, answer: Scalar) -> bool:
     theirs, mine = gold.unit, answer.unit
     if theirs and mine and not (theirs.percent or mine.percent):
@@ -192,13 +213,10 @@ def _degrees(unit: units.Unit | None) -> bool:
 
 def _same_named(gold: Any, answer: Any) -> bool:
     """x = 5 is 5; it is not y = 5. Equations of several variables may be solved for another one."""
-    if isinstance(gold, Named) and isinstance(answer, Named):
-        if (gold.name == answer.name or '"' in (gold.name, answer.name)) and same(gold.value, answer.value):
-            return True
-        return _same_curve(gold.difference, answer.difference)
-    if isinstance(gold, Named) and isinstance(answer, Equation):
-        return _same_curve(gold.difference, answer.difference)
-    if isinstance(gold, Equation) and isinstance(answer, Named):
+    named = isinstance(gold, Named) and isinstance(answer, Named)
+    if named and (gold.name == answer.name or '"' in (gold.name, answer.name)) and same(gold.value, answer.value):
+        return True
+    if isinstance(gold, Named | Equation) and isinstance(answer, Named | Equation):
         return _same_curve(gold.difference, answer.difference)
     if isinstance(gold, Named):
         if isinstance(answer, Region) and answer.name not in ("", gold.name):

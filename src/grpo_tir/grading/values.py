@@ -164,11 +164,9 @@ class Reader:
         return value
 
     def equation(self, sides: list[str], depth: int) -> Any:
-        if not all(sides):
-            sides = [side for side in sides if side]
-            if len(sides) != 1:
-                raise Unreadable("an equation with an empty side")
-            return self.read(sides[0], depth + 1)
+        sides = [side for side in sides if side]
+        if len(sides) < 2:
+            return self.read("".join(sides), depth + 1)
         if len(sides) == 2 and not self.names(*sides) and self.names(*sides[::-1]):
             sides = sides[::-1]
         loose = replace(self, worked_out=False)

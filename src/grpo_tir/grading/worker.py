@@ -1,7 +1,7 @@
 """A grading process and its pipe: lines of JSON in, lines of JSON out.
 
-    in   {"answer": str | null, "gold": str, "limit": seconds}      null: can this gold be judged at all?
-    out  {"outcome": "right" | "wrong" | "unjudged", "reason": str}
+    in   {"answer": str | null, "gold": str, "digits": int, "limit": seconds}    null: can this gold be judged?
+    out  {"outcome": "right" | "rounded" | "wrong" | "unjudged", "reason": str}
 
 `Worker` is the parent's end, `main` the child's. The deadline counts from the request, never the start. Where the
 machine is so busy that the child got no processor, wall time proves nothing: then its processor time decides.
@@ -155,7 +155,7 @@ def _judge(rules: Any, job: dict[str, Any]) -> tuple[str, str]:
         if job["answer"] is None:
             fault = rules.gold_fault(job["gold"])
             return ("unjudged", fault) if fault else ("right", "")
-        return rules.judge(job["answer"], job["gold"])
+        return rules.judge(job["answer"], job["gold"], job["digits"])
     except MemoryError:
         os._exit(1)
     except Exception as error:  # whatever a parser throws at hostile text is a verdict on that text

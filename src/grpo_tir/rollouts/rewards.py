@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from grpo_tir.config import RewardConfig
 from grpo_tir.grading.extract import model_answer
@@ -22,18 +23,20 @@ from grpo_tir.utils.resources import load_object
 RewardFunction = Callable[[Problem, Rollout], Reward | None]
 
 
-def math_reward(problem: Problem, rollout: Rollout, grader: Grader | None = None) -> Reward | None:
+def math_reward(
+    problem: Problem, rollout: Rollout, grader: Grader | None = None, rounding: int = 0
+) -> Reward | None:
     """Return 1 for a right final answer, else 0. `make_reward` maps these to the recipe's `correct` and `wrong`.
 
     Only model-written text is read, and in it only boxes outside of code (bug 18). An answer that hangs the grader
     is wrong. Returns None for an unusable gold answer or a grader outage.
     """
     texts = [segment.text for segment in rollout.segments if segment.kind == "model"]
-    grade = (grader or default_grader()).grade(model_answer(texts), problem.answer)
+    grade = (grader or default_grader()).grade(model_answer(texts), problem.answer, rounding)
     if grade.outcome == "unjudged":
         return None
     correct = float(grade.outcome == "right")
-    return Reward(correct, {"correct": correct})
+    return Reward(correct, {"correct": correct, **({"rounded": 1.0} if grade.rounded else {})})
 
 
 def make_reward(config: RewardConfig, budget: int, given: RewardFunction | None = None) -> RewardFunction:
@@ -49,6 +52,8 @@ def make_reward(config: RewardConfig, budget: int, given: RewardFunction | None 
     """
     function: RewardFunction = given or load_object(config.function)
     is_default = function is math_reward
+    if is_default:
+        function = partial(math_reward, rounding=0 if config.rounding == "exact" else int(config.rounding))
 
     def reward(problem: Problem, rollout: Rollout) -> Reward | None:
         base = function(problem, rollout)

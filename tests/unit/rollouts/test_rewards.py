@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from grpo_tir.config import RewardConfig
+from grpo_tir.config import Config, RewardConfig, check
 from grpo_tir.errors import ConfigError
 from grpo_tir.grading.grader import Grade
 from grpo_tir.rollouts.rewards import code_penalty, make_reward, math_reward, overlong_penalty
@@ -25,7 +26,7 @@ class EqualText:
         self.down = down
         self.asked: list[str | None] = []
 
-    def grade(self, answer: str | None, gold: str) -> Grade:
+    def grade(self, answer: str | None, gold: str, rounding: int = 0) -> Grade:
         self.asked.append(answer)
         if self.down:
             return Grade("unjudged", answer, 0.0, "down")
@@ -63,6 +64,45 @@ def test_only_the_last_box_of_model_prose_counts(turns: list[str], correct: floa
 def test_what_cannot_be_judged_for_no_fault_of_its_own_has_no_reward() -> None:
     rollout = rollout_of("\\boxed{42}")
     assert math_reward(rollout.problem, rollout, EqualText(down=True)) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "digits", "accepted"),
+    [
+        ("0.333", r"\frac{1}{3}", 3, True),
+        ("0.33", r"\frac{1}{3}", 3, False),  # too few digits
+        ("0.334", r"\frac{1}{3}", 3, False),  # not how 0.33333 is rounded
+        ("0.3334", r"\frac{1}{3}", 3, False),
+        ("37.70", r"12\pi", 3, True),  # 37.699
+        ("x = 37.7", r"12\pi", 3, True),
+        ("0.00195", r"\frac{1}{512}", 3, True),  # zeros in front are no digits
+        ("0.0020", r"\frac{1}{512}", 3, False),
+        ("(1.414, 2)", r"(\sqrt{2}, 2)", 4, True),
+        ("(2, 1.414)", r"(\sqrt{2}, 2)", 4, False),
+        ("3.14", "3.14159", 3, False),  # this gold is a decimal itself
+        ("16.7\\%", r"\frac{50}{3}\%", 3, True),
+        (r"5.20\text{ m}", r"3\sqrt{3}\text{ cm}", 3, False),
+        ("41.9", "42", 3, False),
+        ("(1.414, 2, 5)", r"(\sqrt{2}, 2)", 3, False),
+    ],
+)
+def test_a_rounded_answer_counts_only_where_the_recipe_says_so(
+    answer: str, gold: str, digits: int, accepted: bool
+) -> None:
+    rollout = rollout_of(f"\\boxed{{{answer}}}")
+    rollout.problem = replace(rollout.problem, answer=gold)
+    loose = make_reward(RewardConfig(rounding=str(digits)), 100)(rollout.problem, rollout)
+    exact = make_reward(RewardConfig(), 100)(rollout.problem, rollout)
+    assert loose is not None and exact is not None
+    assert (loose.value, exact.value) == (1.0 if accepted else -1.0, -1.0)
+    assert loose.parts == ({"correct": 1.0, "rounded": 1.0} if accepted else {"correct": 0.0})
+    assert ("rounded" in exact.parts) == accepted  # counted, not paid
+
+
+@pytest.mark.parametrize("rounding", ["1", "0", "-3", "3.5", "some"])
+def test_a_rounding_that_is_no_number_of_digits_is_refused(rounding: str) -> None:
+    with pytest.raises(ConfigError, match=r"reward\.rounding"):
+        check(Config(reward=RewardConfig(rounding=rounding)))
 
 
 def test_the_recipe_sets_the_two_values() -> None:
