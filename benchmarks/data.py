@@ -1,11 +1,11 @@
-"""Memory and processor time of `grpo-tir data build` against the number of rows: 100,000 must fit in 500 MB.
+"""Measure memory and CPU time of `grpo-tir data build` by number of rows; 100,000 rows must fit in 500 MB.
 
     python benchmarks/data.py [--rows 100000]
 
-Rows are made up: half word problems, half algebra, with repeats, paraphrases and answers of every kind, and a
-benchmark of 1,000 of them to keep out. Measured is the peak of the resident memory of the build's process beyond
-that of a bare interpreter; its workers, which read the golds, take 60 MB each. Built at a quarter of the rows too:
-memory that grows with them would show. One JSON line last.
+Rows are synthetic: half word problems, half algebra, with repeats, paraphrases and answers of every kind. 1,000
+such rows serve as the benchmark to keep out. The result is the peak resident memory of the build's process minus
+that of a bare interpreter. The grader processes take 60 MB more each. A second build with a quarter of the rows
+shows whether memory grows with their number. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ALGEBRA = (
 
 
 def make_rows(number: int, seed: int) -> Iterator[dict[str, str]]:
-    """Problems of 20 to 120 words; one of twenty repeats an earlier one, perhaps in other words."""
+    """Make problems of 20 to 120 words; one of twenty repeats an earlier one, possibly in other words."""
     draw = random.Random(seed)
     kept: list[dict[str, str]] = []
     for n in range(number):
@@ -75,7 +75,7 @@ def _word_problem(draw: random.Random) -> str:
 
 
 def write_rows(path: Path, rows: Iterator[dict[str, str]]) -> Path:
-    """As JSONL."""
+    """Write rows as JSONL."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     return path
@@ -104,7 +104,7 @@ Path(sys.argv[1]).write_text(json.dumps(used))
 
 
 def measure(arguments: list[str], folder: Path) -> dict[str, float]:
-    """One build in a process of its own."""
+    """Run one build in a separate process."""
     result = folder / "used.json"
     subprocess.run([sys.executable, "-c", PEAK + BUILD, str(result), *arguments], check=True)
     used: dict[str, float] = json.loads(result.read_text())
@@ -113,7 +113,7 @@ def measure(arguments: list[str], folder: Path) -> dict[str, float]:
 
 
 def bare_megabytes() -> float:
-    """Peak resident memory of an interpreter that does nothing."""
+    """Return the peak resident memory of a bare interpreter, in MB."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK + "print(peak())"], capture_output=True, text=True, check=True
     )
@@ -121,7 +121,7 @@ def bare_megabytes() -> float:
 
 
 def main() -> None:
-    """Two sizes, a table, the JSON line."""
+    """Measure two sizes; print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=100_000)
     rows = parser.parse_args().rows

@@ -1,14 +1,15 @@
-"""How often a program ends otherwise in an executor than under plain Python: doctests of installed packages.
+"""Count how often a program behaves differently in an executor and in plain Python: doctests of installed
+packages.
 
     python benchmarks/fidelity.py [--programs 2500] [--executors docker process]
 
-One program per docstring of the standard library, numpy and sympy that holds examples: the examples in order, each
-value printed, each exception that is expected caught. Plain Python is `python main.py` by the same interpreter and
-libraries: on this machine beside the process executor, in the image beside docker.
+Each docstring with examples in the standard library, numpy and sympy gives one program: the examples in order,
+each value printed, each expected exception caught. Plain Python is `python main.py` with the same interpreter and
+libraries: on this machine for the process executor, in the image for docker.
 
-A difference is another exit code or another stdout. What differs between two runs of either is left out. A
-difference is *refused* where the sandbox says no on purpose (sockets, files outside, signals, limits), and
-otherwise *harmful*. Each harmful one is printed; the JSON line comes last.
+A difference is another exit code or another stdout. Programs that differ between two runs on the same side are
+left out. A difference is *refused* if the sandbox forbids the operation (sockets, files outside, signals, limits),
+and *harmful* otherwise. Harmful differences are printed. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ with open(folder + '/plain.json', 'w') as file: json.dump(results, file)
 
 
 def sources() -> Iterator[tuple[str, str, Path]]:
-    """Package, module name and file of what is installed; nothing is imported."""
+    """Yield package, module name and file of the installed modules, without importing them."""
     roots = {"stdlib": Path(sysconfig.get_path("stdlib"))}
     for package in ("numpy", "sympy"):
         spec = find_spec(package)
@@ -90,7 +91,7 @@ def docstrings(path: Path) -> Iterator[str]:
 
 
 def program(module: str, docstring: str) -> str | None:
-    """The examples as a program; None where there are none, or one is meant to be skipped."""
+    """Return the examples of a docstring as a program; None if there are none or one is marked to be skipped."""
     try:
         examples = doctest.DocTestParser().get_examples(docstring)
     except ValueError:
@@ -115,7 +116,7 @@ def program(module: str, docstring: str) -> str | None:
 
 
 def printing(source: str) -> str:
-    """As the prompt would: the value of an expression is printed unless it is None."""
+    """Print the value of an expression unless it is None, as the interactive prompt does."""
     tree = ast.parse(source)
     for index, node in enumerate(tree.body):
         if isinstance(node, ast.Expr):
@@ -126,7 +127,7 @@ def printing(source: str) -> str:
 
 
 def collect(count: int, seed: int) -> list[tuple[str, str]]:
-    """(package, program), a third of each package at most while the others have more."""
+    """Return (package, program) pairs, a third from each package as long as every package has enough."""
     found: dict[str, list[str]] = {}
     for package, module, path in sources():
         for text in docstrings(path):
@@ -141,7 +142,7 @@ def collect(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def run_plain(kind: str, programs: list[str]) -> list[Any]:
-    """[exit code, stdout, stderr] of each under plain Python; None: over a minute."""
+    """Run each program in plain Python. Returns [exit code, stdout, stderr]; None: more than a minute."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         (Path(folder) / "programs.json").write_text(json.dumps(programs))
@@ -165,12 +166,12 @@ def run_ours(kind: str, programs: list[str]) -> list[ToolResult]:
 
 
 def outcome(code: int | None, stdout: str) -> tuple[int | None, str]:
-    """Without addresses, which differ from run to run, and without the folder."""
+    """Remove memory addresses, which differ between runs, and the folder."""
     return code, re.sub(r"0x[0-9a-f]{6,}", "0x", re.sub(r"/slots/\d+|/\S*/grpo-tir-\w+/\d+", ".", stdout))
 
 
 def compare(kind: str, chosen: list[tuple[str, str]]) -> dict[str, Any]:
-    """Counts for one executor; prints what is harmful."""
+    """Count the differences for one executor and print the harmful ones."""
     programs = [code for _, code in chosen]
     plain, ours = run_plain(kind, programs), run_ours(kind, programs)
     doubtful = [i for i, (p, o) in enumerate(zip(plain, ours, strict=True))

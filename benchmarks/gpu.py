@@ -1,18 +1,18 @@
-"""What only a GPU can show: parity, speed and memory at the shape of Qwen2.5-1.5B, with random weights.
+"""Measure parity, speed and memory on a GPU: the shape of Qwen2.5-1.5B with random weights.
 
     benchmarks/gpu.sh [PYTHON]       or: python benchmarks/gpu.py [--shape qwen2.5-1.5b] [--prompts 32] [--scale 4]
 
-    greedy_equal          share of rows that the engine decodes as `generate` does, fp32, 16 rows of 96 tokens; a
-                          row may differ from where its two best logits are within 1e-4
-    logprob_gap_*         engine (bf16 decode_copy) against learner (fp32 weights, bf16 autocast), nats a token
-    packed_gradient_gap   relative distance of the gradients of packed (varlen kernel) and padded rows, bf16
-    decode_fraction       of the bandwidth limit, 512 rows of ToRL's lengths; goal 0.4
-    engine_over_generate  tokens a second against eager `generate`; goal 10
-    learner_fraction      of the measured matrix rate; goal 0.4
-    c1_over_c0            rollouts with a 200 ms tool against the same insertions at once; goal 1.05
-    update_peak_ratio     peak memory of an update of 16k tokens at V = 152k, over all logits at once; goal 0.5
+    greedy_equal          share of sequences that engine and `generate` decode equally, fp32, 16 sequences of 96
+                          tokens; a difference is allowed after two best logits within 1e-4
+    logprob_gap_*         engine (bf16 decode_copy) minus learner (fp32 weights, bf16 autocast), nats per token
+    packed_gradient_gap   relative distance of the gradients of packed (varlen kernel) and padded batches, bf16
+    decode_fraction       share of the bandwidth limit, 512 sequences of ToRL's lengths; goal 0.4
+    engine_over_generate  tokens per second relative to eager `generate`; goal 10 learner_fraction      share of
+    the measured matrix rate; goal 0.4 c1_over_c0            rollout time with a 200 ms tool relative to the same
+    insertions without waiting; goal 1.05 update_peak_ratio     peak memory of an update of 16k tokens at V = 152k,
+    relative to full logits; goal 0.5
 
-No GPU was at hand so far: only that it runs (`--device cpu --shape small --small small`) has been seen.
+Not yet run on a GPU: only a run on a CPU (`--device cpu --shape small --small small`) was tested.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from grpo_tir.learning.packing import packed_attention
 
 
 def greedy_equality(args: argparse.Namespace) -> dict[str, float]:
-    """Token for token, in fp32."""
+    """Compare greedy decoding of engine and `generate` token by token, in fp32."""
     model = random_model(args.small, args.device, torch.float32)
     torch.backends.cuda.matmul.allow_tf32 = False
     rows, equal = make_rows(4, 4, 0), 0
@@ -70,7 +70,7 @@ def greedy_equality(args: argparse.Namespace) -> dict[str, float]:
 
 @torch.no_grad()
 def same_unless_tied(model: PreTrainedModel, prompt: list[int], ours: list[int], theirs: list[int]) -> bool:
-    """Equal, or first different where the two best logits are as good as equal."""
+    """Return True if the ids are equal, or first differ where the two best logits are nearly equal."""
     for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if a != b:
             logits = model(torch.tensor([prompt + ours[:n]], device=model.device)).logits[0, -1]
@@ -80,12 +80,12 @@ def same_unless_tied(model: PreTrainedModel, prompt: list[int], ours: list[int],
 
 @torch.no_grad()
 def logprob_gap(args: argparse.Namespace) -> dict[str, float]:
-    """What the engine recorded, against what the learner says of the same tokens."""
+    """Compare the log-probs of engine and learner for the same tokens."""
     learner = random_model(args.small, args.device)
     rows = make_rows(4, 8, 1)
     engine: ForcedEngine = run_engine(random_model(args.small, args.device, args.dtype), rows, partial(After, 0.0))
     trained = trained_rows(rows)
-    for name, row in enumerate(trained):  # the ids that the engine sampled in place of those made up
+    for name, row in enumerate(trained):  # replace the synthetic ids by those that the engine sampled
         at = [t for t, flag in enumerate(row.loss_mask) if flag]
         said = [(i, p) for stop in engine.said[name] for i, p in zip(stop.token_ids, stop.logprobs, strict=True)]
         for t, (token, logprob) in zip(at, said, strict=True):
@@ -101,7 +101,7 @@ def logprob_gap(args: argparse.Namespace) -> dict[str, float]:
 
 
 def packed_gradient_gap(args: argparse.Namespace) -> dict[str, float]:
-    """The variable-length kernel against padding."""
+    """Compare the gradients of the variable-length kernel and of padding."""
     rows, gradients = trained_rows(make_rows(4, 4)), []
     for packed in (True, False):
         model = random_model(args.small, args.device)
@@ -114,7 +114,7 @@ def packed_gradient_gap(args: argparse.Namespace) -> dict[str, float]:
 
 
 def cost_of_a_call(args: argparse.Namespace) -> dict[str, float]:
-    """A tool that takes 200 ms, against the same insertions at once."""
+    """Measure rollouts with a tool of 200 ms relative to the same insertions without waiting."""
     model = random_model(args.shape, args.device, args.dtype)
     rows = make_rows(args.prompts, args.samples, 1, args.scale)
     costs = alternate(
@@ -124,7 +124,7 @@ def cost_of_a_call(args: argparse.Namespace) -> dict[str, float]:
 
 
 def speed(args: argparse.Namespace) -> dict[str, float]:
-    """Decode and update of the whole workload; `generate` on an eighth of it, as many rows at a time as it can."""
+    """Measure decode and update on the full workload, and `generate` on an eighth, in its largest batch."""
     model = random_model(args.shape, args.device, args.dtype)
     few = make_rows(max(1, args.prompts // 8), args.samples, 1, args.scale)
     start = time.perf_counter()
@@ -137,9 +137,9 @@ def speed(args: argparse.Namespace) -> dict[str, float]:
 
 
 def peak_ratio(args: argparse.Namespace) -> dict[str, float]:
-    """Peak memory of one update beyond the weights, ours against all logits at once."""
+    """Measure the peak memory of one update beyond the weights, ours relative to full logits."""
     if args.device == "cpu":
-        return {}  # benchmarks/learner.py measures it there, in processes of their own
+        return {}  # on a CPU benchmarks/learner.py measures it, in separate processes
     ids = torch.randint(0, 150_000, (args.peak_tokens // 1024, 1024), device=args.device)
     ones, peaks = torch.ones_like(ids), []
     for ours in (True, False):
@@ -186,7 +186,7 @@ def main() -> None:
         start = time.perf_counter()
         try:
             result |= part(args)
-        except Exception as error:  # one part that fails here must not cost the figures of the others
+        except Exception as error:  # an error in one part must not lose the results of the others
             print(f"{part.__name__} failed: {type(error).__name__}: {error}")
         print(f"{part.__name__}: {time.perf_counter() - start:.0f} s", flush=True)
         if args.device == "cuda":

@@ -1,7 +1,7 @@
-"""The grader: how often it is wrong, how long it takes, what hostile answers do to it.
+"""Measure the grader: error rates, time per answer, and its behaviour on hostile answers.
 
-Four parts: verdicts on the labelled pairs beside math-verify alone (its own timeout, main thread); time for one
-answer; hostile answers; 10,000 gradings from 8 threads, each compared with the verdict of the first part.
+Four parts: grades of the labelled pairs, compared with math-verify alone (its own timeout, main thread); time for
+one answer; hostile answers; 10,000 gradings from 8 threads, each compared with the grade of the first part.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Pair = tuple[str, str, str, str]
 
 
 def labelled() -> list[Pair]:
-    """(set, gold, answer, label)"""
+    """Return the labelled pairs as (set, gold, answer, label)."""
     lines = (TESTS / "unit" / "grading" / "grading_pairs.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     labels = ("right", "wrong")
@@ -34,7 +34,7 @@ def labelled() -> list[Pair]:
 
 
 def by_math_verify(pairs: list[Pair]) -> tuple[list[str], list[float]]:
-    """Its verdict on each pair, both sides as inline LaTeX, which is its best case; and the seconds."""
+    """Return math-verify's grade of each pair and the seconds. Both sides are inline LaTeX, its best case."""
     import logging
 
     from math_verify import parse, verify
@@ -50,7 +50,7 @@ def by_math_verify(pairs: list[Pair]) -> tuple[list[str], list[float]]:
 
 
 def confusion(title: str, pairs: list[Pair], outcomes: Sequence[str]) -> dict[str, float]:
-    """Print the table; the shares of right answers refused and wrong ones passed."""
+    """Print the table. Returns the shares of right answers rejected and of wrong answers accepted."""
     counts = Counter((label, outcome) for (_, _, _, label), outcome in zip(pairs, outcomes))
     print(f"\n{title:32} {'right':>8} {'wrong':>8} {'unjudged':>9}")
     for label in ("right", "wrong"):

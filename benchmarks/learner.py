@@ -1,18 +1,18 @@
-"""The update: forward and backward of a rollout batch, its time and its peak memory.
+"""Measure the update, forward and backward of a rollout batch: time and peak memory.
 
     python benchmarks/learner.py [--rows 32] [--repeats 3] [--threads 1]
 
-Time: the rows of `rollout.py` with the tool's tokens masked, 26.5M parameters. CPU-seconds of:
-  full      every row padded to the longest of all, logits at every position, log-softmax over them
+Time: the sequences of `rollout.py` with masked tool tokens, 26.5M parameters. CPU seconds of:
+  full      all sequences padded to the longest, logits at every position, log-softmax over them
   padded    our learner with `optim.packing: false`: sorted, padded within a micro-batch, head on model tokens
-  packed    our learner as it is
-Memory: V = 152k, 2,048 tokens, beyond weights and what the process held before; each in a process of its own:
+  packed    our learner with default settings
+Memory: V = 152k, 2,048 tokens; peak beyond weights and previous use; each in a separate process:
   full      logits of all positions and `logsumexp` over them (as TRL without Triton)
   ours      head on model tokens, logits within `optim.logits_mb`
-  lce       torch's chunked `F.linear_cross_entropy`, with the options that served it best; no entropy
+  lce       torch's chunked `F.linear_cross_entropy` with its best options; no entropy
 
-`learner_fraction` is the processor time of the update's bare matrix products over that of the update; padding and
-recomputation are not counted in its favour.
+`learner_fraction` is the CPU time of the bare matrix products divided by the CPU time of the update. Padding and
+recomputation do not count as useful work.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ VOCABULARY = 151_936
 
 
 def update_full(model: PreTrainedModel, rows: list[TrainingSample]) -> None:
-    """One rectangle as wide as the longest row, in parts of 8 rows, logits everywhere."""
+    """Run forward and backward on the fully padded batch, 8 sequences at a time, with logits at every position."""
     width = max(len(row.token_ids) for row in rows)
     padding = TrainingSample([0] * width, [0] * width, [0.0] * width, 0.0)
     tokens = sum(sum(row.loss_mask) for row in rows)
@@ -59,7 +59,7 @@ def update_full(model: PreTrainedModel, rows: list[TrainingSample]) -> None:
 
 
 def measure_time(args: argparse.Namespace) -> dict[str, float]:
-    """CPU-seconds of one update, side by side."""
+    """Measure the CPU seconds of one update for each variant, in turns."""
     model, rows = random_model(), trained_rows(make_rows(args.rows // 8, 8))
     useful = sum(len(row.token_ids) for row in rows)
     print(f"{model.num_parameters() / 1e6:.1f}M parameters, {len(rows)} rows, {useful} tokens without padding")
@@ -83,7 +83,7 @@ def measure_time(args: argparse.Namespace) -> dict[str, float]:
 
 
 def wide_model() -> PreTrainedModel:
-    """Random Qwen2 with the vocabulary of Qwen2.5."""
+    """Make a random Qwen2 with the vocabulary of Qwen2.5."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
@@ -91,7 +91,7 @@ def wide_model() -> PreTrainedModel:
 
 
 def peak_of(way: str) -> float:
-    """MiB by which one update of 2,048 tokens raises this process's peak. The gradients' own memory counts."""
+    """Return the MiB that one update of 2,048 tokens adds to this process's peak, gradients included."""
     model = wide_model()
     ids = torch.randint(0, VOCABULARY, (4, 512))
     ones = torch.ones_like(ids)
@@ -112,7 +112,7 @@ def peak_of(way: str) -> float:
 
 
 def measure_memory() -> dict[str, float]:
-    """Peaks, each from a fresh process."""
+    """Measure the peak of each variant in a new process."""
     peaks, seconds = {}, {}
     for way in ("full", "ours", "lce"):
         cost = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime

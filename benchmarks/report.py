@@ -1,10 +1,11 @@
-"""How long the report takes to write and, in headless Chromium, to open: 50,000 rollouts, 2,000 of them whole.
+"""Measure the time to write the report and to open it in headless Chromium: 50,000 rollouts, 2,000 in full.
 
     python benchmarks/report.py [--words 500]
 
-Of the opened page, in milliseconds: by its own clock from the start of navigation until figures and a trajectory
-stand (ready) and until the last byte is parsed; the same from outside, the driver included (wall); then applying a
-filter and opening another trajectory. A page of 1,000 rollouts is measured beside it. One JSON line last.
+Times in milliseconds: by the page's clock from the start of navigation until figures and a trajectory are drawn
+(ready) and until the last byte is parsed; the same by an outside clock, driver included (wall); then for applying
+a filter and for opening another trajectory. A page of 1,000 rollouts is measured for comparison. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ const timed = async (act) => {
 
 
 def open_page(page: Path) -> dict[str, float]:
-    """Milliseconds in a fresh browser."""
+    """Return the times in milliseconds, measured in a new browser."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -53,7 +54,7 @@ def open_page(page: Path) -> dict[str, float]:
         driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
         try:
             start = time.perf_counter()
-            driver.get(page.as_uri())  # returns when all is parsed
+            driver.get(page.as_uri())  # returns when the page is parsed completely
             while (ready := driver.execute_script("return document.documentElement.dataset.ready")) is None:
                 time.sleep(0.005)
             wall = (time.perf_counter() - start) * 1000
@@ -64,7 +65,7 @@ def open_page(page: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Write two pages, open each three times in turn, print medians."""
+    """Write two pages, open each three times in turns, print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--words", type=int, default=500, help="of prose in each response (default: %(default)s)")
     arguments = parser.parse_args()
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def report(pages: dict[str, Path], writing: dict[str, float], opened: dict[str, list[dict[str, float]]]) -> None:
-    """A table of medians, then the JSON line."""
+    """Print a table of medians, then the JSON line."""
     result: dict[str, dict[str, float]] = {}
     columns = ["rows", "whole", "megabytes", "write_seconds", "ready", "parsed", "wall", "filter", "open"]
     print(f"{'page':8}" + "".join(f"{column:>15}" for column in columns))

@@ -1,18 +1,19 @@
-"""Rollouts with tool calls: the engine beside Hugging Face's own ways to generate.
+"""Compare rollouts with tool calls by the engine and by three generation methods of Hugging Face.
 
     python benchmarks/rollout.py [--prompts 8] [--samples 8] [--repeats 3] [--threads 1]
 
-Workload: lengths with a long tail from 30 to 400 tokens, set beforehand so that everybody computes the same
-tokens; each row calls its tool once, at 20 to 80% of its length, waits 200 ms and gets 20 tokens inserted.
-Sampling at temperature 1 over the whole vocabulary. No text, no tokenizer, no grading.
+Workload: fixed lengths with a long tail from 30 to 400 tokens, so that all methods compute the same tokens. Each
+sequence calls its tool once, at 20 to 80% of its length, waits 200 ms and gets 20 tokens inserted. Sampling at
+temperature 1 over the full vocabulary. No text, no tokenizer, no grading.
 
-How each peer was set up:
-  generate    rounds of `model.generate` (dynamic cache, its default): a batch runs until each row has called or
-              ended, all tools run at once, then one prefill of all that goes on. The inserted tokens leave no
-              other way. Its native sampler, not ours.
+Setup of the other methods:
+  generate    rounds of `model.generate` (dynamic cache, the default): a batch runs until each sequence has called
+  or
+              ended; all tools run at once; then one prefill of all unfinished sequences. Inserted tokens allow no
+              other order. Its native sampler, not ours.
   static      the same with `cache_implementation="static"`.
-  continuous  transformers' continuous batching (its manager, as in `generate_batch`): a row that calls is a
-              finished request; after its tool it is added anew with all its tokens. Prefix sharing on, as by
+  continuous  transformers' continuous batching (its manager, as in `generate_batch`): a call ends a request; after
+              the tool the sequence is added as a new request with all its tokens. Prefix sharing is on, the
               default. Page sizes from 16 to 256 and batch tokens from 128 to 2,048 were tried: 16 to 64 are equal
               within the noise, 256 is 15% slower. Flash attention, which it prefers, has no CPU kernel.
 """
@@ -41,7 +42,7 @@ from workload import (
 
 
 def run_continuous(model: PreTrainedModel, rows: list[Row], latency: float, page: int, batch_tokens: int) -> None:
-    """transformers' manager in its own thread; this one adds rows again when their tools have answered."""
+    """Run transformers' manager in a thread and add a sequence again when its tool has answered."""
     theirs = model.config._attn_implementation
     longest = max(len(row.prompt) + sum(row.parts) + len(INSERTED) * len(row.parts) for row in rows)
     config = ContinuousBatchingConfig(

@@ -1,15 +1,14 @@
-"""The container executor beside a bare preloaded fork, `docker exec`, and a new interpreter per call.
+"""Compare the container executor with a bare preloaded fork, `docker exec`, and a new interpreter per call.
 
     python benchmarks/sandbox.py [--calls 200]
 
 All of them run the same programs with the same Python, in the same image, on the same engine:
 - floor: a process with numpy and sympy loaded forks a child per call; no limits, no isolation;
   sympy's caches are as warm as ours.
-- ours: `open_executor`; its CPU time is the container's (by the engine's own count) plus the client's.
-- new interpreter: a temporary file and `python FILE` per call, in one container (SandboxFusion's way).
+- ours: `open_executor`; its CPU time is the container's (counted by the engine) plus the client's.
+- new interpreter: a temporary file and `python FILE` per call, in one container (as SandboxFusion does).
 - docker exec: one per call.
-CPU milliseconds are robust on a machine that is busy with other things; rates and latencies are not.
-The JSON line comes last.
+CPU milliseconds hardly change on a busy machine; rates and latencies do. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ print(json.dumps(found))
 
 
 def in_container(engine: Any, script: str, calls: int) -> dict[str, Any]:
-    """The output of a script in a fresh container of our image."""
+    """Return the output of a script in a new container of our image."""
     output = engine.containers.run(
         ExecutorConfig().image, entrypoint=["python3", "-c", script], command=[json.dumps([PROGRAMS, calls])],
         remove=True, network_mode="none", tmpfs={"/tmp": ""},
@@ -90,7 +89,7 @@ def in_container(engine: Any, script: str, calls: int) -> dict[str, Any]:
 
 
 def our_cpu(engine: Any, executor: Any, code: str, calls: int) -> float:
-    """Milliseconds of CPU per call, everybody's: supervisor, zygote, children, and this process."""
+    """Return CPU milliseconds per call, summed over supervisor, zygote, children and this process."""
     container = executor.workers[0].connection.container
 
     def used() -> float:
@@ -104,7 +103,7 @@ def our_cpu(engine: Any, executor: Any, code: str, calls: int) -> float:
 
 
 def exec_rate(engine: Any, calls: int, in_flight: int) -> float:
-    """Calls per second by `docker exec`, print only."""
+    """Return calls per second by `docker exec`, for a program that only prints."""
     container = engine.containers.run(
         ExecutorConfig().image, entrypoint=["sleep", "600"], detach=True, network_mode="none"
     )

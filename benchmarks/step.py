@@ -1,20 +1,21 @@
-"""A whole training step, rollouts and update, beside TRL 1.16's on the same model, rows and tool.
+"""Compare a training step, rollouts and update, with that of TRL 1.16, for the same model, sequences and tool.
 
     python benchmarks/step.py [--prompts 8] [--samples 8] [--repeats 3] [--threads 1] [--latency 0.2]
 
-Workload: that of `rollout.py`: lengths set beforehand with a long tail from 30 to 400, one tool call a row that
-takes 200 ms and inserts 20 tokens. 26.5M parameters, fp32, AdamW, no KL, one update. Rewards alternate and cost
-nothing; there is no text, so that nobody's tokenizer, template or grader is measured.
+Workload: that of `rollout.py`: fixed lengths with a long tail from 30 to 400, one tool call per sequence that
+takes 200 ms and inserts 20 tokens. 26.5M parameters, fp32, AdamW, no KL, one update. Rewards alternate and take no
+time. There is no text, so no tokenizer, template or grader is measured.
 
-How TRL was set up, in its favour wherever there was a choice:
-  its own loop  `GRPOTrainer._generate`, `_tool_call_loop` and `_compute_loss` as they are. Only what would be text
-                is replaced: prompts are ids, a call is a `tool_calls` entry, the inserted tokens are given.
-  trl hf        `model.generate`; rows stop at their set length by a criterion (TRL itself cuts after EOS).
-  trl cb        `use_transformers_continuous_batching`, TRL's call of `generate_batch` made request by request, as
-                only so can each row have its own length; page size and batch tokens as `rollout.py` found best.
-  batches       --micro-batch rows; gradient checkpointing off; fp32.
+Setup of TRL; where there was a choice, the one in its favour:
+  loop          `GRPOTrainer._generate`, `_tool_call_loop` and `_compute_loss` unchanged. Only text is replaced:
+                prompts are ids, a call is a `tool_calls` entry, the inserted tokens are given.
+  trl hf        `model.generate`; a criterion stops each sequence at its fixed length (TRL itself cuts after EOS).
+  trl cb        `use_transformers_continuous_batching`; TRL's call of `generate_batch` is made request by request,
+                so that each sequence can have its own length; best page size and batch tokens of `rollout.py`.
+  batches       --micro-batch sequences; gradient checkpointing off; fp32.
   scoring       without Triton TRL scores all positions of prompt and response; with it, fewer.
-Its tools run one after another: 64 x 200 ms. With an asynchronous tool it is the same, its loop awaits row by row.
+TRL runs its tools one after another: 64 x 200 ms. An asynchronous tool does not change this, because the loop
+awaits each sequence in turn.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ LR = 1e-6
 
 
 def our_step(model: PreTrainedModel, rows: list[Row], samples: int, call: Callable[[], Answer]) -> None:
-    """Rollouts by the engine, one update by the learner."""
+    """Run rollouts by the engine and one update by the learner."""
     engine = run_engine(model, rows, call)
     rollouts = []
     for number, row in enumerate(rows):
@@ -95,7 +96,7 @@ def our_step(model: PreTrainedModel, rows: list[Row], samples: int, call: Callab
 
 
 class TRL(GRPOTrainer):  # type: ignore[misc]
-    """TRL's trainer with ids in place of text and the workload's lengths in place of EOS."""
+    """Subclass TRL's trainer: ids instead of text, and fixed lengths instead of EOS."""
 
     rows: list[Row]
     turn = 0
@@ -126,7 +127,7 @@ class TRL(GRPOTrainer):  # type: ignore[misc]
         return [row[:count] for row, count in zip(ids, wanted, strict=True)], logprobs
 
     def _continuous(self, prompt_ids: list[list[int]], wanted: list[int]) -> list[list[int]]:
-        """`generate_batch`, each request with a length of its own."""
+        """Replace `generate_batch`, so that each request has its own length."""
         theirs, out = self.model.config._attn_implementation, {}
         longest = max(len(ids) + count for ids, count in zip(prompt_ids, wanted, strict=True))
         config = ContinuousBatchingConfig(
@@ -154,7 +155,7 @@ class TRL(GRPOTrainer):  # type: ignore[misc]
 
 @contextmanager
 def scripted_calls(trainer: TRL, calls: int) -> Iterator[None]:
-    """Every row asks for its tool in its first `calls` turns."""
+    """Return a tool call for every sequence in its first `calls` turns."""
     theirs = grpo_trainer.parse_response
 
     def parse(*_: Any, **__: Any) -> dict[str, Any]:
@@ -174,7 +175,7 @@ TEMPLATE = """{% for m in messages %}{{ m['role'] }} {{ m['content'] }}{% for c 
 
 
 def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """As many words as the model has rows; never used on the workload."""
+    """Make a tokenizer of the model's vocabulary size; the workload never uses it."""
     words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, size)}}
     backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -187,10 +188,10 @@ def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
 def trl_step(
     model: PreTrainedModel, rows: list[Row], samples: int, latency: float, continuous: bool, micro_batch: int
 ) -> None:
-    """One step of TRL's trainer."""
+    """Run one step of TRL's trainer."""
 
     def tool() -> str:
-        """Wait."""
+        """Wait as long as the tool takes."""
         time.sleep(latency)
         return ""
 
@@ -215,12 +216,12 @@ def trl_step(
 
 
 def fresh(step: Callable[[PreTrainedModel], None]) -> Callable[[], None]:
-    """Each run starts from the same weights, in a model of its own."""
+    """Copy the model, so that each run starts from the same weights."""
     return lambda: step(random_model())
 
 
 def against_trl(args: argparse.Namespace) -> dict[str, float]:
-    """The step, side by side."""
+    """Measure the step of each trainer, in turns."""
     rows = make_rows(args.prompts, args.samples)
     workload = (rows, args.samples, args.latency)
     candidates = {
@@ -239,8 +240,8 @@ def against_trl(args: argparse.Namespace) -> dict[str, float]:
 
 
 def cost_of_calls(args: argparse.Namespace) -> dict[str, float]:
-    """What waiting for c calls adds to our step, over the same insertions without waiting: for a tool of a set
-    latency, and for the real executor, whose processor time is that of its own processes."""
+    """Measure what waiting for c calls adds to our step, relative to the same insertions without waiting: for a
+    tool of fixed latency, and for the real executor, with the CPU time of its processes."""
     result: dict[str, float] = {}
     with open_executor(ExecutorConfig(kind=args.executor)) as executor:
 

@@ -1,16 +1,16 @@
-"""What this machine makes of rollouts and updates, beside its own limit.
+"""Measure rollouts and updates on this machine, relative to its hardware limit.
 
-Workload: responses whose lengths are set beforehand, with a long tail, so that everybody computes the same tokens;
-each row calls its tool, waits, and gets 20 tokens inserted. Sampling at temperature 1 over the whole vocabulary.
-No text: no tokenizer, no template, no grading.
+Workload: responses of fixed lengths with a long tail, so that all candidates compute the same tokens. Each
+sequence calls its tool, waits, and gets 20 tokens inserted. Sampling at temperature 1 over the full vocabulary. No
+text: no tokenizer, no template, no grading.
 
-Limits, measured here and now:
+Limits, measured in the same run:
     decode on CPU    the bare matrix products of the engine's own forwards
-    decode on GPU    weights and live KV, read once a forward, at the rate of a large copy
+    decode on GPU    weights and live KV cache, read once per forward, at the rate of a large copy
     update           matrix products of the useful tokens, forward once and backward twice, the prompt of a group
-                     once; neither padding nor recomputation counts in our favour
+                     once; padding and recomputation do not count as useful work
 
-Rates on a shared machine drift; claims are ratios of figures taken side by side (`alternate`).
+Rates on a shared machine drift, so results are ratios of figures measured in turns (`alternate`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ INSERTED = list(range(100, 120))
 
 
 def random_model(shape: str = "small", device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A Qwen2 of that shape with random weights: speed does not depend on what they say."""
+    """Make a Qwen2 of that shape with random weights; speed does not depend on their values."""
     torch.manual_seed(0)
     config = Qwen2Config(**SHAPES[shape], num_key_value_heads=2, tie_word_embeddings=True,
                          bos_token_id=None, eos_token_id=None)  # fmt: skip
@@ -60,7 +60,7 @@ def random_model(shape: str = "small", device: str = "cpu", dtype: torch.dtype =
 
 @dataclass(frozen=True)
 class Row:
-    """One response: how many tokens are sampled before each call and at the end."""
+    """One response: numbers of tokens sampled before each call and after the last one."""
 
     prompt: list[int]
     parts: list[int]
@@ -68,7 +68,8 @@ class Row:
 
 
 def make_rows(prompts: int, samples: int, calls: int = 1, scale: float = 1.0, seed: int = 0) -> list[Row]:
-    """Log-normal lengths from 30 to 400 with a mean of about 120, times `scale`; prompts of 40 to 120 tokens."""
+    """Draw log-normal lengths from 30 to 400 with a mean of about 120, times `scale`; prompts of 40 to 120
+    tokens."""
     rng = random.Random(seed)
     rows = []
     for group in range(prompts):
@@ -82,13 +83,13 @@ def make_rows(prompts: int, samples: int, calls: int = 1, scale: float = 1.0, se
 
 
 class Answer(Protocol):
-    """What a call returns: a `Future`, or anything else that can say whether it is done."""
+    """Result of a call: a `Future`, or another object with `done()`."""
 
     def done(self) -> bool: ...
 
 
 class After:
-    """The answer of a tool that takes so many seconds."""
+    """Result of a tool that takes a fixed number of seconds."""
 
     def __init__(self, seconds: float) -> None:
         self.due = time.perf_counter() + seconds
@@ -98,11 +99,11 @@ class After:
 
 
 class ForcedEngine(Engine):
-    """The engine, but for where rows call and end, which the workload sets."""
+    """Engine in which the workload decides where sequences call and end."""
 
     ends_at: dict[int, set[int]]
     said: dict[int, list[Stopped]]
-    """What each row sampled, by its segments."""
+    """Return the sampled tokens of each sequence, by segment."""
 
     def step(self) -> list[Stopped]:
         stopped = super().step()
@@ -119,7 +120,7 @@ class ForcedEngine(Engine):
 def run_engine(
     model: PreTrainedModel, rows: Sequence[Row], call: Callable[[], Answer], max_rows: int = 0
 ) -> ForcedEngine:
-    """Rows that call are parked while the others go on."""
+    """Run the engine: sequences that wait for a call are parked while the others continue."""
     engine = ForcedEngine(model, None, Sampling(), [], max_rows)
     engine.ends_at, engine.said = {}, {}
     for name, row in enumerate(rows):
@@ -143,8 +144,8 @@ def run_engine(
 
 
 def run_rounds(model: PreTrainedModel, rows: Sequence[Row], latency: float, cache: str | None = None) -> None:
-    """`model.generate` until each row has called or ended, then all tools at once, then one prefill of all that
-    goes on; finished rows are computed until the last of their round."""
+    """Run rounds: `model.generate` until each sequence has called or ended, all tools at once, one prefill of the
+    unfinished sequences. Finished sequences are computed until the last one of their round."""
     texts = [list(row.prompt) for row in rows]
     rounds = max(len(row.parts) for row in rows)
     for part in range(rounds):
@@ -168,7 +169,7 @@ def run_rounds(model: PreTrainedModel, rows: Sequence[Row], latency: float, cach
 
 
 def trained_rows(rows: Sequence[Row]) -> list[TrainingSample]:
-    """The same rows as the learner gets them; inserted tokens are masked."""
+    """Return the sequences as samples for the learner; inserted tokens are masked."""
     rng = random.Random(1)
     made = []
     for row in rows:
@@ -189,7 +190,7 @@ def run_update(
     budget: int = 2048,
     bf16: bool = False,
 ) -> None:
-    """Forward and backward of one batch, as `learner.py` cuts and computes it."""
+    """Run forward and backward of one batch, in the learner's micro-batches."""
     module = TokenLogprobs(model)
     tokens = sum(sum(row.loss_mask) for row in rows)
     with packed_attention(model) if packed else nullcontext():
@@ -206,15 +207,15 @@ def run_update(
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run."""
+    """Time of one run."""
 
     cpu: float
-    """Seconds of processor time, all threads: what is comparable on a machine that others use too."""
+    """CPU seconds of all threads: comparable also on a busy machine."""
     wall: float
 
 
 def timed(function: Callable[[], object]) -> Cost:
-    """Run once."""
+    """Run `function` once and measure it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     cpu, wall = time.process_time(), time.perf_counter()
@@ -225,7 +226,7 @@ def timed(function: Callable[[], object]) -> Cost:
 
 
 def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Cost]:
-    """Median cost of each candidate over `repeats` turns; each turn runs every candidate once."""
+    """Return the median cost of each candidate over `repeats` turns; each turn runs every candidate once."""
     costs: dict[str, list[Cost]] = {name: [] for name in candidates}
     for turn in range(repeats):
         for name, function in candidates.items():
@@ -239,18 +240,18 @@ def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int) -> d
 
 
 def seconds_of(model: PreTrainedModel, cost: Cost) -> float:
-    """The figure that tells on this device: processor time on a CPU, wall time on a GPU."""
+    """Return the time to compare on this device: CPU time on a CPU, wall time on a GPU."""
     return cost.cpu if model.device.type == "cpu" else cost.wall
 
 
 def median_seconds(model: PreTrainedModel, function: Callable[[], object], repeats: int = 5) -> float:
-    """Of one call, warmed up."""
+    """Return the seconds of one call, after a warm-up."""
     function()
     return statistics.median(seconds_of(model, timed(function)) for _ in range(repeats))
 
 
 class Watch:
-    """What an engine's forwards came to: how wide each was, and how many cached tokens it read."""
+    """Size of each forward of an engine: number of tokens, and number of cached tokens read."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.widths: Counter[int] = Counter()
@@ -260,12 +261,12 @@ class Watch:
     def note(self, _: object, __: object, inputs: dict[str, Any]) -> None:
         if "ragged" in inputs:
             self.widths[inputs["input_ids"].shape[1]] += 1
-            # a row's last position is its number of tokens, less one
+            # the last position of a sequence is its number of tokens minus one
             self.cached += int(inputs["ragged"].positions[-inputs["ragged"].rows :].sum())
 
 
 def decode_fraction(model: PreTrainedModel, rows: Sequence[Row], call: Callable[[], Answer]) -> float:
-    """The time that this device needs at the least for the engine's forwards, over what the engine took."""
+    """Return the minimum time of this device for the engine's forwards, divided by the engine's time."""
     watch = Watch(model)
     took = seconds_of(model, timed(lambda: run_engine(model, rows, call)))
     watch.hook.remove()
@@ -278,7 +279,7 @@ def decode_fraction(model: PreTrainedModel, rows: Sequence[Row], call: Callable[
 
 
 def _bare_products(model: PreTrainedModel, widths: Counter[int]) -> float:
-    """Seconds of the matrix products of forwards of those widths, timed at multiples of 8."""
+    """Return the seconds of the matrix products of forwards of these widths, timed at multiples of 8."""
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     rounded = {width: -(-width // 8) * 8 for width in widths}
     grid: dict[int, float] = {}
@@ -289,7 +290,7 @@ def _bare_products(model: PreTrainedModel, widths: Counter[int]) -> float:
             for layer in layers:
                 layer(inputs[layer.in_features])
 
-        with torch.no_grad(), BlockedWeights(model).used():  # in the faster layout: it is the limit
+        with torch.no_grad(), BlockedWeights(model).used():  # in the faster layout, because this is the limit
             grid[width] = median_seconds(model, once)
     return sum(grid[rounded[width]] * width / rounded[width] * times for width, times in widths.items())
 
@@ -297,9 +298,10 @@ def _bare_products(model: PreTrainedModel, widths: Counter[int]) -> float:
 def learner_fraction(
     model: PreTrainedModel, rows: Sequence[TrainingSample], took: float, bf16: bool = False
 ) -> float:
-    """The matrix products that one update cannot do without, forward and twice for backward, over what it took."""
+    """Return the time of an update's necessary matrix products, backward counted twice, divided by its total
+    time."""
     trained = sum(sum(row.loss_mask) for row in rows)
-    prompts = {row.prompt for row in rows}  # needed once each
+    prompts = {row.prompt for row in rows}  # computed once each
     total = sum(len(row.token_ids) - len(row.prompt) for row in rows) + sum(map(len, prompts))
     head, least = model.get_output_embeddings(), 0.0
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -323,7 +325,7 @@ def learner_fraction(
 def measure(
     model: PreTrainedModel, rows: Sequence[Row], latency: float, repeats: int, against: bool, budget: int
 ) -> tuple[list[list[object]], dict[str, float]]:
-    """Decode and update of one model on its device; the table's lines and the figures."""
+    """Measure decode and update of one model on its device. Returns the table's lines and the figures."""
     on_gpu = model.device.type == "cuda"
     call = partial(After, latency)
     tokens = sum(sum(row.parts) for row in rows)
@@ -352,7 +354,7 @@ def measure(
 
 
 def print_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
-    """A Markdown table."""
+    """Print a Markdown table."""
     print(f"\n{title}\n")
     table: list[Sequence[object]] = [list(columns), ["---"] * len(columns), *lines]
     for line in table:
