@@ -291,22 +291,9 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         runtime.barrier()
         recorder = Recorder(config, runtime, log, console, MachineLimits(policy.model, runtime.bf16))
         return Parts(
-            runtime,
-            console,
-            stop,
-            watchdog,
-            policy,
-            tool,
-            reward,
-            collector,
-            learner,
-            held_out,
-            saver,
-            recorder,
-            writer,
-            state,
-            opened.pop_all(),
-        )
+            runtime, console, stop, watchdog, policy, tool, reward, collector,
+            learner, held_out, saver, recorder, writer, state, opened.pop_all(),
+        )  # fmt: skip
 
 
 def _open_policy(
