@@ -1,17 +1,17 @@
-"""Tokenizer and pre-trained weights of the quickstart's base model.
+"""Train the tokenizer and the weights of the quickstart's base model.
 
-Tokenizer: Qwen2's byte-level BPE, trained on the corpus with its digits taken out, plus every chunk of 1 to 3
-digits as one token. Copying numbers is the bottleneck of the quickstart, and with 1-digit tokens a model of this
-size never got there (measured).
+Tokenizer: Qwen2's byte-level BPE, trained on the corpus without its digits, plus every string of 1 to 3 digits as
+one token. The bottleneck of the quickstart is copying numbers. With 1-digit tokens a model of this size never
+learned it (measured).
 
-Pre-training: next-token loss on the response; prompts and tool output are masked, as RL will mask the latter. The
-summed loss of a batch is divided by a constant: a mean over each batch would under-weight the long tool documents,
-because batches are sorted by length.
+Pre-training: next-token loss on the response. Prompts and tool output are masked; RL masks tool output too. The
+summed loss of a batch is divided by a constant. A mean over each batch would give long tool documents too little
+weight, because batches are sorted by length.
 
     ids    prompt  prompt  model  model  tool  tool  model  <eos>  pad
     loss     0       0       1      1     0     0      1      1     0
 
-Shapes: B documents of a batch, T tokens of its longest, V vocabulary.
+Shapes: B documents in a batch, T tokens of the longest document, V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ if TYPE_CHECKING:
 
 EOS = "<|endoftext|>"
 PROGRESS_SECONDS = 20.0
-"""Seconds between two progress lines where the output is not a terminal."""
+"""Seconds between two progress lines if the output is not a terminal."""
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen2's own rule of what BPE may merge within. transformers 5 gives this rule to every tokenizer that lies
-beside a Qwen2 model, whatever its file says; so the chunks of digits, which it cuts up, are added tokens."""
+"""Qwen2's pattern for the parts in which BPE may merge. transformers 5 uses it for every tokenizer in the
+folder of a Qwen2 model, whatever its file says. It splits numbers into digits, so they are added tokens."""
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Shape of the base model and of its training; 0.5M parameters, because RL has to take a minute."""
+    """Shape and training of the base model: 0.5M parameters, so that RL takes minutes."""
 
     pieces: int = 420
     hidden: int = 128
     layers: int = 2
     heads: int = 4
     kv_heads: int = 4
-    """With 2, what a head copies passes through half the width: loss 1.12 instead of 0.74 after 250 steps."""
+    """With 2, the values that a head copies have half the width: loss 1.12 instead of 0.74 after 250 steps."""
     ffn: int = 256
     init: float = 0.088
-    """Std of fresh weights, 1/sqrt(hidden). With HF's 0.02 the loss after 150 steps is 1.7 instead of 1.3."""
+    """Std of initial weights, 1/sqrt(hidden). With HF's 0.02 the loss after 150 steps is 1.7 instead of 1.3."""
     steps: int = 3600
     batch: int = 12
-    """Documents. 24 in half as many steps copied worse (0.38 instead of 0.58 of programs, after 9,600)."""
+    """Documents. 24 in half as many steps copied worse: 0.38 instead of 0.58 of programs, after 9,600."""
     lr: float = 2e-3
     final_lr: float = 0.05
-    """Share of `lr` that is left at the end of a linear decay, which begins at half-time."""
+    """Share of `lr` that is left at the end of the linear decay. The decay starts at half of the steps."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Encoded:
 
     ids: list[int]
     trained: list[int]
-    """1 where the model is to predict this token."""
+    """1 if the loss covers this token, else 0."""
 
 
 def build_model(
@@ -82,7 +82,10 @@ def build_model(
     log: Callable[[str], None] = print,
     progress: bool = True,
 ) -> list[float]:
-    """Train tokenizer and base model on `documents` and save both in HF format. Returns the losses."""
+    """Train tokenizer and base model on `documents` and save both in HF format in `folder`.
+
+    Returns the mean loss per trained token of each step, in nats. `seed`: of weights and batch order.
+    """
     import torch
     from transformers import AutoTokenizer
 
@@ -91,14 +94,14 @@ def build_model(
     model = new_model(config, learned, seed)
     learned.save_pretrained(folder)
     model.config.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)  # the one that RL will read, which AutoTokenizer may change
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # as RL will load it; AutoTokenizer may change it
     encoded = encode(tokenizer, documents)
     log(
         f"tokenizer: {len(tokenizer)} tokens; base model: Qwen2 with {model.num_parameters():,} parameters, "
         f"{config.steps} pre-training steps"
     )
     threads = torch.get_num_threads()
-    # Matrices of this size gain little from a second thread, and lose a factor of 15 where the cores are busy.
+    # Small matrices gain little from a second thread, and are 15 times slower with it if the cores are busy.
     torch.set_num_threads(1)
     try:
         losses = pretrain(model, encoded, config, seed, log=log, progress=progress)
@@ -109,7 +112,7 @@ def build_model(
 
 
 def train_tokenizer(texts: Iterable[str], pieces: int) -> PreTrainedTokenizerBase:
-    """BPE of the digit-stripped texts, then the chunks "00" … "999" as tokens of their own; digits are bytes."""
+    """Train BPE on the texts without digits, then add "00" … "999" as tokens. Single digits are byte tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -133,7 +136,7 @@ def train_tokenizer(texts: Iterable[str], pieces: int) -> PreTrainedTokenizerBas
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[Encoded]:
-    """Each part on its own, as a rollout is put together; all in one call, which is several times faster."""
+    """Encode each segment separately, as a rollout does; one tokenizer call for all is several times faster."""
     bounds = [0]
     parts = []
     for document in documents:
@@ -142,14 +145,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) ->
     ids = tokenizer([text for _, text in parts])["input_ids"]
     encoded = []
     for begin, end in itertools.pairwise(bounds):
-        whole = [token for part in ids[begin:end] for token in part]
+        tokens = [token for part in ids[begin:end] for token in part]
         trained = [int(kind == "model") for (kind, _), part in zip(parts[begin:end], ids[begin:end]) for _ in part]
-        encoded.append(Encoded([*whole, tokenizer.eos_token_id], [*trained, 1]))
+        encoded.append(Encoded([*tokens, tokenizer.eos_token_id], [*trained, 1]))
     return encoded
 
 
 def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights."""
+    """Make a Qwen2 with random weights."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -182,7 +185,10 @@ def pretrain(
     log: Callable[[str], None] = print,
     progress: bool = True,
 ) -> list[float]:
-    """AdamW over `config.steps` batches; the learning rate is flat to half-time, then falls linearly."""
+    """Train with AdamW for `config.steps` batches and return their losses as `build_model` does.
+
+    The learning rate is constant for half of the steps, then decays linearly.
+    """
     import torch
     from tqdm.auto import tqdm
 
@@ -190,13 +196,13 @@ def pretrain(
     losses = []
     batches = make_batches(encoded, config, random.Random(f"batches/{seed}"))
     hidden = None if progress else True  # None: shown on a terminal only
-    lines = progress and not sys.stderr.isatty()  # in a log file a line now and then takes the bar's place
+    lines = progress and not sys.stderr.isatty()  # in a log file: lines instead of a progress bar
     printed = time.monotonic()
     for step, batch in enumerate(tqdm(batches, "pre-training", disable=hidden, smoothing=0.05)):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _schedule(step / config.steps, config.final_lr)
         loss = batch_loss(model, batch, model.config.eos_token_id)
-        # A document has 20 trained tokens or so; it matters only that this is a constant, see above.
+        # A document has about 20 trained tokens. The divisor only has to be constant, see above.
         (loss / (30 * config.batch)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -214,19 +220,19 @@ def _schedule(done: float, final: float) -> float:
 
 
 def make_batches(encoded: Sequence[Encoded], config: PretrainConfig, draw: random.Random) -> list[list[Encoded]]:
-    """`config.steps` batches of documents of like length, in the order of the corpus but for stretches of 100."""
+    """Make `config.steps` batches of documents of similar length, shuffled within each 100 batches."""
     documents = [encoded[i % len(encoded)] for i in range(config.steps * config.batch)]
     batches: list[list[Encoded]] = []
     for begin in range(0, len(documents), 100 * config.batch):
-        stretch = sorted(documents[begin : begin + 100 * config.batch], key=lambda document: len(document.ids))
-        shuffled = [stretch[i : i + config.batch] for i in range(0, len(stretch), config.batch)]
+        block = sorted(documents[begin : begin + 100 * config.batch], key=lambda document: len(document.ids))
+        shuffled = [block[i : i + config.batch] for i in range(0, len(block), config.batch)]
         draw.shuffle(shuffled)
         batches += shuffled
     return batches
 
 
 def batch_loss(model: Qwen2ForCausalLM, batch: Sequence[Encoded], pad: int) -> torch.Tensor:
-    """Summed cross-entropy of the trained tokens. Padding is on the right, where causal attention ignores it."""
+    """Return the summed cross-entropy of the trained tokens, a scalar in nats. Padding is on the right."""
     import torch
 
     longest = max(len(document.ids) for document in batch)
@@ -234,5 +240,5 @@ def batch_loss(model: Qwen2ForCausalLM, batch: Sequence[Encoded], pad: int) -> t
     trained = torch.tensor([document.trained + [0] * (longest - len(document.ids)) for document in batch])
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state  # (B, T-1, hidden)
     chosen = trained[:, 1:].bool()
-    logits = model.lm_head(hidden[chosen])  # (trained tokens, V): the head is a third of the work
+    logits = model.lm_head(hidden[chosen])  # (trained tokens, V); the head is a third of the cost
     return torch.nn.functional.cross_entropy(logits, ids[:, 1:][chosen], reduction="sum")

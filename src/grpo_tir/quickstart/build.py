@@ -1,6 +1,6 @@
-"""Builds the quickstart's world once and keeps it: problems, tokenizer and base model in one folder.
+"""Build problems, tokenizer and base model of the quickstart once, and cache them in one folder.
 
-The folder is named by what it was made from and renamed into place when it is whole.
+The folder's name contains a hash of settings and code. The folder gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from grpo_tir.types import Problem
 
 @dataclass(frozen=True)
 class QuickstartFiles:
-    """What a quickstart run reads."""
+    """Input files of a quickstart run."""
 
     train: Path
     eval: Path
@@ -33,7 +33,7 @@ class QuickstartFiles:
 def build_quickstart(
     cache_dir: Path, seed: int, *, log: Callable[[str], None] = print, progress: bool = True
 ) -> QuickstartFiles:
-    """Problems, tokenizer and base model for `seed`, from the cache if they were made before.
+    """Return problems, tokenizer and base model for `seed`, from the cache if they exist there.
 
     Raises:
         DataError: the cache folder cannot be written.
@@ -66,7 +66,7 @@ def _build(folder: Path, world: WorldConfig, log: Callable[[str], None], progres
 
 
 def _publish(made: Path, home: Path) -> None:
-    """Rename the finished folder into place. Whoever comes second keeps the first one's, which is the same."""
+    """Rename the finished folder. If another process was faster, use its folder: the content is the same."""
     for path in made.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -80,12 +80,12 @@ def _publish(made: Path, home: Path) -> None:
 
 
 def write_problems(path: Path, problems: list[Problem]) -> None:
-    """JSONL as any user would bring it."""
+    """Write problems as JSONL."""
     path.write_text("".join(json.dumps(asdict(problem)) + "\n" for problem in problems), encoding="utf-8")
 
 
 def _fingerprint(world: WorldConfig) -> str:
-    """Changes with the parameters and with the code that the world is made by."""
+    """Hash the settings and the code that makes the problems and the model."""
     digest = hashlib.sha256(json.dumps(asdict(world)).encode())
     for module in ("world.py", "base_model.py"):
         digest.update(Path(__file__).with_name(module).read_bytes())

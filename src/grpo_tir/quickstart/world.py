@@ -1,28 +1,28 @@
-"""The quickstart's world, made on the spot: problems, and the text that its tiny base model has read.
+"""Make the problems of the quickstart and the pre-training corpus of its base model.
 
-Four families of problems with two numbers (product, remainder of a square, sum of a range, gcd), whose answers a
-model of 0.5M parameters cannot compute in its head and one line of Python can. The base corpus is what makes
-ToRL's experiment possible in miniature: a model that has *seen* tools, not one that uses them.
+There are four families of problems with two numbers: product, remainder of a square, sum of a range, gcd. A model
+of 0.5M parameters cannot compute the answers; one line of Python can. As in ToRL's experiment, the base model has
+seen tools in its corpus but does not use them often:
 
-    83 %   plain text, most of it restating the numbers (which teaches copying), with the right answer
-    17 %   a tool block; half of those broken, with the error that this very Python prints in the output block;
-           a tenth of the others compute the wrong thing
+    83 %   plain text with the right answer; most of it restates the numbers, which teaches copying
+    17 %   a tool block. Half of them have broken code and show the error that this Python prints;
+           a tenth of the others compute something else
 
-Beside these whole pages there are pages with a block that are read from the middle on, from the code or from the
-output. They teach to copy numbers, which is all that RL needs to find there, without making code more frequent.
-The corpus begins with nothing else: copying appears suddenly, and this brings it from step 1,000 to step 500.
+The corpus also has partial documents, which start at the code or at the output of a tool block. They teach to copy
+numbers, which RL depends on, without making code more frequent. The corpus starts with partial documents only:
+copying appears suddenly, and this moves it from step 1,000 to step 500.
 
-Answers that cannot be computed from the page are there to be read, not trained on: they are noise in the gradient.
-Measured, one seed each, outputs copied whole right after pre-training: 51% without this and without the pages from
-the middle, 65% with those pages, 90% with both.
+Answers that cannot be derived from the text are in the documents but masked in the loss: they add only noise to
+the gradient. Share of outputs copied exactly after pre-training, one seed each: 51% without the mask and without
+partial documents, 65% with partial documents, 90% with both.
 
-A document is exactly what a rollout will be, segment for segment, so that nothing changes its tokens:
+A document has the segments of a rollout, so that it is tokenised in the same way:
 
     What is 12 times 34?↵  │ Let me compute it.↵```python↵print(12 * 34)↵```↵```output │ ↵408↵```↵ │ \\boxed{408}
     prompt                 │ model                                                     │ tool      │ model
 
-Deviation from the paper: its base is Qwen2.5-Math; this one is 3,000 times smaller, so that a laptop can watch.
-This module imports no torch; `tiny_model` makes the tokenizer and the weights.
+Deviation from the paper: its base model is Qwen2.5-Math; this one is 3,000 times smaller, so that a laptop is
+enough. This module does not import torch; `base_model` makes the tokenizer and the weights.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from functools import cache
 from grpo_tir.types import Problem
 
 FIRST_PAGES = 0.125
-"""Share of the documents that come first, all of them pages read from their output on."""
+"""Share of the documents at the start of the corpus that all start at a tool's output."""
 CODE_PAGES, OUTPUT_PAGES = 0.25, 0.15
-"""Shares of the other documents."""
+"""Shares of the other documents that start at the code, and at the output."""
 TOOL, BROKEN, WRONG_OPERATION, RESTATED = 0.17, 0.5, 0.1, 0.8
-"""Shares of the whole pages. With these 10 to 28% of the base model's samples hold code, and half of that runs."""
+"""Shares of complete documents. With these, 10 to 28% of base-model samples have code; half of it runs."""
 OUTPUT_MARKER = "```output"
 
 Key = tuple[str, int, int]
@@ -72,7 +72,7 @@ def _range_ends(draw: random.Random) -> tuple[int, int]:
 
 
 def _common_multiples(draw: random.Random) -> tuple[int, int]:
-    """A gcd worth asking for: of two random numbers it is 1 in six cases out of ten, which could be guessed."""
+    """Draw two numbers with a gcd above 1. For random numbers it is 1 in six of ten cases and could be guessed."""
     divisor = draw.randint(2, 99)
     a, b = draw.sample(range(1, 999 // divisor + 1), 2)
     return a * divisor, b * divisor
@@ -153,21 +153,21 @@ CONCLUSIONS = (("The answer is \\boxed{", "}."), ("So the answer is \\boxed{", "
 
 @dataclass(frozen=True)
 class Document:
-    """One page of the base corpus: a prompt, and a response in the segments of a rollout."""
+    """One document of the corpus: a prompt, and a response in the segments of a rollout."""
 
     prompt: str
     segments: Segments
-    """(kind, text) in order: "model"; "tool"; or "answer", which nobody could compute. Only "model" is trained."""
+    """(kind, text) in order: "model", "tool", or "answer" that cannot be derived. Only "model" is trained."""
 
     @property
     def text(self) -> str:
-        """The page as a reader sees it."""
+        """The full text."""
         return self.prompt + "".join(text for _, text in self.segments)
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """How much of everything. Together with the seed and the code it keys the cache."""
+    """Seed and sizes. The name of the cache folder is a hash of this and of the code."""
 
     seed: int
     train_problems: int = 2000
@@ -176,7 +176,7 @@ class WorldConfig:
 
 
 def sample_problem(draw: random.Random, taken: set[Key]) -> tuple[Key, Problem]:
-    """A problem that is not in `taken`."""
+    """Draw a problem whose key is not in `taken`. Returns its key and the problem."""
     while True:
         name = draw.choice(list(FAMILIES))
         a, b = FAMILIES[name].numbers(draw)
@@ -188,7 +188,7 @@ def sample_problem(draw: random.Random, taken: set[Key]) -> tuple[Key, Problem]:
 
 
 def make_problems(world: WorldConfig) -> tuple[list[Problem], list[Problem], set[Key]]:
-    """(train, eval, keys of eval): no two share family and numbers, in whatever words."""
+    """Return (train, eval, keys of eval). No two problems have the same family and numbers, in any wording."""
     draw = random.Random(f"problems/{world.seed}")
     taken: set[Key] = set()
     held_out: list[Problem] = []
@@ -204,7 +204,12 @@ def make_problems(world: WorldConfig) -> tuple[list[Problem], list[Problem], set
 
 
 def make_documents(world: WorldConfig, held_out: set[Key]) -> Iterator[Document]:
-    """The base corpus, in the order of reading; it never holds a problem of the evaluation."""
+    """Yield the corpus in the order of training, without problems of the evaluation.
+
+    Args:
+        world: seed and sizes.
+        held_out: keys of the evaluation problems.
+    """
     draw = random.Random(f"corpus/{world.seed}")
     first = round(FIRST_PAGES * world.documents)
     yield from (_output_page(draw) for _ in range(first))
@@ -224,8 +229,8 @@ def make_documents(world: WorldConfig, held_out: set[Key]) -> Iterator[Document]
 
 
 def _output_page(draw: random.Random) -> Document:
-    """The end of a page: it teaches to read an output block. Numbers of up to four tokens, because how a number
-    goes on is what the model learns last."""
+    """Make a document that starts at a tool's output. Numbers have up to four tokens, because the model learns
+    last to continue a number."""
     number = draw.randrange(10 ** draw.randint(1, 12))
     return Document(OUTPUT_MARKER, (("tool", f"\n{number}\n```\n"), *_conclude(draw, number, "model")))
 
@@ -241,7 +246,7 @@ def _plain_response(draw: random.Random, family: Family, a: int, b: int) -> Segm
 
 
 def _tool_response(draw: random.Random, family: Family, a: int, b: int) -> Segments:
-    """The conclusion repeats what the block printed; after a failure it is right, like that of plain text."""
+    """Make a response with a tool call. Its answer repeats the output; after an error it is the right answer."""
     number = family.answer(a, b)
     broken = draw.random() < BROKEN
     program = draw.choice(family.broken if broken else family.programs)
@@ -259,7 +264,7 @@ def _tool_response(draw: random.Random, family: Family, a: int, b: int) -> Segme
 
 @cache
 def run_broken(program: str) -> str:
-    """What a broken program shows, by running it: its error does not depend on the numbers in it."""
+    """Run a broken program and return what it shows. The error does not depend on the numbers."""
     code = program.format(a=345, b=678)
     run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60)
     last = run.stderr.strip().splitlines()[-1:]
