@@ -7,6 +7,7 @@ mean an open interval is decided where it meets a Region.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from dataclasses import dataclass, replace
@@ -175,19 +176,26 @@ class Reader:
             values = [loose.read(side, depth + 1) for side in rest]
             if not all(_agree(values[0], value) for value in values[1:]):
                 raise Unreadable("an equation that contradicts itself")
-            return Named(_name(sides[0]), self.read(rest[-1], depth + 1), _difference(sides[0], sides[-1]))
+            return Named(_name(sides[0]), self.last(rest, depth), _difference(sides[0], sides[-1]))
         scalars = [value for side in sides if isinstance(value := loose.read(side, depth + 1), Scalar)]
         if len(scalars) != len(sides):
             raise Unreadable("an equation of things that are no expressions")
         if not any(value.value.free_symbols for value in scalars):
             if not all(_agree(scalars[0], value) for value in scalars[1:]):
                 raise Unreadable("a false equation")
-            return self.read(sides[-1], depth + 1)
+            return self.last(sides, depth)
         if all(equal(scalars[0].value, other.value) for other in scalars[1:]):
             return scalars[-1]
         if len(scalars) > 2:
             raise Unreadable("a chain of equations")
         return Equation(scalars[0].value - scalars[1].value)
+
+    def last(self, sides: list[str], depth: int) -> Any:
+        """The last of equal sides that is worked out: 12 = 3*4 says 12, 3*4 = 2*6 says nothing."""
+        for side in sides[:0:-1]:
+            with contextlib.suppress(Unreadable):
+                return self.read(side, depth + 1)
+        return self.read(sides[0], depth + 1)
 
     def names(self, side: str, other: str) -> bool:
         """`side` names what `other` is. An expression is a name only in an answer, and only of a constant: m+n = 5

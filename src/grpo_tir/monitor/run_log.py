@@ -45,7 +45,7 @@ def describe_run(config: Config, tool: Tool | None) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of all packages that a result depends on."""
-    packages = ("torch", "transformers", "accelerate", "numpy", "sympy", "math-verify", "docker")
+    packages = ("torch", "transformers", "accelerate", "numpy", "sympy", "docker")
     ours = {"grpo-tir": grpo_tir.__version__, "python": platform.python_version()}
     return {**ours, **{name: metadata.version(name) for name in packages}}
 

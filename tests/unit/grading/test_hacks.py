@@ -30,6 +30,8 @@ CLAIMS = {
         ("34", "408:12"),
         ("1024", "2^{10}"),
         ("4", r"\sqrt{16}"),
+        ("12", r"3\cdot 4 = 2\cdot 6"),
+        ("12", r"x = 3\cdot 4 = 2\cdot 6"),
         ("120", "5!"),
         ("4", r"\log_2 16"),
         ("1", r"\sin^2 x+\cos^2 x"),
@@ -96,6 +98,8 @@ def test_no_reward_without_solving(rule: str, gold: str, answer: str) -> None:
     ("gold", "answer"),
     [
         ("308228", r"502 \times 614 = 308228"),  # worked out in the end
+        ("16", r"16 = 2^4"),
+        ("16", r"x = 16 = 2^4"),
         ("5", r"x = 5 \approx 5.0"),
         (r"\frac{1}{3}", r"\frac13\approx 0.333"),
         ("2^{1009}", r"2\cdot 2^{1008}"),  # this gold is not worked out either
