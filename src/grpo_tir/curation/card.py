@@ -74,27 +74,25 @@ def overlap(store: Store) -> dict[str, dict[str, int]]:
 def markdown(name: str, card: dict[str, Any]) -> str:
     """Return the card as Markdown."""
     table = card["counts"]
-    columns = list(table)
-    lines = [f"# {name}", "", f"Made by `grpo-tir data build` {card['version']}.", "", "## Sources", ""]
-    for title, places in (("sources", card["sources"]), ("Benchmarks that must not be in it", card["benchmarks"])):
-        lines += [] if title == "sources" else ["", f"## {title}", ""]
-        lines += [f"- {p['name']}: {p['location']}, pinned at `{p['pin']}`" for p in places] or ["- none named"]
-    lines += [
-        "",
-        "## From row to problem",
-        "",
-        f"| | {' | '.join(columns)} | |",
-        f"|---|{'---:|' * len(columns)}---|",
+    pins = {
+        kind: [f"- {p['name']}: {p['location']}, pinned at `{p['pin']}`" for p in card[kind]] or ["- none named"]
+        for kind in ("sources", "benchmarks")
+    }
+    rows = [
+        f"| {key} | {' | '.join(f'{column[key]:,}' for column in table.values())} | {REASONS.get(key, '')} |"
+        for key in table["all"]
+        if key in ("read", "kept") or table["all"][key]
     ]
-    for key in table["all"]:
-        if key in ("read", "kept") or table["all"][key]:
-            values = " | ".join(f"{table[column][key]:,}" for column in columns)
-            lines.append(f"| {key} | {values} | {REASONS.get(key, '')} |")
-    lines += ["", "## Overlap with the benchmarks", ""]
-    for benchmark, entry in card["overlap"].items():
-        lines.append(f"- {benchmark}: {entry['rows']} rows copy {entry['problems']} of its problems")
-    lines += [] if card["overlap"] else ["none found" if card["benchmarks"] else "not checked"]
-    lines += ["", "## Difficulty", "", *(f"- {label}: {number:,}" for label, number in card["difficulty"].items())]
-    lines += ["", "## Settings", "", *(f"- {key}: {value}" for key, value in card["settings"].items())]
-    lines += ["", "## sha256", "", *(f"- {file}: `{digest}`" for file, digest in card["sha256"].items())]
-    return "\n".join(lines) + "\n"
+    overlap = [f"- {b}: {n['rows']} rows copy {n['problems']} of its problems" for b, n in card["overlap"].items()]
+    sections = {
+        "Sources": pins["sources"],
+        "Benchmarks that must not be in it": pins["benchmarks"],
+        "From row to problem": [f"| | {' | '.join(table)} | |", f"|---|{'---:|' * len(table)}---|", *rows],
+        "Overlap with the benchmarks": overlap or ["none found" if card["benchmarks"] else "not checked"],
+        "Difficulty": [f"- {label}: {number:,}" for label, number in card["difficulty"].items()],
+        "Settings": [f"- {key}: {value}" for key, value in card["settings"].items()],
+        "sha256": [f"- {file}: `{digest}`" for file, digest in card["sha256"].items()],
+    }
+    parts = [f"# {name}", f"Made by `grpo-tir data build` {card['version']}."]
+    parts += [f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items()]
+    return "\n\n".join(parts) + "\n"

@@ -70,7 +70,7 @@ class Examiner:
         settings, name = self.settings, self.names[number]
         row = SourceRow(number, place)
         try:
-            fields = columns(raw, settings.problem_field, settings.answer_field)
+            fields = columns(raw)
             row.origin = f"{name}/{fields['source']}" if isinstance(fields.get("source"), str) else name
             row.has_own_id = fields.get("id") is not None
             row.id = column_text(fields, "id", "id") if row.has_own_id else ""

@@ -25,7 +25,6 @@ from grpo_tir.data.benchmarks import PINS, load_benchmark
 from grpo_tir.data.problems import column_text
 from grpo_tir.data.rows import kind, read_rows, spelt
 from grpo_tir.errors import DataError
-from grpo_tir.types import Problem
 from grpo_tir.utils import hub
 from grpo_tir.utils.resources import find_file
 
@@ -118,7 +117,7 @@ def open_benchmark(
     problems = []
     for where, row in source.read():
         try:
-            fields = columns(row, problem_field, "answer")
+            fields = columns(row)
             known = (name for name in (problem_field, "problem", "question") if name in fields)
             problem = clean_problem(column_text(fields, next(known, problem_field), "problem"))
         except ValueError as error:
@@ -127,12 +126,10 @@ def open_benchmark(
     return source, problems
 
 
-def columns(row: Any, problem_field: str, answer_field: str) -> dict[str, Any]:
+def columns(row: Any) -> dict[str, Any]:
     """Return the columns of a row. ValueError: it has none."""
     if isinstance(row, ValueError):
         raise row
-    if isinstance(row, Problem):
-        return {"id": row.id, problem_field: row.problem, answer_field: row.answer, "source": row.source}
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object with columns, this is {kind(row)}")
     return row
