@@ -50,13 +50,13 @@ def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(
             time.sleep(0.01)
         process.kill()
         said, _ = process.communicate()
-        resumed += "going on after" in said
+        resumed += "continuing after" in said
         if process.returncode == 0:
             break
         left = files(killed)
         assert left.items() <= whole.items(), "what stands under its name is whole"
     done = subprocess.run(command, cwd=killed, check=True, capture_output=True, text=True)
-    resumed += "going on after" in done.stdout
+    resumed += "continuing after" in done.stdout
     assert resumed, "it was never killed in the middle: the test proves nothing"
     assert files(killed) == whole and len(whole) == 4
     assert not list(killed.glob(".out*"))

@@ -106,13 +106,13 @@ class Build:
         store = Store(path, self._same_answer)
         begun = store.settings(mine)
         if begun is not None and begun != mine:
-            self.log(f"starting anew: an unfinished build of {self.out} had other sources or settings")
+            self.log(f"starting over: the unfinished build of {self.out} had other sources or settings")
             store.close()
             _delete(path)
             return self._open_store(path)
         if begun is not None:
             done = sum(store.done(number) for number in range(len(self.sources)))
-            self.log(f"going on after {done} rows of an unfinished build")
+            self.log(f"continuing after {done} rows of an unfinished build")
         store.commit()
         return store
 

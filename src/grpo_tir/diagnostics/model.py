@@ -142,9 +142,9 @@ def check_sampling(
 ) -> Iterator[Finding]:
     """Draw a few tokens and recompute their log-probs, to check that the checkpoint's own generation_config (a low
     temperature, top-k, a repetition penalty) does not change sampling."""
-    theirs = policy.model.generation_config.to_diff_dict()
+    settings = policy.model.generation_config.to_diff_dict()
     own = {
-        k: v for k, v in theirs.items() if k in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        k: v for k, v in settings.items() if k in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     }
     (group,) = make_groups([next(iter(problems), SAMPLE)], policy.render, policy.tokenizer, ROWS, 0)
     limits = Limits(min(TOKENS, config.rollout.max_completion_length), max_tool_calls=0)

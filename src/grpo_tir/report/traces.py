@@ -29,7 +29,7 @@ from grpo_tir.report.read import Run, clean, decoder, json_lines, number, pack, 
 from grpo_tir.tools.python import code_blocks
 
 MAX_SUMMARIES = 50_000
-MAX_WHOLE = 2_000
+MAX_FULL = 2_000
 MAX_OUTPUT = 4_000
 """Maximum number of characters of a call's stdout or stderr in the page."""
 
@@ -55,7 +55,7 @@ class Traces:
         for i, run in enumerate(runs):
             for path in spread_files(run.rollout_files, MAX_SUMMARIES // len(runs)):
                 self._summarise(i, path, run.notes)
-        self._keep_whole([decoder(run) for run in runs], max_characters)
+        self._keep_full([decoder(run) for run in runs], max_characters)
 
     def as_data(self) -> dict[str, Any]:
         """Return the summaries as columns: 50,000 rows stay small and decode fast."""
@@ -79,14 +79,14 @@ class Traces:
             self.rows.append([run, step, group, sample, problem, reward, advantage, tokens, calls, flags, -1])
             self._places.append((path, offset))
 
-    def _keep_whole(self, decoders: list[Any], max_characters: int) -> None:
+    def _keep_full(self, decoders: list[Any], max_characters: int) -> None:
         """Pack groups in the chosen order until the maximum number of rollouts or characters is reached."""
         kept = characters = 0
         for key in self._coverage():
             rows = self._groups[key]
-            if kept + len(rows) > MAX_WHOLE:
+            if kept + len(rows) > MAX_FULL:
                 continue
-            chunk = pack([whole(self._read(row), decoders[key[0]]) for row in rows])
+            chunk = pack([full_rollout(self._read(row), decoders[key[0]]) for row in rows])
             if characters + len(chunk) > max_characters:
                 break
             for row in rows:
@@ -146,7 +146,7 @@ def bisected(items: list[Any]) -> list[Any]:
     return [items[i] for i in order]
 
 
-def whole(rollout: dict[str, Any], tokenizer: Any = None) -> dict[str, Any]:
+def full_rollout(rollout: dict[str, Any], tokenizer: Any = None) -> dict[str, Any]:
     """Return a rollout as the page shows it: log-probs in 1/100 nat, ratios in 1/1000."""
     segments, calls = _dicts(rollout, "segments"), _dicts(rollout, "calls")
     prompt, prompt_ids = rollout.get("prompt"), rollout.get("prompt_ids")

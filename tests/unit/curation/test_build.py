@@ -216,7 +216,7 @@ def test_after_a_bad_row_the_build_goes_on_where_it_stopped(
     assert f"{tmp_path / 'a.jsonl'} line 6: wrong JSON" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
     assert build("--on-bad", "skip", sources=("a.jsonl",)) == 0
-    assert "going on after 4 rows" in capsys.readouterr().out
+    assert "continuing after 4 rows" in capsys.readouterr().out
     assert len(read(tmp_path / "out.jsonl")) == 5
 
 
@@ -227,7 +227,7 @@ def test_unfinished_work_of_other_settings_is_not_taken_up(
     assert build(sources=("a.jsonl",)) == 2
     save(tmp_path / "a.jsonl", [{"problem": "What is 1 + 2?", "answer": "3"}])
     assert build(sources=("a.jsonl",)) == 0
-    assert "starting anew" in capsys.readouterr().out
+    assert "starting over" in capsys.readouterr().out
     assert len(read(tmp_path / "out.jsonl")) == 1
 
 
@@ -256,7 +256,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert "database or disk is full" in said and said.count("\n") == 1
     monkeypatch.undo()
     assert build(sources=("a.jsonl",)) == 0
-    assert "going on after" in capsys.readouterr().out
+    assert "continuing after" in capsys.readouterr().out
     assert len(read(tmp_path / "out.jsonl")) == 99
 
 

@@ -19,7 +19,7 @@ from grpo_tir.errors import UserError
 from grpo_tir.report import page as report
 from grpo_tir.report import read, traces
 from grpo_tir.report.read import read_run, read_runs
-from grpo_tir.report.traces import FLAGS, Traces, bisected, bits, spread_files, whole
+from grpo_tir.report.traces import FLAGS, Traces, bisected, bits, full_rollout, spread_files
 
 
 def write_synthetic(path: Path, **options: Any) -> Path:
@@ -204,7 +204,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 def test_groups_are_kept_whole_and_cover_the_run_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_synthetic(tmp_path / "run", steps=33, prompts=3, samples=4, tool_calls=0, words=3)
-    monkeypatch.setattr(traces, "MAX_WHOLE", 4 * 9)
+    monkeypatch.setattr(traces, "MAX_FULL", 4 * 9)
     kept = Traces([read_run(folder)], max_characters=10**9)
     columns = kept.as_data()
     whole_steps = {step for step, chunk in zip(columns["step"], columns["chunk"]) if chunk >= 0}
@@ -249,7 +249,7 @@ def test_every_prefix_of_the_coverage_order_spans_the_run() -> None:
 def test_first_example_of_each_behaviour_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [rollout(("model", "plain"), group=i, problem_id=str(i)) for i in range(6)]
     lines[3] = rollout(("model", CODE), ("tool", "E"), ("model", CODE), calls=("error", "ok"), group=3)
-    monkeypatch.setattr(traces, "MAX_WHOLE", 1)
+    monkeypatch.setattr(traces, "MAX_FULL", 1)
     folder = make_run(tmp_path / "r", rollouts=lines)
     columns = Traces([read_run(folder)], max_characters=10**6).as_data()
     assert columns["chunk"] == [-1, -1, -1, 0, -1, -1]
@@ -324,7 +324,7 @@ def test_the_browser_and_the_metrics_call_the_same_things_by_one_name() -> None:
 def test_ratio_is_the_learners_probability_over_the_samplers() -> None:
     line = rollout(("model", "abc"))
     line["segments"][0].update(logprobs=[-1.0, -1.0, -2.0], old_logprobs=[-1.0, -0.5, None])
-    segment = whole(line)["segments"][0]
+    segment = full_rollout(line)["segments"][0]
     assert segment["logprobs"] == [-100, -100, -200]
     assert segment["ratios"] == [1000, 1649, None]  # exp(0), exp(0.5)
     assert segment["ids"] == [0, 0, 0]
