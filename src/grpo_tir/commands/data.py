@@ -71,8 +71,8 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
 def add_limr_arguments(parser: argparse.ArgumentParser) -> None:
     """Add input, threshold and output of LIMR scores."""
     parser.set_defaults(function=run_limr)
-    parser.add_argument("history", nargs="?", type=Path, help="folder of a run, or file of accuracies by epoch")
-    parser.add_argument("--scores", type=Path, help="finished scores instead: JSON {id: score} or JSONL")
+    parser.add_argument("history", nargs="?", type=Path, help="folder of a run, or its problem_rewards.jsonl")
+    parser.add_argument("--scores", type=Path, help="finished scores instead: a JSON object {id: score}")
     parser.add_argument("--threshold", type=float, required=True, help="a score from here on is taken (LIMR: 0.6)")
     parser.add_argument("--out", type=Path, required=True, help="the chosen ids, one a line")
     parser.add_argument("--problems", help="write the rows of this problem file to --out, not the bare ids")
@@ -152,7 +152,7 @@ def run_build(args: argparse.Namespace) -> int:
 def run_limr(args: argparse.Namespace) -> int:
     """Score and choose problems, report missing scores, write."""
     if (args.history is None) == (args.scores is None):
-        raise DataError("name either the folder of a run (or a history file) or --scores FILE")
+        raise DataError("name either the folder of a run (or its problem_rewards.jsonl) or --scores FILE")
     history = read_history(args.scores or args.history, args.on_bad)
     lim = lim_scores(history.visits, args.missing) if history.visits else LimScores(history.scores)
     chosen = [name for name, score in lim.scores.items() if score >= args.threshold]
