@@ -14,7 +14,7 @@ from grpo_tir.cli import main
 from grpo_tir.config import Config
 from grpo_tir.diagnostics.replay import to_rollout
 from grpo_tir.monitor.run_log import trajectory
-from grpo_tir.report.traces import whole
+from grpo_tir.report.traces import full_rollout
 from grpo_tir.train import train
 from grpo_tir.utils.files import read_jsonl
 from scripted import CALL, play_one
@@ -155,6 +155,6 @@ def test_the_learner_s_log_probs_are_recorded_beside_the_generator_s(finished: P
         for segment in record["segments"]:
             assert len(segment["old_logprobs"]) == len(segment["logprobs"])
             assert all(map(lambda a, b: abs(a - b) < 1e-3, segment["old_logprobs"], segment["logprobs"]))
-    shown = whole(records(finished, 2)[0])
+    shown = full_rollout(records(finished, 2)[0])
     ratios = [ratio for segment in shown["segments"] for ratio in segment.get("ratios", [])]
     assert ratios and all(math.isclose(ratio, 1000, abs_tol=2) for ratio in ratios)
