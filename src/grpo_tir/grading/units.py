@@ -98,7 +98,8 @@ _PREFIX = r"(?:(?<![A-Za-z\\])(?:square|sq\.?|cubic|cu\.?)\s+)?"
 _JOIN = r"\s*(?:/|\*|per\b|-)?\s*"
 _TAIL = re.compile(rf"(?P<unit>{_PREFIX}{_ATOM}{_POWER}(?:{_JOIN}{_PREFIX}{_ATOM}{_POWER})*)\s*\.?$")
 _WORD_TAIL = re.compile(r"(?<=[\d}])\s+(?P<unit>[A-Za-z][a-z]{3,}(?: [A-Za-z]?[a-z]{2,})*|in)$")
-_LETTER_TAIL = re.compile(r"(?<=\d)\s+(?P<unit>[mgshL](?:\s*\^\s*\{?(?:[23]|-[123])\}?)?)$")
+_LETTER = r"(?:[mgshL]|in|[kc]m)(?:\s*\^\s*\{?(?:[23]|-[123])\}?)?"
+_LETTER_TAIL = re.compile(rf"(?<=\d)\s+(?P<unit>{_LETTER}(?:\s*/\s*{_LETTER})?)$")
 _MONEY = re.compile(r'^(?P<sign>-?)\s*(?P<unit>[$€£]|"?(?:USD|US\$|Rs\.?)"?)\s*(?P<rest>-?[\d.\\(].*)$')
 
 _CLOCK = re.compile(r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*([ap])\.?\s*m\.?")

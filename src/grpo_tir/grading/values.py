@@ -170,6 +170,8 @@ class Reader:
             return self.read("".join(sides), depth + 1)
         if len(sides) == 2 and not self.names(*sides) and self.names(*sides[::-1]):
             sides = sides[::-1]
+        if len(set(sides)) < len(sides):
+            raise Unreadable("a thing that equals itself")
         loose = replace(self, worked_out=False)
         if self.names(sides[0], sides[-1]):
             rest = [side for side in sides[1:] if side is sides[-1] or not _name_like(side)]

@@ -46,6 +46,9 @@ def same_letters(mine: str, theirs: str, letters: list[str]) -> bool:
         said, rest = next(filter(None, option.groups()[:3])), option[4]
         wrapped = '"' in mine or "(" in mine or said.isupper()
         return wrapped and said.upper() == letters[0] and not re.search(r"\([A-Z]\)|\b[A-Z]\b|[∧∨]", rest)
+    either = re.compile(r"∨|\bor\b")
+    if either.search(mine) and not either.search(theirs):  # A or B names candidates, A and B both
+        return False
     found = read_letters(mine)
     listed = bool(re.search("[,;∧∨]", theirs))
     return found == letters or (

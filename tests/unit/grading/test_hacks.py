@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from grading_attacks import attacks
+from grading_claims import claims
 from grpo_tir.grading.rules import judge
 from grpo_tir.quickstart.world import WorldConfig, make_problems
 
@@ -84,6 +85,8 @@ CLAIMS = {
         ("x=5", r"\text{at least }x=5"),
         (r"7\text{ apples}", r"7\text{ apples}^2"),
     ],
+    "an identity says nothing": [("34", "34=34"), ("f(x)=2x", "2x=2x"), ("x", "x=x"), ("x", r"\{x : x = x\}")],
+    "or names candidates": [("A, C", "A or C"), (r"\text{A, B}", r"\text{A or B}")],
 }
 
 
@@ -140,3 +143,9 @@ def test_none_of_the_attacks_is_right() -> None:
     assert len({gold for _, gold, _ in rows}) >= 100
     assert len({output for _, _, output in rows}) >= 500
     assert not [(gold, output) for _, gold, output in rows if judge(output, gold, digits=3)[0] != "wrong"]
+
+
+def test_claims_made_of_the_golds_own_numbers_are_wrong() -> None:
+    rows = set(claims())
+    assert len({gold for gold, _ in rows}) >= 100 and len(rows) >= 5000
+    assert not [(gold, claim) for gold, claim in rows if judge(claim, gold)[0] != "wrong"]

@@ -108,6 +108,8 @@ def test_known_false_positives_of_lenient_graders_are_wrong(gold: str, answer: s
         (r"3\,\mu m", r"0.003\text{ mm}"),
         ("3", r"3\,\Omega"),
         (r"2000\,\Omega", r"2\,\mathrm{k}\Omega"),
+        (r"24\text{ in}^2", "24 in^2"),
+        (r"48\text{ m/s}", "48 m/s"),
         (r"36\text{ square feet}", r"36\text{ feet squared}"),
         (r"(-\infty,-1]\cup\{2\}", r"x\le -1\text{ or }x=2"),  # a region with an isolated point
         (r"[3,5]\cup\{2\}", r"3\le x\le 5\text{ or }x=2"),
@@ -134,6 +136,8 @@ def test_right_answers_that_strict_graders_refuse_are_right(gold: str, answer: s
         (r"\frac{1234}{7}", r"\frac{1,23}{7}"),
         (r"5\text{ minutes}", r"5\,\mathrm{s}"),
         ("15 Days", "15 Hours"),
+        (r"24\text{ in}", "24 in^2"),
+        (r"48\text{ m/s}", "48 m/s^2"),
         (r"3\,\mu m", r"3\,\mathrm{mm}"),
         (r"2000\,\Omega", r"2\,\Omega"),
         (r"3\ \mathrm{s}^{-1}", r"3\ \mathrm{s}"),
