@@ -40,10 +40,11 @@ def equal(left: Expr, right: Expr) -> bool:
     for values in _assignments(names, left + right):
         one, other = _value(left.subs(values)), _value(right.subs(values))
         if one is not None and other is not None:
-            telling = (one or other) and not (
-                one.imag or other.imag
-            )  # 0 = 0 says nothing: floor(n/2) is no i floor(n/2)
+            # 0 = 0 says nothing: floor(n/2) is no i floor(n/2)
+            telling = (one or other) and not (one.imag or other.imag)
             (real if telling else rest).append(_close(one, other))
+        if False in real:
+            return False
     decisive = real if len(real) >= 3 else real + rest
     return len(decisive) >= 3 and all(decisive)
 
