@@ -62,10 +62,9 @@ class Inequality:
 
 @dataclass(frozen=True)
 class Grid:
-    """A matrix by rows, or the rows of a case distinction."""
+    """A matrix by rows."""
 
     rows: tuple[tuple[Any, ...], ...]
-    cases: bool = False
 
 
 @dataclass(frozen=True)

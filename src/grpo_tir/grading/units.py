@@ -14,62 +14,37 @@ from fractions import Fraction
 
 from grpo_tir.grading.text import Unreadable
 
-_TABLE = {
-    "length": {
-        "μm micrometer micrometre micron": "1/1000000",
-        "mm millimeter millimetre": "1/1000",
-        "cm centimeter centimetre": "1/100",
-        "dm decimeter": "1/10",
-        "m meter metre": "1",
-        "km kilometer kilometre": "1000",
-        "in inch inche": "254/10000",
-        "ft foot feet": "3048/10000",
-        "yd yard": "9144/10000",
-        "mi mile": "1609344/1000",
-    },
-    "mass": {
-        "μg microgram": "1/1000000000",
-        "mg milligram": "1/1000000",
-        "g gm gram": "1/1000",
-        "kg kilogram kilo": "1",
-        "lb pound": "45359237/100000000",
-        "oz ounce": "45359237/1600000000",
-        "ton": "907",
-        "tonne": "1000",
-    },
-    "time": {
-        "μs microsecond": "1/1000000",
-        "ms millisecond": "1/1000",
-        "s sec second": "1",
-        "min minute": "60",
-        "h hr hour": "3600",
-        "day": "86400",
-        "week": "604800",
-    },
-    "month": {"month": "1", "year yr": "12", "decade": "120", "century centurie": "1200"},
-    "money": {"dollar usd $ buck": "1", "cent ¢ penny pennie": "1/100", "nickel": "1/20", "dime": "1/10"},
-    "euro": {"euro €": "1"},
-    "sterling": {"£": "1"},
-    "yen": {"yen yuan rmb": "1"},
-    "angle": {"degree deg °": "1", "radian rad": "0"},
-    "celsius": {"°c celsius": "1"},
-    "fahrenheit": {"°f fahrenheit": "1"},
-    "volume": {"l liter litre": "1/1000", "ml milliliter millilitre cc": "1/1000000"},
-    "gallon": {"gallon gal": "1", "quart qt": "1/4", "pint": "1/8"},
-    "area": {"acre": "1"},
-    "cup": {"cup": "1", "tablespoon tbsp": "1/16", "teaspoon tsp": "1/48"},
-    "force": {"n newton": "1"},
-    "energy": {"j joule": "1"},
-    "power": {"w watt": "1"},
-    "potential": {"v volt": "1"},
-    "resistance": {"ohm": "1", "kohm kiloohm": "1000"},
-}
-_UNITS = {
-    name: (dimension, Fraction(factor))
-    for dimension, units in _TABLE.items()
-    for names, factor in units.items()
-    for name in names.split()
-}
+_TABLE = """
+length      1/1000000 μm micrometer micrometre micron, 1/1000 mm millimeter millimetre,
+            1/100 cm centimeter centimetre, 1/10 dm decimeter, 1 m meter metre, 1000 km kilometer kilometre,
+            254/10000 in inch inche, 3048/10000 ft foot feet, 9144/10000 yd yard, 1609344/1000 mi mile
+mass        1/1000000000 μg microgram, 1/1000000 mg milligram, 1/1000 g gm gram, 1 kg kilogram kilo,
+            45359237/100000000 lb pound, 45359237/1600000000 oz ounce, 907 ton, 1000 tonne
+time        1/1000000 μs microsecond, 1/1000 ms millisecond, 1 s sec second, 60 min minute, 3600 h hr hour,
+            86400 day, 604800 week
+month       1 month, 12 year yr, 120 decade, 1200 century centurie
+money       1 dollar usd $ buck, 1/100 cent ¢ penny pennie, 1/20 nickel, 1/10 dime
+euro        1 euro €
+sterling    1 £
+yen         1 yen yuan rmb
+angle       1 degree deg °, 0 radian rad
+celsius     1 °c celsius
+fahrenheit  1 °f fahrenheit
+volume      1/1000 l liter litre, 1/1000000 ml milliliter millilitre cc
+gallon      1 gallon gal, 1/4 quart qt, 1/8 pint
+area        1 acre
+cup         1 cup, 1/16 tablespoon tbsp, 1/48 teaspoon tsp
+force       1 n newton
+energy      1 j joule
+power       1 w watt
+potential   1 v volt
+resistance  1 ohm, 1000 kohm kiloohm
+"""
+"""A dimension, then its units: the factor in front of all spellings of one."""
+_UNITS: dict[str, tuple[str, Fraction]] = {}
+for _dimension, _row in re.findall(r"^(\w+)\s+(\S(?:.*\n?)(?:\s+\S.*\n?)*)", _TABLE, re.MULTILINE):
+    for _factor, *_names in (unit.split() for unit in _row.split(",")):
+        _UNITS |= dict.fromkeys(_names, (_dimension, Fraction(_factor)))
 _SPEEDS = {"mph": ("mile", "hour"), "kph": ("km", "hour"), "kmph": ("km", "hour"), "fps": ("foot", "second")}
 _SCALES = {"hundred": 100, "thousand": 1000, "dozen": 12, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 HEDGES = set(
@@ -113,8 +88,6 @@ _YEAR = r"(?:\s*,?\s*(?P<year>\d{4}))?"
 _DATES = [
     re.compile(rf"(?P<month>{_MONTH})\.?\s+{_DAY}{_YEAR}"),
     re.compile(rf"{_DAY}\s+(?:of )?(?P<month>{_MONTH})\.?{_YEAR}"),
-    re.compile(r"(?P<year>\d{4})\s*-\s*(?P<month>\d{1,2})\s*-\s*(?P<day>\d{1,2})"),
-    re.compile(r"(?P<month>\d{1,2})\s*/\s*(?P<day>\d{1,2})\s*/\s*(?P<year>\d{4})"),
 ]
 _BASE_WORDS = {
     word: base for base, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)
@@ -255,12 +228,10 @@ def read_colons(text: str) -> Clock | None:
 def read_date(text: str) -> tuple[int | None, int, int] | None:
     """(year or None, month, day)."""
     said = re.sub(r"\s+", " ", text.replace('"', " ")).strip().lower()
-    said = re.sub(rf"^(?:{'|'.join(day[:3] + '[a-z]*' for day in _DAYS)})\.?,? (?=\w+ \d)", "", said)
     for pattern in _DATES:
         if found := pattern.fullmatch(said):
-            month = found["month"]
-            number = int(month) if month.isdigit() else [name[:3] for name in _MONTHS].index(month[:3]) + 1
-            if 1 <= number <= 12 and 1 <= int(found["day"]) <= 31:
+            number = [name[:3] for name in _MONTHS].index(found["month"][:3]) + 1
+            if 1 <= int(found["day"]) <= 31:
                 return int(found["year"]) if found["year"] else None, number, int(found["day"])
     return None
 

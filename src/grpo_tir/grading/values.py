@@ -37,11 +37,10 @@ _MAX_ITEMS = 200
 _RELATIONS = "=≠<>≤≥∈≈"
 _FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠", "=": "="}
 _MATRIX = re.compile(
-    r"(?P<before>.*?)\\begin\s*\{(?P<kind>[pbBv]?matrix|smallmatrix|array|cases)\}(?:\s*\{[lcr|\s]*\})?(?P<body>.*)"
+    r"(?P<before>.*?)\\begin\s*\{(?P<kind>[pbBv]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(?P<body>.*)"
     r"\\end\s*\{(?P=kind)\}(?P<after>.*)"
 )
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|equation\*?)\}")
-_CONDITION = re.compile(r'"\s*(?:if|for|when|where)\s*"|\b(?:if|for|when)\b')
 _POINT = re.compile(r"\(\s*[A-Za-z](?:_\w)?(?:\s*,\s*[A-Za-z](?:_\w)?)+\s*\)")
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?")
 _INDICES = re.compile(r"\^\{?-1\}?(?=\()|_\{[^{}]*\}|_\w|\([^()]*\)")
@@ -298,10 +297,6 @@ class Reader:
         factor = found["before"].strip().rstrip("([").strip().rstrip("*")
         rows = [row for row in found["body"].split("\ue001") if row.strip(" \\hline")]
         cells = [[cell.strip().strip(",") for cell in row.split("&")] for row in rows]
-        if found["kind"] == "cases":
-            cells = [[_CONDITION.sub(" ", cell).strip(" ,") for cell in row] for row in cells]
-            pieces = (tuple(self.read(cell, depth + 1) for cell in row if cell) for row in cells)
-            return Grid(tuple(pieces), cases=True)
         if len({len(row) for row in cells}) != 1:
             raise Unreadable("a matrix with rows of different lengths")
         if re.fullmatch(r"\s*[)\]]?\s*\^\s*\{?\s*(?:T|\\top|\"T\")\s*\}?\s*", found["after"]):
