@@ -57,7 +57,7 @@ class DataConfig:
     max_prompt_length: int = 400
     """Tokens; longer prompts are left out and counted. (ToRL: 400)"""
     on_bad: Literal["stop", "skip"] = "stop"
-    """What to do at a row that cannot be used: stop and name it, or skip and count it."""
+    """Action at an unusable row: stop and name it, or skip and count it."""
     template: str = "torl"
     """`torl` (= the reference's tir_base_0309), `torl_0307`, `chat`, `plain`, or the path of a text file
     with one `{problem}` in it."""
@@ -103,12 +103,12 @@ class ToolConfig:
     max_tool_calls: int = 1
     """c: calls in one response; afterwards text only. 0 is plain chain-of-thought RL. (ToRL: 1)"""
     stop: Literal["output", "fence"] = "output"
-    """What pauses a row: the paper's marker "```output", or the fence that closes a "```python" block."""
+    """Text that pauses a row: the paper's marker "```output", or the fence that closes a "```python" block."""
 
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    """Where the model's code is run."""
+    """Settings of the executor, which runs the model's code."""
 
     kind: Literal["docker", "process", "auto"] = "docker"
     """`docker`: a closed container. `process`: this machine, weaker isolation, must be asked for by name.
@@ -133,7 +133,7 @@ class ExecutorConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Rule-based reward (paper, section 3.3)."""
+    """Settings of the rule-based reward (paper, section 3.3)."""
 
     function: str = "grpo_tir.rollouts.rewards:math_reward"
     """Dotted path or `file.py:function` of `reward(problem, rollout) -> Reward`."""
@@ -325,7 +325,7 @@ def check(config: Config) -> None:
 
 
 def check_for_training(config: Config) -> None:
-    """What `train` refuses on top of `check`: its log-probs must be those of the distribution sampled from."""
+    """Check what training needs beyond `check`: log-probs must be those of the distribution sampled from."""
     sampling = config.rollout
     if sampling.temperature == 0:
         raise ConfigError("rollout.temperature 0 is greedy: all samples of a group would be equal; use 1.0")

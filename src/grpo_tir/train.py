@@ -66,7 +66,7 @@ class Parts:
     recorder: Recorder
     writer: Writer
     state: dict[str, Any] | None
-    """Of the run at the checkpoint to resume from (`Trainer.save`); None at a new beginning."""
+    """State of the run at the checkpoint to resume from (`Trainer.save`); None for a new run."""
     opened: ExitStack
 
 

@@ -13,7 +13,7 @@ from grpo_tir.config import Config
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """How an evaluation samples, and where it writes."""
+    """Options of an evaluation: sampling and output."""
 
     samples: int = 1
     """Responses to a problem. More than one are drawn at `rollout.temperature`."""

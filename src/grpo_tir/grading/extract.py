@@ -18,7 +18,7 @@ _SAID = re.compile(
 
 
 def extract_answer(text: str, *, allow_text: bool = False) -> str | None:
-    r"""The content of the last ``\boxed{…}`` outside code fences; None without one, or if it is never closed.
+    r"""Return the content of the last ``\boxed{…}`` outside code fences; None if there is none.
 
     Args:
         text: what the model wrote.
@@ -38,13 +38,13 @@ def extract_answer(text: str, *, allow_text: bool = False) -> str | None:
 
 
 def boxed_answers(text: str) -> list[str]:
-    """What every box outside code fences holds, in order."""
+    """Return the content of every box outside code fences, in order."""
     prose = _outside_fences(text)
     return [content for box in _BOX.finditer(prose) if (content := _box_content(prose, box.end()))]
 
 
 def model_answer(segments: Sequence[str]) -> str | None:
-    """The answer from the last of the model-written segments that has a box; a box never spans two segments."""
+    """Return the answer of the last model-written segment with a box. A box never spans two segments."""
     for text in reversed(segments):
         if _BOX.search(_outside_fences(text)):
             return extract_answer(text)
@@ -67,7 +67,8 @@ def _outside_fences(text: str) -> str:
 
 
 def _box_content(text: str, start: int) -> str | None:
-    """What the box at `start` holds: a balanced group, or as in ``\boxed 5`` what follows, up to the `$`."""
+    """Return the content of the box at `start`: a balanced group, or as in ``\boxed 5`` what follows, up to the
+    `$`."""
     if start >= len(text):
         return None
     if text[start] != "{":

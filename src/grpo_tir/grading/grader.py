@@ -1,4 +1,4 @@
-r"""Is the boxed answer the gold answer?  Extraction, and a pool of processes that judge under a deadline.
+r"""Grade a boxed answer against a gold answer, in a pool of processes with a deadline.
 
     text ── extract_answer ──► "\frac12" ─┐
                                           ├─► Grader.grade ──► Grade(right | wrong | unjudged)
@@ -46,7 +46,7 @@ _UNUSABLE = {"", "None", "none", "null", "nan", "NaN", "N/A"}
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdict on one answer."""
+    """Grade of one answer."""
 
     outcome: Outcome
     extracted: str | None
@@ -58,7 +58,7 @@ class Grade:
 
 
 class Grader:
-    """Judges from any thread, in `workers` processes that are started when first needed.
+    """Judge answers from any thread, in `workers` processes that start when first needed.
 
     Use as a context manager, or `close()`.
     """
@@ -108,7 +108,7 @@ class Grader:
         return self._threads.submit(self.grade, answer, gold)
 
     def check_gold(self, gold: str) -> str:
-        """Why nothing can be judged against this gold; empty if it can."""
+        """Return why no answer can be judged against this gold; empty if it can be used."""
         if not isinstance(gold, str) or gold.strip() in _UNUSABLE:
             return "the gold is empty"
         if len(gold) <= 1000 and _PLAIN_NUMBER.fullmatch(gold.strip()):
@@ -126,7 +126,7 @@ class Grader:
         return fault
 
     def close(self) -> None:
-        """End the workers; idempotent."""
+        """End the workers. May be called again."""
         with self._lock:
             self._closed = True
             workers, self._all, self._idle = self._all, set(), []
@@ -183,7 +183,7 @@ class Grader:
 
 
 def _quick(answer: str | None, gold: str) -> tuple[Outcome, str] | None:
-    """What needs no worker: no answer, no gold, the same text, or two plain numbers."""
+    """Grade the cases that need no worker: no answer, no gold, the same text, or two plain numbers."""
     if not isinstance(gold, str) or gold.strip() in _UNUSABLE:
         return "unjudged", "the gold is empty"
     if answer is None or not answer.strip():
@@ -207,7 +207,7 @@ _default_lock = threading.Lock()
 
 
 def default_grader() -> Grader:
-    """One grader for the whole process, made when first asked for and closed at exit."""
+    """Return the grader shared by this process. It is made on first use and closed at exit."""
     global _default
     with _default_lock:
         if _default is None:

@@ -112,7 +112,7 @@ def as_region(value: Any) -> Region | None:
 
 
 def _any_of(regions: list[Region | None]) -> Region | None:
-    """Their union, if nothing is said twice: x > 3 beside (4,5) is two answers, x > 0 beside y > 0 is no set."""
+    """Join regions, if they do not overlap: x > 3 beside (4,5) is two answers, x > 0 beside y > 0 is no set."""
     found = [region for region in regions if region is not None]
     overlap = any(not one.intersection(other).is_empty() for one, other in itertools.combinations(found, 2))
     if not found or len(found) < len(regions) or overlap or len({region.name for region in found} - {""}) > 1:
@@ -121,12 +121,12 @@ def _any_of(regions: list[Region | None]) -> Region | None:
 
 
 def _must_be_interval(value: Any) -> bool:
-    """No point of the plane: [1,2), or an infinite end."""
+    """True if it can only be an interval, not a point of the plane: [1,2), or an infinite end."""
     if not isinstance(value, Sequence):
         return isinstance(value, Region)
     return value.brackets != "()" or any(isinstance(i, Scalar) and i.value.is_infinite for i in value.items)
 
 
 def plain_value(scalar: Scalar) -> Expr:
-    """Its value with % carried out."""
+    """Return the value, with % applied."""
     return scalar.value / 100 if scalar.unit and scalar.unit.percent else scalar.value

@@ -319,7 +319,7 @@ class _Reader:
         return {"e": sympy.E, "i": sympy.I}.get(name) or Symbol(name)
 
     def argument(self) -> Expr:
-        """What \\frac and its like take: a group, one digit, or one sign."""
+        """Read the argument of \\frac and similar commands: a group, one digit, or one sign."""
         digit = self.match(re.compile(r"\d"))
         return Integer(digit[0]) if digit else self.atom()
 

@@ -76,7 +76,7 @@ def rounds_to(exact: Expr, decimal: str, places: float = 0.5) -> bool:
 
 
 def real_value(expression: Expr) -> mpmath.mpf | None:
-    """Its value, if it is a real number."""
+    """Return the value, if it is a real number."""
     value = _value(expression)
     return None if value is None or value.imag else value.real
 
@@ -170,8 +170,9 @@ def interval(low: Expr, high: Expr, closed_low: bool, closed_high: bool) -> Regi
 
 
 def joined(regions: list[Region], *, either: bool) -> Region:
-    """Their union; for "and", or where the union would be everything (x > 1, x < 3), their intersection. An empty
-    one shows that "and" only listed the pieces. What only leaves out a point (x ≠ 2) is always left out."""
+    """Join two regions: their union; for "and", or where the union would be everything (x > 1, x < 3), their
+    intersection. An empty one shows that "and" only listed the pieces. What only leaves out a point (x ≠ 2) is
+    always left out."""
     holes = [region for region in regions if _leaves_out_a_point(region)]
     pieces = [region for region in regions if region not in holes] or [EVERYTHING]
     union = both = replace(pieces[0], name=regions[0].name)

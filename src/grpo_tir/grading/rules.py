@@ -1,4 +1,4 @@
-r"""Is this answer that gold?  One pair in, one verdict out; runs inside a worker process.
+r"""Judge one answer against one gold answer, inside a worker process.
 
     clean ──► words and letters, or: read (what kind of answer it is) ──► same (one rule for each pair of kinds)
 
@@ -52,7 +52,7 @@ def warm_up() -> None:
 
 
 def gold_fault(gold: str) -> str:
-    """Why nothing can be judged against this gold; empty if it can."""
+    """Return why no answer can be judged against this gold; empty if it can be used."""
     if len(gold) > _MAX_LENGTH:
         return "the gold is too long"
     text = clean(gold)
@@ -109,7 +109,8 @@ def _squeezed(text: str) -> str:
 
 @lru_cache(maxsize=1000)
 def _gold_readings(text: str) -> tuple[list[Any], bool]:
-    """What the gold may mean, and whether its constants are worked out: then those of an answer must be, too."""
+    """Return the readings of the gold, and whether its constants are worked out (an answer's must then be,
+    too)."""
     try:
         return _readings(text, Reader(answer=False, worked_out=True)), True
     except Unreadable:
@@ -117,7 +118,7 @@ def _gold_readings(text: str) -> tuple[list[Any], bool]:
 
 
 def _readings(text: str, reader: Reader) -> list[Any]:
-    """What the text may mean: with commas as thousands separators, and as they stand."""
+    """Return the readings of a text: with commas as thousands separators, and as they stand."""
     text = PHRASES.get(plain_words(text), text)
     text = _BRACKETED_THOUSAND.sub(r"\1", text)
     texts = [text]

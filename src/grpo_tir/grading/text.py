@@ -130,7 +130,7 @@ _ORDINAL = re.compile(r'(?<=\d)\s*(?:\^\s*\{?\s*"?(?:st|nd|rd|th)"?\s*\}?|"?(?:s
 
 
 class Unreadable(ValueError):
-    """No rule reads all of a text, or it stands for a number too large to be an answer."""
+    """A text that no rule reads completely, or a number too large to be an answer."""
 
 
 def clean(text: str) -> str:
@@ -169,7 +169,7 @@ def plain_words(text: str) -> str:
 
 
 def top_positions(text: str, signs: str) -> list[int]:
-    """Where one of the signs stands outside every bracket, quote, group and environment."""
+    """Return the positions of the signs outside of brackets, quotes, groups and environments."""
     found, depth, quoted = [], 0, False
     for at, sign in enumerate(text):
         if sign == "\\":

@@ -128,7 +128,7 @@ class Clock:
     half: str
 
     def agrees(self, gold: Clock) -> bool:
-        """As `gold`. A gold with a.m. or p.m. wants it said, or the 24-hour form."""
+        """True if the time equals `gold`. A gold with a.m. or p.m. requires it, or the 24-hour form."""
         if (self.minute, self.second) != (gold.minute, gold.second):
             return False
         if bool(self.half) == bool(gold.half):

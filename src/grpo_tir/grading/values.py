@@ -1,4 +1,4 @@
-r"""What kind of answer a cleaned text is: `read` gives one of `kinds`, or raises `Unreadable`.
+r"""Read a cleaned text as one of the `kinds` of answers, or raise `Unreadable`.
 
 From the outside in: whole forms (times, dates, matrices), lists, relations, set operations, double signs, ratios,
 brackets, and what is left is one expression with its unit. A pair in round brackets stays a sequence; that it may
@@ -54,7 +54,7 @@ _FOR_ALL = re.compile(
 
 @dataclass(frozen=True)
 class Reader:
-    """How to read: in an answer "5 m" is five metres; constants must be `worked_out` if those of the gold are."""
+    """Settings of reading: in an answer "5 m" is five metres; constants must be `worked_out` if the gold's are."""
 
     answer: bool
     worked_out: bool = False
@@ -152,7 +152,8 @@ class Reader:
         return self.inequality(sides, signs)
 
     def approximation(self, exact: str, sides: list[str], depth: int) -> Any:
-        """What stands before ≈ is exact, and what follows must be near it: 5 ≈ 6 names two candidates."""
+        """Read a chain with ≈: the side before it is exact and the side after it must be near. 5 ≈ 6 names two
+        candidates."""
         about = self.read(sides[-1], depth + 1)
         if not exact or (len(sides) == 2 and self.names(*sides)):
             return replace(about, approximate=True) if isinstance(about, Scalar) else about

@@ -80,9 +80,9 @@ class Agreement:
 
     tokens: float
     gap: float
-    """Of |x - y|."""
+    """Sum of |x - y|."""
     square: float
-    """Of (x - y)^2."""
+    """Sum of (x - y)^2."""
     x: float
     y: float
     xx: float

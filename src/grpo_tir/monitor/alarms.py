@@ -44,7 +44,7 @@ class Alarm:
 
     name: str
     text: str
-    """What was measured, the limit, and where to look."""
+    """The measured value, its limit, and where to look."""
 
 
 def find_alarms(history: Sequence[Line], config: Config) -> list[Alarm]:
