@@ -35,7 +35,7 @@ def test_three_steps_of_the_trainer_and_of_the_minimal_version_are_equal(
     problems = [(f"What is {i}?", str(i % 30)) for i in range(6)]
     rows = [{"id": str(i), "problem": text, "answer": gold} for i, (text, gold) in enumerate(problems)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare(tmp_path, tmp_path / "p.jsonl")
+    prepare(tmp_path)
     config = change(
         Config(),
         model__path="model",

@@ -28,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("replay")
     problems = folder / "problems.jsonl"
     problems.write_text("".join(json.dumps({"problem": f"{n}?", "answer": str(n)}) + "\n" for n in range(4)))
-    prepare(folder, problems)
+    prepare(folder)
     config = change(
         Config(), model__path=str(folder / "model"), data__train=str(problems), data__template="plain",
         rollout__prompts_per_step=2, rollout__samples_per_prompt=4, rollout__max_completion_length=60,

@@ -134,7 +134,7 @@ def recipe(tmp_path: Path) -> Config:
     """Two steps of a random model that calls the tool all the time (tests/training_run.py)."""
     problems = tmp_path / "problems.jsonl"
     problems.write_text("".join(json.dumps({"problem": f"{n}?", "answer": str(n)}) + "\n" for n in range(4)))
-    prepare(tmp_path, problems)
+    prepare(tmp_path)
     return change(
         Config(), model__path=str(tmp_path / "model"), data__train=str(problems), data__template="plain",
         rollout__prompts_per_step=2, rollout__samples_per_prompt=4, rollout__max_completion_length=60,
