@@ -1,10 +1,11 @@
-"""The manual: every setting of a run, with its unit, its default and its source.
+"""Define every setting of a run, with its unit, the reason for its default, and its source.
 
-A recipe is a YAML file that maps to `Config` one to one: `algorithm.clip_high` is the field `clip_high` of
-the section `algorithm`. `--algorithm.clip_high 0.28` on the command line overrides it. Unknown and ill-typed
-keys are refused with the nearest name. The defaults are ToRL's (arXiv 2503.23383, and its released script).
+A recipe is a YAML file that maps to `Config` one to one: the key `algorithm.clip_high` is the field `clip_high` of
+the section `algorithm`. `--algorithm.clip_high 0.28` on the command line overrides it. An unknown or ill-typed key
+raises an error that suggests the nearest key. "(ToRL: 1)" marks a value of the paper (arXiv 2503.23383) or of its
+released script. Other defaults are ours, with their reason where it is not obvious.
 
-This module imports no torch, so that `grpo-tir --help` is instant.
+This module does not import torch, so that `grpo-tir --help` starts fast.
 """
 
 from __future__ import annotations
@@ -18,248 +19,250 @@ from grpo_tir.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The policy."""
+    """Configure the policy model."""
 
     path: str = "Qwen/Qwen2.5-Math-1.5B"
-    """Hugging Face id or local folder of any causal language model."""
+    """Hugging Face id or local folder of a causal language model. (ToRL: this model, and its 7B version)"""
     revision: str | None = None
-    """Commit or tag on the Hub; name one, so that the run can be repeated."""
+    """Commit or tag on the Hub. None means the newest; set it, so that the run can be repeated."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast of forward and backward. Weights are always fp32: at lr 1e-6 a bf16 weight does not move.
-    `auto` is bf16 on a GPU that has it and fp32 on a CPU."""
+    """Autocast precision of forward and backward. `auto`: bf16 on a GPU that supports it, else fp32: most CPUs
+    emulate bf16. Weights are always fp32, because at lr 1e-6 an update is lost in the rounding of bf16."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: slower, much less memory."""
+    """Recompute activations in the backward pass: much less memory, but slower, so it is off by default."""
     lora_rank: int = 0
-    """Rank of the low-rank adapters that are trained instead of the weights (LoRA, arXiv 2106.09685); 0: off."""
+    """Rank of low-rank adapters, trained instead of the weights (LoRA, arXiv 2106.09685). 0 means none."""
     lora_alpha: float = 32.0
-    """The adapters' product is scaled by alpha / rank."""
+    """Numerator of the adapters' scale, alpha / rank. Used only with `lora_rank`."""
     lora_targets: list[str] = field(default_factory=list)
-    """Names of linear layers with adapters, as in q_proj; empty: all but the head."""
+    """Names of the linear layers that get adapters, such as q_proj. Empty means all linear layers but the head."""
     compile: bool = False
-    """torch.compile for the learner's forward."""
+    """Apply torch.compile to the learner's forward. Off, because it excludes packing and DeepSpeed."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Problems: JSONL with one object a line."""
+    """Configure problems and prompts. A problem file is JSONL, one object per line; a key is called a column."""
 
     train: str = ""
-    """Path of the training problems, or the dotted path / `file.py:function` of a function that yields
-    `Problem`s."""
+    """Path of the training problems, or a function that yields `Problem`s, as a dotted path or `file.py:function`.
+    It has no default; training requires it."""
     eval: str | None = None
-    """Problems held out for `train.eval_every`; None: no evaluation while training."""
+    """Held-out problems for `train.eval_every`, given like `train`. None means no evaluation during training."""
     problem_field: str = "problem"
-    """Column with the question."""
+    """Column of the question."""
     answer_field: str = "answer"
-    """Column with the gold answer, a string."""
+    """Column of the gold answer, a string."""
     id_field: str = "id"
-    """Column with a unique id; where it is missing everywhere, the line number serves."""
+    """Column of the unique id. If no line has it, the line number is the id."""
     max_prompt_length: int = 400
-    """Tokens; longer prompts are left out and counted. (ToRL: 400)"""
+    """Maximum length of a prompt in tokens. Problems with longer prompts are left out and counted. (ToRL: 400)"""
     on_bad: Literal["stop", "skip"] = "stop"
-    """Action at an unusable row: stop and name it, or skip and count it."""
+    """Action at an unusable line. `stop`: raise an error that names it. `skip`: leave it out and count it."""
     template: str = "torl"
-    """`torl` (= the reference's tir_base_0309), `torl_0307`, `chat`, `plain`, or the path of a text file
-    with one `{problem}` in it."""
+    """Prompt template: `torl` (ToRL's tir_base_0309), `torl_0307`, `chat` (the template of the tokenizer),
+    `plain`, or the path of a text file that contains `{problem}` once."""
     system: str | None = None
-    """System message of `chat`; None: the TIR instruction of Qwen2.5-Math."""
+    """System message of the template `chat`. None means the TIR instruction of Qwen2.5-Math."""
     shuffle: bool = True
-    """A new order every epoch, drawn from the run's seed."""
+    """Draw a new order in every epoch, from `train.seed`."""
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """Sampling. One budget counts every response token, tool output included."""
+    """Configure sampling. One token budget counts the whole response, tool output included."""
 
     generator: Literal["engine", "generate"] = "engine"
-    """`engine`: continuous batching, falls back with a line that says why. `generate`: HF `model.generate` in
-    rounds, its readable twin."""
+    """`engine`: continuous batching; for a model that it does not support, it prints why and `generate` is used.
+    `generate`: Hugging Face's `model.generate` in rounds; slower, but easy to read."""
     prompts_per_step: int = 128
-    """Groups in one rollout batch, over all ranks. (ToRL: 128)"""
+    """Number of groups in a rollout batch, over all ranks. (ToRL: 128)"""
     samples_per_prompt: int = 16
-    """G, the group size. (ToRL: 16)"""
+    """Group size G: number of rollouts per problem. (ToRL: 16)"""
     max_completion_length: int = 3072
-    """Response tokens in all, observations included. (ToRL: 3072)"""
+    """Maximum length of a response in tokens, tool output included. (ToRL: 3072)"""
     temperature: float = 1.0
-    """0 is greedy, which training refuses. (ToRL: 1)"""
+    """Sampling temperature. 0 means greedy, for evaluation only. (ToRL: 1)"""
     top_p: float = 1.0
-    """Evaluation only: training on truncated distributions would need other log-probs."""
+    """Nucleus sampling, for evaluation only: training would need the log-probs of the truncated distribution."""
     top_k: int = 0
-    """Evaluation only; 0 is off."""
+    """Number of most probable tokens to sample from, for evaluation only. 0 means all."""
     min_p: float = 0.0
-    """Evaluation only; 0 is off."""
+    """Minimum probability of a token, relative to the most probable one; for evaluation only. 0 means none."""
     max_rows: int = 0
-    """Rows decoded at the same time on one rank; 0: all of its rows."""
+    """Maximum number of rollouts decoded at the same time on one rank. 0 means no limit."""
     kv_tokens: int = 0
-    """Tokens that the engine's KV cache may hold on one rank; 0: as many as its rows need."""
+    """Capacity of the engine's KV cache on one rank, in tokens. 0 means as many as its rollouts need."""
 
 
 @dataclass(frozen=True)
 class ToolConfig:
-    """When the model's code is run, and how its output is shown."""
+    """Configure when the model's code is executed."""
 
     name: str = "python"
-    """`python`, or the dotted path / `file.py:Class` of a tool of one's own."""
+    """`python`, or a custom tool as a dotted path or `file.py:Class`."""
     max_tool_calls: int = 1
-    """c: calls in one response; afterwards text only. 0 is plain chain-of-thought RL. (ToRL: 1)"""
+    """Maximum number of calls in a response; then only text is sampled. 0 means chain of thought. (ToRL: C = 1)"""
     stop: Literal["output", "fence"] = "output"
-    """Text that pauses a row: the paper's marker "```output", or the fence that closes a "```python" block."""
+    """Text at which sampling pauses for a call. `output`: the paper's marker "```output". `fence`: the fence that
+    closes a "```python" block."""
 
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    """Settings of the executor, which runs the model's code."""
+    """Configure the executor, which runs the model's code."""
 
     kind: Literal["docker", "process", "auto"] = "docker"
-    """`docker`: a closed container. `process`: this machine, weaker isolation, must be asked for by name.
-    `auto`: docker if an engine answers, else process (the quickstart only)."""
+    """`docker`: a closed container; the default, because it isolates best. `process`: processes of this machine.
+    `auto`: docker if an engine answers, else process; only the quickstart uses it."""
     image: str = "grpo-tir-sandbox"
-    """Image that `grpo-tir sandbox build` made."""
+    """Name of the container image. `grpo-tir sandbox build` builds the default."""
     hosts: list[str] = field(default_factory=list)
-    """Docker engines (unix://, ssh://, tcp://); empty: the local one."""
+    """URLs of Docker engines (unix://, ssh://, tcp://). Empty means the local engine."""
     slots: int = 0
-    """Calls that run at the same time on one engine; 0: twice its cores."""
+    """Maximum number of calls that run at the same time on one engine. 0 means 2 for each of its CPU cores."""
     timeout: float = 10.0
-    """Seconds of CPU time for one call, counted from its fork. (ToRL: 10)"""
+    """CPU time limit of a call in seconds, counted from its fork. (ToRL: 10)"""
     wall_factor: float = 2.0
-    """Wall limit of one call = this x `timeout`."""
+    """Wall time limit of a call, as a multiple of `timeout`. It ends calls that sleep or wait without CPU time."""
     memory_mb: int = 512
-    """Memory of one call."""
+    """Memory limit of each process of a call, in MiB."""
     retries: int = 3
-    """Times that a call lost to the infrastructure is run again before its rollout is set aside."""
+    """Maximum number of times that a call is run again if the executor lost it. Then its rollout is invalid."""
     max_outage: float = 0.05
-    """Share of lost calls in a step above which the run stops."""
+    """Maximum share of lost rollouts, or of ungraded ones, in a step. Above it, the run stops. It also limits the
+    share of recent calls that are lost."""
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Settings of the rule-based reward (paper, section 3.3)."""
+    """Configure the rule-based reward (paper, section 3.3)."""
 
     function: str = "grpo_tir.rollouts.rewards:math_reward"
-    """Dotted path or `file.py:function` of `reward(problem, rollout) -> Reward`."""
+    """Function `reward(problem, rollout) -> Reward`, as a dotted path or `file.py:function`."""
     correct: float = 1.0
-    """(ToRL: +1)"""
+    """Reward of a correct final answer. (ToRL: +1)"""
     wrong: float = -1.0
-    """(ToRL: -1)"""
+    """Reward of any other response. (ToRL: -1)"""
     code_penalty: float = 0.0
-    """Added when some executed code failed, at most once; -0.5 in the paper's ablation. Never for a response
-    without code (bug 12 of the reference)."""
+    """Value added once if any executed code failed, but not for a response without code (bug 12 of the reference).
+    (ToRL: 0; its ablation: -0.5)"""
     no_code_penalty: float = 0.0
-    """Added when no code was executed: what the reference's ablation did by accident. For comparison only."""
+    """Value added if no code was executed. Only to repeat the ablation of the reference, which has bug 12."""
     soft_overlong_buffer: int = 0
-    """DAPO eq. 13: the reward falls linearly by up to 1 over the last so many tokens of the budget; 0: off."""
+    """Number of last tokens of the budget over which the reward falls by 1 (DAPO, eq. 13). 0 means none."""
     rounding: str = "exact"
-    """`exact`: 0.333 is not 1/3. A number N: a decimal with N digits or more, correctly rounded, answers an exact
-    gold. `rewards/rounded_ratio` counts such answers either way."""
+    """`exact`: 0.333 does not answer 1/3. A number N: a correctly rounded decimal of N or more digits also answers
+    an exact gold. `rewards/rounded_ratio` counts such answers in both cases."""
 
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """GRPO (arXiv 2402.03300) and the options of its successors, each off by default."""
+    """Configure GRPO (arXiv 2402.03300), and options of DAPO (2503.14476), Dr. GRPO (2503.20783) and others. Each
+    option is off by default."""
 
     aggregation: Literal["token", "sequence", "constant"] = "token"
-    """Loss normaliser over the whole optimizer step: all valid tokens (DAPO), mean of sequence means (GRPO),
-    or rows x max_completion_length (Dr. GRPO)."""
+    """Normalization of the loss over an optimizer step. `token`: mean over valid tokens (DAPO, ToRL). `sequence`:
+    mean of response means (GRPO). `constant`: sum / (responses x max_completion_length) (Dr. GRPO)."""
     clip_low: float = 0.2
-    """ratio >= 1 - clip_low. (ToRL: 0.2)"""
+    """Lower clip: ratio >= 1 - clip_low. (ToRL: 0.2)"""
     clip_high: float = 0.2
-    """ratio <= 1 + clip_high; 0.28 is DAPO's clip-higher. (ToRL: 0.2)"""
+    """Upper clip: ratio <= 1 + clip_high. DAPO's clip-higher is 0.28. (ToRL: 0.2)"""
     ratio: Literal["token", "sequence"] = "token"
-    """`sequence` is GSPO (arXiv 2507.18071): one ratio a response, the geometric mean of its tokens'."""
+    """`token`: one ratio per token. `sequence`: the geometric mean per response (GSPO, arXiv 2507.18071)."""
     scale_rewards: bool = True
-    """Divide the advantage by the group's sample std (n - 1); False is Dr. GRPO."""
+    """Divide the advantage by the sample std (n - 1) of the group's rewards, as GRPO does. False is Dr. GRPO."""
     advantage_eps: float = 1e-6
-    """Added to the std. (ToRL: 1e-6)"""
+    """Value added to that std. (ToRL: 1e-6)"""
     drop_flat_groups: bool = False
-    """Leave groups whose rewards are all equal out of the loss and its denominators. (ToRL: kept)"""
+    """Leave groups with equal rewards out of the loss and its denominator. (ToRL: false)"""
     kl_coef: float = 0.0
-    """KL penalty against the initial policy; 0 loads no reference model. (ToRL: 0)"""
+    """Weight of the KL penalty against the initial policy. With 0 no reference model is loaded. (ToRL: 0)"""
     mini_batches: int = 1
-    """Optimizer steps per pass over a rollout batch. (ToRL: 1, so its ratio is 1 and never clipped)"""
+    """Number of optimizer steps per pass over a rollout batch. (ToRL: 1, so the ratio is 1 and never clipped)"""
     epochs: int = 1
-    """Passes over a rollout batch. (ToRL: 1)"""
+    """Number of passes over a rollout batch. (ToRL: 1)"""
     dynamic_sampling: int = 0
-    """DAPO: flat groups are replaced by fresh ones, at most so many times the batch in all; 0: off."""
+    """Maximum number of sampling rounds in a step. Rounds after the first replace groups with equal rewards (DAPO,
+    3.2). 0 means one round, as in ToRL."""
     mask_overlong: bool = False
-    """DAPO: a response cut off by the budget is left out of the loss (not of the group's statistics)."""
+    """Leave responses cut off by the token budget out of the loss, but not out of group statistics (DAPO, 3.4)."""
     mask_void_turns: bool = False
-    """SimpleTIR: a response with a turn that has neither code nor an answer is left out of the loss."""
+    """Leave responses with a turn without code or answer out of the loss (SimpleTIR, arXiv 2509.02479)."""
     importance_cap: float = 0.0
-    """Truncated importance sampling: weight min(learner/generator probability, cap); 0: off."""
+    """Cap of the truncated importance weight min(learner / generator probability, cap). 0 means no weights."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW."""
+    """Configure AdamW and the micro-batches."""
 
     lr: float = 1e-6
-    """(ToRL: 1e-6)"""
+    """Peak learning rate. (ToRL: 1e-6)"""
     betas: tuple[float, float] = (0.9, 0.999)
-    """(ToRL: 0.9, 0.999)"""
+    """Decay rates of the two moment estimates. (ToRL: 0.9, 0.999)"""
     eps: float = 1e-8
+    """Value added to the denominator of the update. (PyTorch: 1e-8)"""
     weight_decay: float = 0.01
-    """(ToRL: 0.01)"""
+    """Decoupled weight decay. (ToRL: 0.01)"""
     max_grad_norm: float = 1.0
-    """Clipping by global norm. (ToRL: 1)"""
+    """Maximum global gradient norm; larger gradients are scaled down to it. (ToRL: 1)"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up, down to 0 one step after the last. (ToRL: constant)"""
+    """Learning rate after the warm-up. `linear` and `cosine` reach 0 one step after the last. (ToRL: constant)"""
     warmup_steps: int = 0
-    """Linear warm-up, in training steps. (ToRL: 0)"""
+    """Length of the linear warm-up in training steps. (ToRL: 0)"""
     micro_batch_tokens: int = 16384
-    """Tokens in one forward-backward on one rank, padding included where there is any. The gradient does not
-    depend on it."""
+    """Maximum number of tokens, padding included, in a forward-backward on one rank. The gradient is the same."""
     packing: bool = True
-    """Rows end to end instead of padded, where the model's attention allows it. The gradient is the same."""
+    """Put sequences end to end instead of padding them, if the model's attention allows it. Same gradient."""
     logits_mb: int = 256
-    """Memory for logits at one time: more tokens than fit are taken in chunks that are computed again in the
-    backward pass. It bounds a vocabulary of 152k, not the gradient."""
+    """Memory for logits in MiB. If they do not fit, they are computed in chunks, and again in the backward pass.
+    At 256, an update of 2,048 tokens with a vocabulary of 152k peaks at 871 MiB, not 4,710. Same gradient."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run."""
+    """Configure the run."""
 
     output_dir: str = "runs/torl"
-    """Metrics, rollouts, checkpoints and report go here."""
+    """Folder of metrics, rollouts, checkpoints and report."""
     steps: int = 1000
-    """Rollout batches. (ToRL 1.5B: about 1000)"""
+    """Number of training steps, each on one rollout batch. (ToRL 1.5B: about 1000)"""
     seed: int = 1
-    """Keys the data order and every draw."""
+    """Seed of the data order and of all sampling."""
     deterministic: bool = False
-    """A resumed run is bit-identical to an uninterrupted one: `rollout.max_rows` rows decode together to their
-    end, tool results enter together, kernels are deterministic. Slower, the more so the slower the tool."""
+    """Make a resumed run bit-identical to an uninterrupted one. Waves of `rollout.max_rows` rollouts decode to the
+    end, tool results enter together, and kernels are deterministic. This is slower, above all with a slow tool."""
     save_every: int = 20
-    """Steps; 0: only at the end. (ToRL: 20)"""
+    """Number of steps between checkpoints. 0 means only one at the end. (ToRL: 20)"""
     save_total_limit: int = 3
-    """Checkpoints kept; 0: all."""
+    """Maximum number of checkpoints kept. 0 means all."""
     save_in_background: bool = True
-    """Write checkpoints while training goes on, from a copy of weights and optimizer in the CPU's memory (12 bytes
-    a parameter); False: training waits, without a copy."""
+    """Write checkpoints while training goes on. This needs a copy in CPU memory, 12 bytes per parameter."""
     eval_every: int = 0
-    """Steps between greedy evaluations on `data.eval`, also before the first step; 0: off. (ToRL: 4)"""
+    """Steps between greedy evaluations on `data.eval`, also at the start and end. 0 means none. (ToRL: 4)"""
     eval_size: int = 0
-    """Problems of `data.eval` that are used; 0: all."""
+    """Number of problems of `data.eval` that are used. 0 means all."""
     rollouts_every: int = 10
-    """Steps between two that are written down whole, token by token, for the report; from the first one on, which
-    makes it those after a checkpoint, whose log-probs `replay` can recompute. Also the last one. 0: the first."""
+    """Number of steps between full records of rollouts, for report and `replay`. Steps 1, 11, 21, … and the last
+    are recorded: for a step after a checkpoint, `replay` can recompute log-probs. 0 means step 1 only."""
     sample_every: int = 10
-    """Steps between two trajectories printed to the console; 0: none."""
+    """Number of steps between rollouts printed to the console. 0 means none."""
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """`tensorboard`, `wandb`, `trackio`; metrics.jsonl is always written."""
+    """Trackers: `tensorboard`, `wandb`, `trackio`. metrics.jsonl is always written."""
     logprob_tolerance: float = 0.0
-    """Nats a token by which the log-probs of generator and learner may differ on average over a batch, and ten
-    times that in any one response; beyond, the run stops (certificate.py). 0: 0.001 in fp32, 0.05 in bf16. Above
-    that, what their slope may be (2% from 1) is widened in proportion."""
+    """Maximum mean difference of generator and learner log-probs over a batch, in nats per token. The limit for
+    one response is 10 times as high. Above either, the run stops (learning/certificate.py). 0 means 0.001 in fp32,
+    0.05 in bf16. A value above 0.05 also raises the limit on their slope (2% from 1) in proportion."""
     watchdog_minutes: float = 30.0
-    """Minutes without a sign of progress after which a rank among several counts as hung: the launch ends, and
-    names it. 0: never."""
+    """Minutes without progress after which one of several ranks counts as hung; the launch ends. 0 means never."""
     max_skipped: int = 3
-    """Optimizer steps in a row without a finite gradient after which the run stops."""
+    """Number of optimizer steps in a row without a finite gradient at which the run stops."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole recipe."""
+    """Hold a complete recipe."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -271,7 +274,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     deviations: list[str] = field(default_factory=list)
-    """Free text: where this recipe knowingly departs from its source, and why."""
+    """Free text: known differences between this recipe and its source, with the reason."""
 
 
 ABOVE_ZERO = (
@@ -295,10 +298,10 @@ SHARES = ("rollout.top_p", "rollout.min_p", "executor.max_outage")
 
 
 def check(config: Config) -> None:
-    """Refuse what cannot work before anything is loaded.
+    """Check for settings that cannot work, before anything is loaded.
 
     Raises:
-        ConfigError: one line that names the key and the mend.
+        ConfigError: a setting is out of range; the message names the key and the allowed values.
     """
     for names, allowed, words in (
         (ABOVE_ZERO, lambda number: 0 < number < math.inf, "above 0"),
@@ -308,13 +311,13 @@ def check(config: Config) -> None:
         for name in names:
             section, key = name.split(".")
             number = getattr(getattr(config, section), key)
-            if not allowed(number):  # so that NaN, which is neither above nor below, is refused
+            if not allowed(number):  # written this way, so that NaN is refused too
                 raise ConfigError(f"{name} is {number}: it must be {words}")
     rounding = config.reward.rounding
     if rounding != "exact" and not (rounding.isdecimal() and int(rounding) >= 2):
-        raise ConfigError(f"reward.rounding is {rounding!r}: it must be `exact`, or a number of digits from 2 on")
+        raise ConfigError(f"reward.rounding is {rounding!r}: it must be `exact`, or a number of digits, 2 or more")
     if not all(0 <= beta < 1 for beta in config.optim.betas):
-        raise ConfigError(f"optim.betas is {list(config.optim.betas)}: both must be from 0 to below 1")
+        raise ConfigError(f"optim.betas is {list(config.optim.betas)}: both must be at least 0 and below 1")
     if config.rollout.samples_per_prompt < 2:
         raise ConfigError("rollout.samples_per_prompt must be 2 or more: GRPO compares samples of one prompt")
     if config.algorithm.mini_batches > config.rollout.prompts_per_step:
@@ -325,7 +328,10 @@ def check(config: Config) -> None:
 
 
 def check_for_training(config: Config) -> None:
-    """Check what training needs beyond `check`: log-probs must be those of the distribution sampled from."""
+    """Check what training needs beyond `check`: log-probs must be those of the sampling distribution.
+
+    Raises:
+        ConfigError: greedy or truncated sampling, or no training problems."""
     sampling = config.rollout
     if sampling.temperature == 0:
         raise ConfigError("rollout.temperature 0 is greedy: all samples of a group would be equal; use 1.0")
