@@ -1,9 +1,9 @@
 """Compute group-relative advantages (GRPO, arXiv 2402.03300, eq. 3).
 
-    A_i = (r_i - mean(r)) / (std(r) + eps)          std with n - 1; Dr. GRPO leaves it out
+    A_i = (r_i - mean(r)) / (std(r) + eps)          std with n - 1; Dr. GRPO does not divide
 
-over the valid rollouts of a group. A rollout lost to an outage has no reward. It is left out of mean, std and
-loss.
+Mean and std are over the valid rollouts of a group. A rollout lost to an outage has no reward, and is left out of
+mean, std and loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from grpo_tir.types import Rollout, RolloutGroup
 
 
 def group_advantages(rewards: Sequence[float], *, scale: bool = True, eps: float = 1e-6) -> list[float]:
-    """Map (G,) rewards to (G,) advantages. They are 0 in a flat group and for a single reward."""
+    """Map rewards (G,) to advantages (G,). They are 0 if all rewards are equal, or if there is only one."""
     if is_flat(rewards):
         return [0.0] * len(rewards)
     mean = statistics.fmean(rewards)
@@ -32,8 +32,8 @@ def is_flat(rewards: Sequence[float]) -> bool:
 
 
 def assign_advantages(groups: Sequence[RolloutGroup], config: AlgorithmConfig) -> None:
-    """Set `advantage` and `trained` of every rollout. Options leave a rollout out of the loss, not out of its
-    group's statistics: the other samples are still compared with it."""
+    """Set `advantage` and `trained` of every rollout. An option may leave a rollout out of the loss. Its reward
+    still counts in mean and std of its group."""
     for group in groups:
         valid = [r for r in group.rollouts if r.valid and r.reward is not None]
         rewards = group.rewards

@@ -3,9 +3,9 @@
     prompt₀ response₀            │ loss_mask 0 0 0 1 1 1 0 0 1 1
     prompt₁ response₁ pad pad    │           0 0 1 1 1 1 1 1 0 0
 
-Rows are sorted by length and cut into micro-batches of at most `micro_batch_tokens` tokens. If the model can pack
-(`packing.py`), padding is not computed and does not count. The gradient does not depend on the cut, because the
-denominator is that of the whole optimizer step.
+Rows are sorted by length and split into micro-batches of at most `micro_batch_tokens` tokens. If the model can
+pack (`packing.py`), padding is not computed and does not count. The gradient does not depend on the split, because
+the denominator is that of the full optimizer step.
 
 Shapes: B rows, T tokens (prompt and response).
 """
@@ -23,32 +23,32 @@ from grpo_tir.types import Rollout
 
 @dataclass
 class TrainingSample:
-    """One rollout as a training row: prompt and response."""
+    """A rollout as one sequence of prompt and response: one row of a batch. T is its length."""
 
     token_ids: list[int]
     loss_mask: list[int]
     sampled_logprobs: list[float]
-    """(T,) recorded by the generator; 0.0 at prompt and tool tokens."""
+    """(T,) log-probs recorded by the generator; 0.0 at prompt and tool tokens."""
     advantage: float
     old_logprobs: torch.Tensor | None = None
-    """(T,) of the learner before the first of several updates; None with one update."""
+    """(T,) log-probs of the learner before the first of several updates; None with one update."""
     ref_logprobs: torch.Tensor | None = None
-    """(T,) of the reference policy; None without `kl_coef`."""
+    """(T,) log-probs of the reference policy; None without `kl_coef`."""
     rollout: Rollout | None = None
-    """Rollout that the row was made from; None for an idle row."""
+    """Rollout of this sample; None for an idle row."""
     certified: bool = False
-    """True if the rollout has stamps, so that its log-probs come from the generator."""
+    """True if the stamps of the rollout were checked. Its log-probs then come from the generator."""
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """Tokens that packed rows of one prompt share: all before the token that predicts the first model
-        token."""
+        """Tokens that packed rows of the same prompt share: the prompt without its last token, which predicts the
+        first model token."""
         return tuple(self.token_ids[: max(self.loss_mask.index(1) - 1, 0)]) if any(self.loss_mask) else ()
 
 
 @dataclass
 class MicroBatch:
-    """Right-padded rows on the device."""
+    """Right-padded samples on the device, one per row."""
 
     input_ids: torch.Tensor  # (B, T)
     attention_mask: torch.Tensor  # (B, T)
@@ -58,7 +58,7 @@ class MicroBatch:
     rows: Sequence[TrainingSample]
 
     def agreement(self, old_logprobs: torch.Tensor) -> Agreement:
-        """Compare the learner's log-probs (B, T) with the generator's, at model tokens of certified rows."""
+        """Compare the log-probs (B, T) of learner and generator at the model tokens of certified rows."""
         certified = torch.tensor([row.certified for row in self.rows], device=self.loss_mask.device)
         kept = self.loss_mask.bool() & certified[:, None]  # (B, T)
         x, y = (torch.where(kept, values, 0.0).double() for values in (old_logprobs, self.sampled_logprobs))
@@ -68,7 +68,7 @@ class MicroBatch:
         return Agreement(*[*sums.tolist(), worst])
 
     def remember(self, old_logprobs: torch.Tensor) -> None:
-        """Store the learner's log-probs (B, T) in each rollout, for the log."""
+        """Store the learner's log-probs (B, T) in the rollouts, for the run's log."""
         for row, values in zip(self.rows, old_logprobs.cpu()):
             if row.rollout:
                 row.rollout.old_logprobs = values[len(row.rollout.prompt_ids) : len(row.token_ids)]
@@ -79,10 +79,10 @@ class MicroBatch:
 
 
 def to_row(rollout: Rollout) -> TrainingSample:
-    """Join prompt and response into one row. The prompt is never in the loss.
+    """Join prompt and response of a rollout into one sample. The prompt is never in the loss.
 
     Raises:
-        CertificateError: the row differs from what was sampled.
+        CertificateError: the tokens or the loss mask differ from what was sampled.
     """
     prompt = len(rollout.prompt_ids)
     row = TrainingSample(
@@ -92,27 +92,28 @@ def to_row(rollout: Rollout) -> TrainingSample:
         rollout.advantage,
         rollout=rollout,
     )
-    assert len(row.token_ids) == len(row.loss_mask) == len(row.sampled_logprobs), "ids, mask and log-probs drifted"
-    if rollout.stamps:  # made by hand, as tests do, a rollout has none and claims nothing
+    assert len(row.token_ids) == len(row.loss_mask) == len(row.sampled_logprobs), "ids, mask, log-probs differ"
+    if rollout.stamps:  # a rollout made by hand, as in tests, has none
         where = f"group {rollout.group}, sample {rollout.sample}"
         check_tokens(rollout.stamps, prompt, row.token_ids, row.loss_mask, where)
         row.certified = True
     return row
 
 
-REPEATED = 8
-"""A prompt that more rows attend to costs only keys and values: 1/8 of the memory of its tokens."""
+SHARED_PROMPT_DIVISOR = 8
+"""Each further row that attends to a shared prompt adds 1/8 of the prompt's memory: only keys and values."""
 
 
 def plan_micro_batches(
     rows: Sequence[TrainingSample], max_tokens: int, packed: bool = False
 ) -> list[list[TrainingSample]]:
-    """Group rows into micro-batches of at most `max_tokens`, longest first, so that memory runs out at once or
-    never.
+    """Split rows into micro-batches of at most `max_tokens` tokens, longest first. So if memory is too small, it
+    is the first micro-batch that fails.
 
-    A row longer than `max_tokens` is alone in its batch. Without `packed`, each row counts as long as the longest
-    of its batch. With `packed`, rows have no padding, stay beside the rows of their prompt, and count the prompt
-    once plus 1/8 of it for each further row."""
+    A row longer than `max_tokens` gets its own batch. Without `packed`, each row counts with the length of the
+    longest in its batch. With `packed`, there is no padding, rows of the same prompt are neighbours, and the
+    prompt counts once, plus 1/8 for each further row."""
+    # 1. Sort by the longest row of a prompt, then by prompt, then by length.
     prompts = [row.prompt if packed else () for row in rows]
     longest: dict[tuple[int, ...], int] = {}
     for row, prompt in zip(rows, prompts, strict=True):
@@ -120,23 +121,24 @@ def plan_micro_batches(
     pairs = sorted(
         zip(rows, prompts, strict=True), key=lambda pair: (-longest[pair[1]], pair[1], -len(pair[0].token_ids))
     )
+    # 2. Fill one batch after the other.
     batches: list[list[TrainingSample]] = []
-    size = 0  # tokens of the batch that is being filled
-    last: tuple[int, ...] | None = None  # prompt of its last row
+    size = 0  # tokens in the last batch
+    last: tuple[int, ...] | None = None  # prompt of the last row
     for row, prompt in pairs:
-        whole = len(row.token_ids)
-        cost = whole if packed or not batches else len(batches[-1][0].token_ids)
-        cost -= len(prompt) - len(prompt) // REPEATED if prompt == last else 0
+        length = len(row.token_ids)
+        cost = length if packed or not batches else len(batches[-1][0].token_ids)
+        cost -= len(prompt) - len(prompt) // SHARED_PROMPT_DIVISOR if prompt == last else 0
         if not batches or size + cost > max_tokens:
             batches.append([])
-            size, cost = 0, whole
+            size, cost = 0, length
         batches[-1].append(row)
         size, last = size + cost, prompt
     return batches
 
 
 def collate(rows: Sequence[TrainingSample], device: torch.device) -> MicroBatch:
-    """Pad rows to the longest. Padding is masked by length, whatever its token id (bug 6)."""
+    """Pad rows to the longest. The attention mask depends on lengths only, not on token ids (bug 6)."""
     return MicroBatch(
         _pad([row.token_ids for row in rows], 0).to(device),
         _pad([[1] * len(row.token_ids) for row in rows], 0).to(device),
@@ -148,7 +150,7 @@ def collate(rows: Sequence[TrainingSample], device: torch.device) -> MicroBatch:
 
 
 def idle_row() -> TrainingSample:
-    """Make a row without loss, for a rank that has fewer micro-batches than the others."""
+    """Make a sample without loss, for a rank that has fewer micro-batches than the others."""
     return TrainingSample([0, 0], [0, 0], [0.0, 0.0], 0.0)
 
 

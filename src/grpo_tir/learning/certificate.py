@@ -1,16 +1,16 @@
 """Check that the trained tokens are the sampled tokens: the token certificate.
 
-    sampled    the generator's ids, stamped as they come     model 12 crc │ tool 5 crc │ model 9 crc
-    trained    the ids and the mask of the learner's row     1 1 1 … 1 1  │ 0 … 0      │ 1 1 … 1
+    sampled    ids of the generator, each segment stamped    model 12 crc │ tool 5 crc │ model 9 crc
+    trained    ids and loss mask of the learner's sample     1 1 1 … 1 1  │ 0 … 0      │ 1 1 … 1
 
-1. The row holds every stamped segment, id for id and in order, and nothing else after the prompt.
-2. No token of prompt or tool is in the loss, and every sampled token is.
+1. After the prompt, the trained ids are those of the stamped segments, in the same order, and no others.
+2. Every model token is in the loss. No token of the prompt or of the tool is.
 3. The log-probs of generator and learner agree, up to their numerical precision.
 
-Stamps are made where tokens enter a rollout, and checked where the learner makes its rows. A change of an id or of
-the mask in between is found: re-tokenization, a mask shifted by a round (bugs 1, 3 and 4 of the reference), a
-reward function that edits its rollout. The third check finds a generator that drew at another temperature, with a
-penalty, from stale weights, or after another prompt.
+A segment is stamped when it enters a rollout. The stamps are checked when the learner makes its samples. The first
+two checks find any change of an id or of the mask in between: re-tokenization, a mask shifted by a round (bugs 1,
+3 and 4 of the reference), a reward function that edits its rollout. The third check finds a generator that sampled
+at another temperature, with a penalty, from stale weights, or after another prompt.
 
 This module imports only the standard library.
 """
@@ -25,45 +25,45 @@ from grpo_tir.errors import CertificateError
 from grpo_tir.types import Stamp, stamp
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}
-"""Largest mean gap of log-probs over a batch, in nats a token, by the lower of the two precisions. The
+"""Largest mean gap of log-probs over a batch, in nats per token, by the lower of the two precisions. The
 quickstart's model has 5e-7 in fp32 and 6e-4 in bf16. Larger models add up more rounding errors."""
 SINGLE = 10.0
 """Factor on the tolerance for a single response, whose mean is over few tokens."""
-STEEP = 0.02
+SLOPE_TOLERANCE = 0.02
 """Largest deviation from 1 of the slope of the generator's log-probs over the learner's. On the quickstart's model
-it is 0.046 if tokens are drawn at temperature 0.9 instead of 1, while the gap (0.016) is still within the
-tolerance of bf16. With correct draws in bf16 it is 0.0003."""
+it is 0.046 if tokens are sampled at temperature 0.9 instead of 1, while the gap (0.016) is still within the
+tolerance of bf16. With correct sampling in bf16 it is 0.0003."""
 
 
 def check_tokens(
     stamps: Sequence[Stamp], prompt: int, token_ids: Sequence[int], loss_mask: Sequence[int], where: str
 ) -> None:
-    """Run the first two checks on one row.
+    """Run the first two checks on one sample.
 
     Args:
-        stamps: of the response's segments, in order.
-        prompt: tokens before the response.
-        token_ids, loss_mask: of the row that is about to be trained.
+        stamps: stamps of the response's segments, in order.
+        prompt: number of prompt tokens.
+        token_ids, loss_mask: (T,) ids and mask that are about to be trained.
         where: name of the rollout, for the error.
 
     Raises:
-        CertificateError: the row is not what was sampled, or the mask is not its kind.
+        CertificateError: the ids are not the sampled ones, or the mask does not match the kind of a segment.
     """
     if any(loss_mask[:prompt]):
         raise CertificateError(f"{where}: {sum(loss_mask[:prompt])} prompt tokens are in the loss")
     start = prompt
-    for number, piece in enumerate(stamps):
-        end = start + piece.length
-        if stamp(piece.kind, token_ids[start:end]) != piece:
+    for number, part in enumerate(stamps):
+        end = start + part.length
+        if stamp(part.kind, token_ids[start:end]) != part:
             raise CertificateError(
-                f"{where}: the ids to be trained are not the ids that were {_VERB[piece.kind]} "
-                f"(piece {number}, tokens {start} to {end})"
+                f"{where}: the ids to be trained are not the ids that were {_VERB[part.kind]} "
+                f"(segment {number}, tokens {start} to {end})"
             )
         inside = sum(loss_mask[start:end])
-        if inside != (piece.length if piece.kind == "model" else 0):
-            wrong = inside if piece.kind == "tool" else piece.length - inside
-            fault = "tool tokens are in the loss" if piece.kind == "tool" else "sampled tokens are not in the loss"
-            raise CertificateError(f"{where}: {wrong} {fault} (piece {number}, tokens {start} to {end})")
+        if inside != (part.length if part.kind == "model" else 0):
+            wrong = inside if part.kind == "tool" else part.length - inside
+            fault = "tool tokens are in the loss" if part.kind == "tool" else "sampled tokens are not in the loss"
+            raise CertificateError(f"{where}: {wrong} {fault} (segment {number}, tokens {start} to {end})")
         start = end
     if start != len(token_ids) or start != len(loss_mask):
         raise CertificateError(
@@ -76,7 +76,7 @@ _VERB = {"model": "sampled", "tool": "inserted"}
 
 @dataclass(frozen=True)
 class Agreement:
-    """Log-probs of one batch, the learner's (x) and the generator's (y), as sums over its tokens."""
+    """Agreement of the learner's log-probs (x) with the generator's (y), as sums over the tokens of a batch."""
 
     tokens: float
     gap: float
@@ -91,9 +91,9 @@ class Agreement:
     """The largest mean of |x - y| over one response."""
 
     def slope(self) -> tuple[float, float]:
-        """Least-squares slope of y over x, and how far rounding alone may bend it: by its share of the variance of
-        x, and four standard errors. A lower temperature makes log-probs steeper, however small the gap it leaves
-        between a sure policy's; rounding does not."""
+        """Return the least-squares slope of y over x, and its largest deviation from 1 due to rounding: the ratio
+        of rounding noise to the variance of x, plus four standard errors. A lower sampling temperature raises the
+        slope, even if a confident policy leaves a small gap. Rounding does not raise it."""
         spread = self.xx - self.x**2 / max(self.tokens, 1.0)
         if spread <= 0:
             return 1.0, math.inf
@@ -102,27 +102,28 @@ class Agreement:
         return slope, noise + 4 * math.sqrt(noise / self.tokens)
 
     def used(self, tolerance: float) -> float:
-        """The largest share of its tolerance: of the mean gap, of the worst response, of the slope."""
-        slope, bend = self.slope()
-        steep = STEEP * max(1.0, tolerance / TOLERANCE["bf16"])
+        """Return the largest used share of a tolerance: of mean gap, worst response, or slope. Above 1 fails."""
+        slope, rounding = self.slope()
+        limit = SLOPE_TOLERANCE * max(1.0, tolerance / TOLERANCE["bf16"])
         mean = self.gap / max(self.tokens, 1.0)
-        return max(mean / tolerance, self.worst / (SINGLE * tolerance), abs(slope - 1) / (steep + bend))
+        return max(mean / tolerance, self.worst / (SINGLE * tolerance), abs(slope - 1) / (limit + rounding))
 
 
 def check_logprobs(found: Agreement, tolerance: float) -> None:
-    """The third check, for one optimizer step. NaN passes: a step that is not finite has a guard of its own.
+    """Run the third check before one optimizer step. A NaN passes: `Learner.step` skips a gradient with NaN.
 
     Args:
-        tolerance: of the mean gap over the batch, nats a token.
+        found: agreement over the batch, summed over all ranks.
+        tolerance: largest mean gap over the batch, in nats per token.
 
     Raises:
-        CertificateError: some tolerance is used up.
+        CertificateError: a tolerance is exceeded.
     """
     if found.used(tolerance) > 1:
         raise CertificateError(
             f"the generator's log-probs are not the learner's: they differ by {found.gap / found.tokens:.3g} "
-            "nats a token over the batch "
+            "nats per token over the batch "
             f"and {found.worst:.3g} in the worst response (train.logprob_tolerance allows "
-            f"{tolerance:g} and {SINGLE * tolerance:g}), and are {found.slope()[0]:.3f} times as steep. Same "
-            "temperature, same weights, same precision? No step was taken"
+            f"{tolerance:g} and {SINGLE * tolerance:g}), and their slope is {found.slope()[0]:.3f} instead of 1. "
+            "Check that temperature, weights and precision are the same. No step was taken"
         )

@@ -9,23 +9,23 @@ from torch.autograd.function import once_differentiable
 
 
 class LogSoftmaxInPlace(torch.autograd.Function):
-    """Compute `plain_log_softmax` in the buffer of its logits. The forward pass turns it into probabilities, the
-    backward pass into d logprob / d logits = (onehot(token) - probabilities) / temperature. The plain version
-    holds three such buffers and reads them twenty times; here a few rows at a time stay in the processor's
+    """Compute `plain_log_softmax` in the buffer of its logits. The forward pass overwrites them with
+    probabilities, the backward pass with d logprob / d logits = (onehot(token) - probabilities) / temperature. The
+    plain version holds three such buffers and reads them twenty times. Here each part of a few rows stays in the
     cache."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, V) and (n,) to (n,) and (n,)."""
+        """Map logits (n, V) and token ids (n,) to log-probs (n,) and entropies (n,)."""
         logits, logprobs, entropies = logits.detach(), [], []
         for part, chosen in zip(*_in_cache(logits, tokens), strict=True):
             part.div_(temperature).sub_(part.amax(-1, keepdim=True))
             probs = part.exp()
             z = probs.sum(-1)  # (rows,)
             logprobs.append(part.gather(-1, chosen[:, None])[:, 0] - z.log())
-            entropies.append(z.log() - (probs * part).sum(-1) / z)  # `vecdot` would obey autocast
+            entropies.append(z.log() - (probs * part).sum(-1) / z)  # autocast would run `vecdot` in bf16
             torch.div(probs, z[:, None], out=part)
         ctx.save_for_backward(logits, tokens)
         ctx.temperature = temperature
@@ -36,7 +36,7 @@ class LogSoftmaxInPlace(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """(n,) to (n, V)."""
+        """Map the gradient of the log-probs (n,) to that of the logits (n, V)."""
         probs, tokens = ctx.saved_tensors
         scale = (gradient / ctx.temperature)[:, None]
         for part, share, chosen in zip(*_in_cache(probs, scale, tokens), strict=True):
@@ -45,8 +45,8 @@ class LogSoftmaxInPlace(torch.autograd.Function):
 
 
 def _in_cache(rows: torch.Tensor, *others: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
-    """Cut `rows` (n, V), and tensors with as many rows, into parts that fit the processor's cache (CPU) or keep
-    temporaries small (GPU)."""
+    """Split `rows` (n, V), and other tensors with n rows, into parts. On a CPU a part fits in the cache; on a GPU
+    it keeps temporary tensors small."""
     elements = 1 << 19 if rows.device.type == "cpu" else 1 << 24
     size = max(1, elements // rows.shape[-1])
     return tuple(tensor.split(size) for tensor in (rows, *others))

@@ -5,9 +5,9 @@
         for each micro-batch:  backward(loss / denominator)
         clip, step
 
-The gradient is that of the whole mini-batch, for any number of ranks and any micro-batch size. With one update a
-batch, old_logprobs are those of the current policy and the ratio is 1. With several updates, the learner computes
-old_logprobs first. The generator's log-probs are compared with the learner's: the gap is logged and, with
+The gradient is that of the full mini-batch, for any number of ranks and any micro-batch size. With one update per
+rollout batch, old_logprobs are those of the current policy and the ratio is 1. With several updates, the learner
+computes old_logprobs first. The log-probs of generator and learner are compared: the gap is logged and, with
 `importance_cap`, corrected by truncated importance weights.
 
 Shapes: B rows, T tokens.
@@ -40,16 +40,16 @@ from grpo_tir.types import RolloutGroup
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """Samples of one optimizer step: this rank's share."""
+    """Samples of one optimizer step on this rank."""
 
     samples: list[TrainingSample]
     normalizer: float
-    """Denominator of the loss: valid tokens, or rows, of all ranks (`loss.count`)."""
+    """Denominator of the loss over all ranks (`loss.count`)."""
 
 
 class Learner:
-    """Hold the policy, its optimizer and, with `kl_coef`, the reference policy. If `reference` is None, the
-    reference is the policy with its adapters turned off."""
+    """Hold the policy, its optimizer and, with `kl_coef`, the reference policy. If `reference` is None, the policy
+    with its adapters turned off is the reference."""
 
     def __init__(self, runtime: Runtime, model: Any, config: Config, reference: Any = None) -> None:
         self.runtime, self.config = runtime, config
@@ -62,7 +62,7 @@ class Learner:
             if reference is not None
             else None
         )
-        # a compiled graph would be made anew for every set of lengths
+        # with packing, torch.compile would compile again for every set of sequence lengths
         with runtime.full_weights(model):
             self.packs = optim.packing and not config.model.compile and unsupported_reason(model) is None
         self.optimizer = torch.optim.AdamW(
@@ -75,7 +75,7 @@ class Learner:
         self.policy, self.optimizer = runtime.prepare(self.module, self.optimizer, optim.max_grad_norm)
         if config.model.compile:
             if runtime.stage:
-                raise ConfigError("model.compile does not go together with DeepSpeed: set it to false")
+                raise ConfigError("model.compile does not work with DeepSpeed: set it to false")
             self.policy = torch.compile(self.policy, dynamic=True)
         self.skipped = 0
         self.tolerance = config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
@@ -88,10 +88,10 @@ class Learner:
 
     @contextmanager
     def updating(self, step: int, dump: Path) -> Iterator[None]:
-        """Prepare the optimizer steps on one rollout batch: learning rate, train mode, packed rows.
+        """Set learning rate, train mode and packing for the optimizer steps on one rollout batch, while entered.
 
         Args:
-            step: of the run, from 0; sets the learning rate.
+            step: training step, from 0; sets the learning rate.
             dump: folder for mini-batches without a finite gradient.
         """
         for group in self.optimizer.param_groups:
@@ -107,11 +107,11 @@ class Learner:
     def mini_batches(self, groups: Sequence[RolloutGroup]) -> Iterator[MiniBatch]:
         """Yield one mini-batch for each optimizer step: `algorithm.epochs` times `algorithm.mini_batches`.
 
-        The log-probs of the old policy (eq. 2) are computed before the first of them, and those of the reference
-        policy where `kl_coef` asks for it. A mini-batch that is empty on all ranks is left out.
+        Before the first one, compute the log-probs of the old policy (eq. 2) and, with `kl_coef`, those of the
+        reference policy. A mini-batch that is empty on all ranks is left out.
         """
         options = self.config.algorithm
-        batches = self._deal(groups)
+        batches = self._split(groups)
         samples = [sample for batch in batches for sample in batch]
         if options.mini_batches * options.epochs > 1 or options.importance_cap:
             self._annotate(self.module, samples, "old_logprobs")
@@ -130,10 +130,10 @@ class Learner:
         """Add the gradient of the GRPO loss of one mini-batch, micro-batch by micro-batch.
 
         Raises:
-            CertificateError: the rows are not what was sampled, or not from this policy.
+            CertificateError: generator and learner disagree about the log-probs.
         """
         micro_batches = plan_micro_batches(batch.samples, self.config.optim.micro_batch_tokens, self.packs)
-        rounds = int(self.runtime.max([len(micro_batches)])[0])  # a rank with fewer takes part with empty ones
+        rounds = int(self.runtime.max([len(micro_batches)])[0])  # other ranks add micro-batches without loss
         micro_batches += [[idle_row()]] * (rounds - len(micro_batches))
         for i, part in enumerate(micro_batches):
             with self.runtime.hold_sync(self.policy, hold=i + 1 < rounds):
@@ -142,7 +142,7 @@ class Learner:
         self._certify()
 
     def step(self, batch: MiniBatch) -> None:
-        """Clip the gradient and take the optimizer step. A gradient that is not finite is skipped and dumped.
+        """Clip the gradient and take the optimizer step. Without a finite gradient, dump the mini-batch instead.
 
         Raises:
             TrainingDiverged: `train.max_skipped` optimizer steps in a row were skipped.
@@ -156,7 +156,7 @@ class Learner:
             self._skip(batch, norm)
 
     def report(self) -> dict[str, float]:
-        """Metrics of the optimizer steps since `updating` was entered. All ranks must call it together."""
+        """Return the metrics of the optimizer steps since `updating` began. All ranks must call it together."""
         names = ["entropy", "gap", "clipped_low", "clipped_high", "kl", "tokens", "loss"]
         totals = dict(zip(names, self.runtime.sum([self.sums.get(name, 0.0) for name in names]), strict=True))
         if not self.config.algorithm.kl_coef:
@@ -168,19 +168,19 @@ class Learner:
         updates = self.config.algorithm.mini_batches * self.config.algorithm.epochs
         return update_metrics(totals, updates, self.optimizer.param_groups[0]["lr"])
 
-    def _deal(self, groups: Sequence[RolloutGroup]) -> list[list[TrainingSample]]:
-        """Assign groups to mini-batches by their position in the whole batch, not in this rank's share. The
-        mini-batches are then the same for any number of ranks."""
+    def _split(self, groups: Sequence[RolloutGroup]) -> list[list[TrainingSample]]:
+        """Split groups into mini-batches by their position in the batch of all ranks, not in this rank's share.
+        The mini-batches are then the same for any number of ranks."""
         parts = self.config.algorithm.mini_batches
-        ordinals = [group.rollouts[0].group for group in groups]
-        place = {ordinal: i for i, ordinal in enumerate(sorted(self.runtime.gather(ordinals)))}
+        numbers = [group.rollouts[0].group for group in groups]
+        position = {number: i for i, number in enumerate(sorted(self.runtime.gather(numbers)))}
         batches: list[list[TrainingSample]] = [[] for _ in range(parts)]
-        for group, ordinal in zip(groups, ordinals, strict=True):
-            batches[place[ordinal] % parts] += [to_row(r) for r in group.rollouts if r.trained]
+        for group, number in zip(groups, numbers, strict=True):
+            batches[position[number] % parts] += [to_row(r) for r in group.rollouts if r.trained]
         return batches
 
     def _annotate_reference(self, rows: list[TrainingSample]) -> None:
-        """Set the log-probs of the initial policy: a second model, or the policy without its adapters."""
+        """Set `ref_logprobs`: those of a second model, or of the policy without its adapters."""
         if self.reference is not None:
             self._annotate(self.reference, rows, "ref_logprobs")
         else:
@@ -189,7 +189,7 @@ class Learner:
 
     @torch.no_grad()
     def _annotate(self, module: TokenLogprobs, rows: list[TrainingSample], name: str) -> None:
-        """Set the log-probs of a fixed policy in each row."""
+        """Set the log-probs of a fixed policy as attribute `name` of each row."""
         with self.runtime.full_weights(module), self.runtime.autocast():
             for part in plan_micro_batches(rows, self.config.optim.micro_batch_tokens, self.packs):
                 batch = collate(part, self.runtime.device)
@@ -200,6 +200,7 @@ class Learner:
     def _loss(self, batch: MicroBatch, normalizer: float) -> torch.Tensor:
         """Compute this micro-batch's share of the mini-batch loss."""
         options = self.config.algorithm
+        # 1. Log-probs of the policy, of the old policy and of the reference policy.
         with self.runtime.autocast(self.policy):
             logprobs, entropy = self.policy(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (B, T)
         old_rows = [row.old_logprobs for row in batch.rows if row.old_logprobs is not None]
@@ -208,6 +209,7 @@ class Learner:
         ref = batch.stack(ref_rows) if len(ref_rows) == len(batch.rows) else logprobs.detach()
         batch.remember(old)
         gap = old - batch.sampled_logprobs  # (B, T) learner against generator, before any update
+        # 2. Loss, with truncated importance weights if they are asked for.
         loss, info = grpo_loss(
             logprobs,
             old,
@@ -222,15 +224,16 @@ class Learner:
             kl_coef=options.kl_coef,
             weights=gap.exp().clamp(max=options.importance_cap) if options.importance_cap else None,
         )
-        seen = torch.where(batch.loss_mask.bool(), gap.abs(), 0.0)
-        self._add(loss=loss.item(), entropy=entropy.sum().item(), gap=seen.sum().item())
+        # 3. Sums for metrics and certificate.
+        gaps = torch.where(batch.loss_mask.bool(), gap.abs(), 0.0)
+        self._add(loss=loss.item(), entropy=entropy.sum().item(), gap=gaps.sum().item())
         self._add(**{name: value.item() for name, value in info.items()})
-        self.sums["gap_max"] = max(self.sums.get("gap_max", 0.0), seen.max().item())
+        self.sums["gap_max"] = max(self.sums.get("gap_max", 0.0), gaps.max().item())
         self.agreements.append(batch.agreement(old))
         return loss
 
     def _certify(self) -> None:
-        """Check before the step that the rows were drawn from the policy that is about to learn."""
+        """Check before the step that the log-probs of generator and learner agree over all ranks."""
         *sums, worst = (list(column) for column in zip(*map(astuple, self.agreements), strict=True))
         self.agreements.clear()
         found = Agreement(*self.runtime.sum([sum(column) for column in sums]), *self.runtime.max([max(worst)]))
@@ -238,7 +241,7 @@ class Learner:
         check_logprobs(found, self.tolerance)
 
     def _skip(self, batch: MiniBatch, norm: float) -> None:
-        """Dump the mini-batch for replay. Raise after too many skipped steps in a row."""
+        """Dump the mini-batch for inspection. Raise after too many skipped steps in a row."""
         self.skipped += 1
         self.dump.mkdir(parents=True, exist_ok=True)
         samples = [{**vars(sample), "rollout": None} for sample in batch.samples]
@@ -246,7 +249,7 @@ class Learner:
         if self.skipped >= self.config.train.max_skipped:
             raise TrainingDiverged(
                 f"{self.skipped} optimizer steps in a row had a gradient norm of {norm}; "
-                f"the last batch is in {self.dump}. Lower optim.lr, or look at the batch"
+                f"the last mini-batch is in {self.dump}. Lower optim.lr, or look at that batch"
             )
 
     def _add(self, **numbers: float) -> None:
@@ -255,8 +258,8 @@ class Learner:
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout to 0. With dropout, the policy that learns would differ from the one that sampled, the
-    gradient would depend on the cut into micro-batches, and a resume would need the random generator's state."""
+    """Set every dropout probability to 0. Otherwise the learner's policy would differ from the generator's, the
+    gradient would depend on the split into micro-batches, and a resume would need the random generator's state."""
     for module in model.modules():
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
@@ -270,9 +273,9 @@ def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
-    shape: dict[str, Callable[[float], float]] = {
+    factor: dict[str, Callable[[float], float]] = {
         "constant": lambda x: 1.0,
         "linear": lambda x: 1 - x,
         "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
     }
-    return optim.lr * shape[optim.schedule](done)
+    return optim.lr * factor[optim.schedule](done)

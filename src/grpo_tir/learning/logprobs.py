@@ -1,4 +1,4 @@
-"""Compute log-probs and entropies of the tokens that the policy chose, and of no others.
+"""Compute log-probs and entropies of model tokens: the tokens that the policy sampled.
 
     hidden (B, T, H) ── positions before a model token ──► (N, H) ── head, / temperature ──► (N, V) ──► (N,)
 
@@ -29,8 +29,8 @@ class TokenLogprobs(nn.Module):
         self.temperature = temperature
         self.logits_mb = logits_mb
         self.plain = plain_head(model)
-        # The head's weights are ours too: ZeRO-3 gathers a module's own parameters when it is called, and were the
-        # head called chunk by chunk, the gathers of ranks with other numbers of chunks would fall out of step.
+        # Hold the head's weights here: ZeRO-3 gathers the parameters of a module when it is called. If each chunk
+        # called the head, ranks with different numbers of chunks would not gather together.
         head: Any = model.get_output_embeddings() if self.plain else nn.Module()
         self.weight: Any = getattr(head, "weight", None)  # (V, H)
         self.bias: Any = getattr(head, "bias", None)  # (V,)
@@ -43,20 +43,20 @@ class TokenLogprobs(nn.Module):
         chosen = loss_mask.bool().clone()
         chosen[:, 0] = False  # nothing predicts the first token
         if is_packing(self.model):
-            inputs, before = pack(input_ids, attention_mask, chosen)
+            inputs, predicts = pack(input_ids, attention_mask, chosen)
         else:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-            before = torch.nn.functional.pad(chosen[:, 1:], (0, 1))  # (B, T) positions that predict a model token
+            predicts = torch.nn.functional.pad(chosen[:, 1:], (0, 1))  # (B, T) positions before a model token
         if self.plain:
-            flat = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state[before]  # (N, H)
+            flat = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state[predicts]  # (N, H)
         else:
-            flat = self.model(**inputs, use_cache=False).logits[before]  # (N, V)
-        logprobs, entropies = self._of_tokens(flat, input_ids[chosen])
+            flat = self.model(**inputs, use_cache=False).logits[predicts]  # (N, V)
+        logprobs, entropies = self._token_logprobs(flat, input_ids[chosen])
         empty = torch.zeros(input_ids.shape, dtype=logprobs.dtype, device=logprobs.device)
         return empty.masked_scatter(chosen, logprobs), empty.masked_scatter(chosen, entropies)
 
-    def _of_tokens(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map (N, H or V) and ids (N,) to log-probs and entropies (N,)."""
+    def _token_logprobs(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map hidden states (N, H), or logits (N, V), and token ids (N,) to log-probs and entropies (N,)."""
         size = max(1, int(self.logits_mb * 2**20) // (4 * self.model.config.get_text_config().vocab_size))
         if flat.shape[0] <= size:
             return self._chunk(flat, tokens)
@@ -67,12 +67,12 @@ class TokenLogprobs(nn.Module):
         return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
 
     def _chunk(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # float32 whatever autocast did, and ours to overwrite: (n, V)
+        # (n, V) in float32, also under autocast, and in a buffer that may be overwritten
         if self.plain:
             logits = torch.nn.functional.linear(flat, self.weight, self.bias).float()
         else:
             logits = flat.to(torch.float32, copy=True)
-        if torch.compiler.is_compiling():  # a compiler fuses the plain lines by itself
+        if torch.compiler.is_compiling():  # torch.compile fuses the plain version
             return plain_log_softmax(logits, tokens, self.temperature)
         return LogSoftmaxInPlace.apply(logits, tokens, self.temperature)
 
@@ -80,8 +80,8 @@ class TokenLogprobs(nn.Module):
 def plain_log_softmax(
     logits: torch.Tensor, tokens: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute from `logits` (n, V) the log-probs of `tokens` (n,) at a temperature, and entropies without
-    gradient."""
+    """Compute the log-probs (n,) of `tokens` (n,) at a temperature from `logits` (n, V), and entropies (n,)
+    without gradient."""
     logits = logits / temperature
     log_z = logits.logsumexp(-1)  # (n,)
     logprobs = logits.gather(-1, tokens[:, None])[:, 0] - log_z
@@ -91,7 +91,7 @@ def plain_log_softmax(
 
 
 def plain_head(model: Any) -> bool:
-    """True if logits are `head(hidden)`. Some model families cap or scale them in between."""
+    """True if the logits are `head(hidden)`. Some model families scale or cap them."""
     config = model.config.get_text_config()
     scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
     return (

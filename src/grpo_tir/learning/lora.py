@@ -1,10 +1,9 @@
 """Add low-rank adapters (LoRA, arXiv 2106.09685): train two small matrices a layer, freeze the weights.
 
-    y = W x + (alpha / rank) B A x        A (rank, in), B (out, rank), B = 0 at first
+    y = W x + (alpha / rank) B A x        A (rank, in), B (out, rank), initially B = 0
 
 The model keeps its class, so that every generator can decode the adapted policy. The initial policy is the same
-model with the adapters scaled to 0. A checkpoint holds the merged weights for users and the adapters to resume
-from.
+model with the adapters scaled to 0. A checkpoint holds the merged weights for users, and the adapters to resume.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def add_adapters(model: Any, settings: ModelConfig, checkpoint: Path | None = No
     """Freeze the weights and add adapters: new ones, or those of a checkpoint.
 
     Raises:
-        ConfigError: peft is not installed, or a target that is no linear layer of this model.
-        CheckpointError: the checkpoint has no adapters, or others.
+        ConfigError: peft is not installed, or a target is not a linear layer of this model.
+        CheckpointError: the checkpoint has no adapters, or adapters of another rank or of other layers.
     """
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("model.lora_rank needs peft; install it: pip install 'grpo-tir[peft]'")
@@ -56,7 +55,7 @@ def has_adapters(model: Any) -> bool:
 
 
 def without_adapters(model: Any) -> AbstractContextManager[None]:
-    """Turn the adapters off: the model is then the initial policy."""
+    """Turn the adapters off while entered: the model is then the initial policy."""
     from peft.helpers import rescale_adapter_scale
 
     context: AbstractContextManager[None] = rescale_adapter_scale(model, 0.0)
@@ -65,8 +64,8 @@ def without_adapters(model: Any) -> AbstractContextManager[None]:
 
 @torch.no_grad()
 def merge(model: Any, weights: dict[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """An empty model without adapters, and its weights: `weights` with the products added. Not merged in place:
-    adding a product and taking it away again does not give back the same bits."""
+    """Return an empty model without adapters, and its weights: `weights` plus the products B A of the adapters.
+    The given model is unchanged, because adding a product and subtracting it again does not restore every bit."""
     from peft.tuners.lora import LoraLayer
 
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if ".lora_" not in name}

@@ -9,8 +9,8 @@ For token t of rollout i with ratio  w_it = exp(logprob_it - old_logprob_it)  an
     constant  sum_it L_it / (rollouts x max length)            Dr. GRPO, arXiv 2503.20783
 
 GSPO (arXiv 2507.18071) replaces w_it by the geometric mean of the response's ratios. Tool tokens have
-loss_mask 0 and receive no gradient. The denominator is that of the whole optimizer step, over all ranks and
-micro-batches, and is passed in as `normalizer`. The gradients of the parts then sum to the gradient of the whole.
+loss_mask 0 and receive no gradient. The denominator is that of the full optimizer step, over all ranks and
+micro-batches, and is passed in as `normalizer`. The gradients of the micro-batches then sum to that of the step.
 
 Shapes: B rollouts, T tokens.
 """
@@ -42,22 +42,23 @@ def grpo_loss(
     """Compute the loss of one micro-batch.
 
     Args:
-        logprobs: (B, T) of the policy, with gradient. old_logprobs: (B, T) of the policy that sampled. advantages:
-        (B,) loss_mask: (B, T) 1 at tokens that the policy chose. normalizer: denominator; None takes that of this
-        batch: valid tokens, rollouts with a valid token, or B x T. ratio: `token`, or `sequence` for GSPO.
-        ref_logprobs: (B, T), needed when `kl_coef` is not 0. weights: (B, T) truncated importance weights between
-        learner and generator.
+        logprobs: (B, T) of the policy, with gradient. old_logprobs: (B, T) of the policy that sampled.
+        advantages: (B,). loss_mask: (B, T), 1 at model tokens.
+        normalizer: denominator; None means that of these rows: valid tokens, rows with a valid token, or B x T.
+        ratio: `token`, or `sequence` for GSPO. ref_logprobs: (B, T), required if `kl_coef` is not 0.
+        weights: (B, T) truncated importance weights between learner and generator.
 
     Returns:
-        the scalar loss, and sums over tokens to be divided by `tokens`: `clipped_low`, `clipped_high`, `kl`.
+        The scalar loss, and sums over tokens to be divided by `tokens`: `clipped_low`, `clipped_high`, `kl`.
     """
     mask = loss_mask.bool()  # (B, T)
-    # masked before exp: whatever stands at other positions (NaN, too) reaches neither value nor gradient
+    # 1. Ratio. Other positions are masked before exp, so that not even a NaN there reaches value or gradient.
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)  # (B, T)
     lengths = mask.sum(1)  # (B,)
     if ratio == "sequence":
         log_ratio = (log_ratio.sum(1) / lengths.clamp(min=1))[:, None].expand_as(log_ratio)
     w = log_ratio.exp()  # (B, T)
+    # 2. Clipped loss of each token, with importance weights and KL penalty.
     gain = advantages[:, None]  # (B, 1)
     token_loss = -torch.minimum(w * gain, w.clamp(1 - clip_low, 1 + clip_high) * gain)  # (B, T)
     if weights is not None:
@@ -67,6 +68,7 @@ def grpo_loss(
         assert ref_logprobs is not None, "kl_coef needs ref_logprobs"
         kl = kl_penalty(torch.where(mask, logprobs, 0.0), torch.where(mask, ref_logprobs, 0.0))
         token_loss = token_loss + kl_coef * kl
+    # 3. Mask and normalize.
     token_loss = torch.where(mask, token_loss, 0.0)
     if aggregation == "sequence":
         token_loss = token_loss / lengths.clamp(min=1)[:, None]
@@ -82,8 +84,7 @@ def grpo_loss(
 
 
 def count(loss_mask: torch.Tensor, aggregation: Aggregation, max_length: int | None = None) -> float:
-    """Return what these rows add to the denominator: valid tokens, rows with a valid token, or rows x max
-    length."""
+    """Return the part of these rows in the denominator: valid tokens, rows with one, or rows x max length."""
     if aggregation == "token":
         number = loss_mask.sum().item()
     elif aggregation == "sequence":
@@ -94,6 +95,6 @@ def count(loss_mask: torch.Tensor, aggregation: Aggregation, max_length: int | N
 
 
 def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Compute Schulman's k3 estimator (GRPO, eq. 4), (B, T): non-negative, and unbiased at the sampling policy."""
+    """Compute Schulman's k3 estimator (GRPO, eq. 4), (B, T). It is >= 0, and unbiased on the policy's own samples."""
     log_ratio = ref_logprobs - logprobs
     return log_ratio.exp() - log_ratio - 1

@@ -1,14 +1,14 @@
-"""Pack rows into one sequence, each attending to itself and to its prompt. No layer computes padding, nor the same
-prompt twice.
+"""Pack rows into one sequence, in which each row attends to itself and its prompt. No layer computes padding, and
+none computes the same prompt twice.
 
     padded    p p p a a a       packed    p p p a a a q q b c c
               q q b · · ·       position  0 1 2 3 4 5 0 1 2 2 3       c attends to q q as b does
               q q c c · ·       row       └── 0 ────┘ └─1─┘ └2┘
 
-On CUDA one variable-length kernel attends to all rows; elsewhere each row attends by itself. The gradient is that
-of the padded batch (`optim.packing: false`, the readable twin).
+On CUDA one call of a variable-length kernel attends in all rows; elsewhere there is one call per row. The gradient
+is that of the padded batch (`optim.packing: false`, which is easier to read).
 
-Shapes: B rows, T tokens, N tokens fed of all rows, M keys of all rows, H query heads, K KV heads, D head size.
+Shapes: B rows, T tokens, N fed tokens of all rows, M keys of all rows, H query heads, K KV heads, D head size.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 ATTENTION = "grpo_tir_packed"
-LONG = 512  # own tokens
+LONG = 512  # queries; a row with as many gets unused queries instead of a mask
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Positions of each row's queries and keys. The last `lengths[i]` of its `key_lengths[i]` keys are its own;
-    the others are its prompt, in the row that holds it."""
+    """Positions of each row's queries and keys. Row i has `key_lengths[i]` keys. The last `lengths[i]` of them are
+    its own tokens; the others are its prompt, which another row feeds."""
 
     fed: torch.Tensor  # (B, T) bool: tokens that are fed to the model
     lengths: list[int]
@@ -41,13 +41,13 @@ class Packing:
 
     @classmethod
     def of(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor) -> Packing:
-        """Plan the packing of right-padded rows (B, T). The prompt of a row is all before its first chosen token.
-        The last prompt token predicts for one row only, so each row feeds its own."""
+        """Plan the packing of right-padded rows (B, T). `chosen` is True at model tokens; the tokens before the
+        first are the prompt. Each row feeds its last prompt token, whose output must predict for this row only."""
         # 1. Find rows with the same prompt: the first of them feeds it, the others reuse its keys and values.
         fed = attention_mask.bool().clone()
         prompts = (chosen.int().argmax(1) - 1).clamp(min=0)  # (B,)
         sources: dict[tuple[int, ...], int] = {}
-        shared = []  # (row that feeds it, tokens) of each row
+        shared = []  # for each row: (row that feeds its prompt, number of shared tokens)
         for row, (ids, count) in enumerate(zip(input_ids.tolist(), prompts.tolist(), strict=True)):
             source = sources.setdefault(tuple(ids[:count]), row)
             shared.append((source, count if source != row else 0))
@@ -58,30 +58,30 @@ class Packing:
         keys: list[int] = []
         for row, (source, count) in enumerate(shared):
             keys += [*range(starts[source], starts[source] + count), *range(starts[row], starts[row + 1])]
-        # 3. Keep an index only where a prompt is shared; else each row's keys are its own, in order.
+        # 3. Keep that index only if a prompt is shared. Otherwise the keys of a row are its own tokens, in order.
         key_lengths = [count + length for (_, count), length in zip(shared, lengths, strict=True)]
         index = torch.tensor(keys, device=fed.device) if len(keys) > starts[-1] else None
         ends = torch.nn.functional.pad(torch.tensor([lengths, key_lengths]).cumsum(1), (1, 0))
         return cls(fed, lengths, key_lengths, index, ends.to(fed.device, torch.int32))
 
-    def mask(self, own: int, seen: int, like: torch.Tensor) -> torch.Tensor:
-        """Return the mask to add to the scores of the last `own` of `seen` tokens, (own, seen). All layers share
-        it for their backward passes."""
-        if (own, seen) not in self.masks:
-            hidden = torch.full((own, seen), -torch.inf, dtype=like.dtype, device=like.device)
-            self.masks[own, seen] = hidden.triu_(seen - own + 1)
-        return self.masks[own, seen]
+    def mask(self, queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:
+        """Return the mask (queries, keys) to add to the scores if the queries are the last of `keys` tokens. All
+        layers share it, so that their backward passes need one copy."""
+        if (queries, keys) not in self.masks:
+            hidden = torch.full((queries, keys), -torch.inf, dtype=like.dtype, device=like.device)
+            self.masks[queries, keys] = hidden.triu_(keys - queries + 1)
+        return self.masks[queries, keys]
 
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """Let the model attend within packed rows. Keep it on for the backward pass, which may recompute forwards."""
-    theirs = model.config._attn_implementation
+    """Use `attend_packed` in the model while entered. Run the backward pass inside: it may recompute forwards."""
+    original = model.config._attn_implementation
     model.config._attn_implementation = ATTENTION
     try:
         yield
     finally:
-        model.config._attn_implementation = theirs
+        model.config._attn_implementation = original
 
 
 def is_packing(model: Any) -> bool:
@@ -100,11 +100,13 @@ def attend_packed(
     packing: Packing,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within packed rows (for transformers' `AttentionInterface`): `query` (1, H, N, D), `key`, `value`
-    (1, K, N, D) to (1, N, H, D)."""
-    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast RoPE leaves them in float32
+    """Attend within packed rows: map `query` (1, H, N, D), `key` and `value` (1, K, N, D) to (1, N, H, D). The
+    signature is that of `AttentionInterface` in transformers."""
+    # 1. Select each row's keys and values, those of its prompt included.
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, RoPE returns float32
     if packing.keys is not None:
         key, value = (_select(tensor, packing.keys) for tensor in (key, value))  # (1, K, M, D)
+    # 2. On CUDA, attend in all rows at once; elsewhere, row by row.
     if has_kernel(value):
         return _attend_varlen(query, key, value, packing, scaling), None
     groups = query.shape[1] // key.shape[1]
@@ -120,24 +122,25 @@ def attend_packed(
 def _attend_row(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
-    """Attend from one row to its keys. Torch aligns `is_causal` to the first key, but here the last query belongs
-    to the last key. Short rows use a mask; for long rows it is cheaper to prepend unused queries."""
-    own, seen = q.shape[2], k.shape[2]
-    if own < seen < 2 * own and own >= LONG:
-        q = torch.nn.functional.pad(q, (0, 0, seen - own, 0))
-    mask = packing.mask(own, seen, q) if q.shape[2] < seen else None
+    """Attend from the queries of one row to its keys. PyTorch's `is_causal` aligns the first query to the first
+    key, but here the last query belongs to the last key. Short rows get a mask, long rows unused queries in
+    front."""
+    queries, keys = q.shape[2], k.shape[2]
+    if queries < keys < 2 * queries and queries >= LONG:
+        q = torch.nn.functional.pad(q, (0, 0, keys - queries, 0))
+    mask = packing.mask(queries, keys, q) if q.shape[2] < keys else None
     out = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling)
-    return out[:, :, -own:]
+    return out[:, :, -queries:]
 
 
-def _select(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Select positions, in float32 or more: the gradient of a shared prompt is a sum over its rows."""
+def _select(tensor: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Select positions in float32 or more, because the gradient of a shared prompt is a sum over its rows."""
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-    return wide.index_select(2, places).to(tensor.dtype)
+    return wide.index_select(2, positions).to(tensor.dtype)
 
 
 def has_kernel(value: torch.Tensor) -> bool:
-    """True if the variable-length kernel takes this query."""
+    """True if the variable-length kernel supports this device and data type."""
     return value.device.type == "cuda" and value.dtype != torch.float32
 
 
@@ -162,11 +165,11 @@ AttentionInterface.register(ATTENTION, attend_packed)
 def pack(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """Pack right-padded rows (B, T) into the model's inputs (1, N), and return the positions that predict a chosen
-    token, (1, N)."""
+    """Pack right-padded rows (B, T). Returns the model's inputs (1, N), and a mask (1, N) of the positions that
+    predict a chosen token."""
     packing = Packing.of(input_ids, attention_mask, chosen)
     fed = packing.fed
     positions = torch.arange(fed.shape[1], device=fed.device).expand_as(fed)
     inputs = {"input_ids": input_ids[fed][None], "position_ids": positions[fed][None], "packing": packing}
-    # The first fed token of a row is never chosen, so the last token of the row before never predicts it.
+    # The first fed token of a row is never chosen, so the last token of the row before predicts no chosen token.
     return inputs, torch.nn.functional.pad(chosen[fed][1:], (0, 1))[None]

@@ -33,7 +33,7 @@ def test_row_is_prompt_and_response_with_only_sampled_tokens_in_the_loss() -> No
 
 def test_row_refuses_logprobs_that_do_not_fit_the_tokens() -> None:
     torn = Rollout(Problem("1", "?", "!"), [9], segments=[Segment("model", [1, 2], [-0.1])])
-    with pytest.raises(AssertionError, match="drifted"):
+    with pytest.raises(AssertionError, match="log-probs differ"):
         to_row(torn)
 
 

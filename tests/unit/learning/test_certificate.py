@@ -41,13 +41,13 @@ def test_what_was_sampled_passes() -> None:
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ({"token_ids": [1, 2, 5, 6, 3, 8, 9, 4]}, "not the ids that were sampled (piece 0, tokens 2 to 5)"),
-        ({"token_ids": [1, 2, 5, 6, 7, 8, 3, 4]}, "not the ids that were inserted (piece 1, tokens 5 to 7)"),
+        ({"token_ids": [1, 2, 5, 6, 3, 8, 9, 4]}, "not the ids that were sampled (segment 0, tokens 2 to 5)"),
+        ({"token_ids": [1, 2, 5, 6, 7, 8, 3, 4]}, "not the ids that were inserted (segment 1, tokens 5 to 7)"),
         ({"token_ids": [1, 2, 6, 5, 7, 8, 9, 4]}, "not the ids that were sampled"),  # two that changed places
         ({"token_ids": [*IDS, 4]}, "9 tokens are to be trained, 8 were sampled or inserted"),
-        ({"token_ids": IDS[:-1]}, "not the ids that were sampled (piece 2"),
+        ({"token_ids": IDS[:-1]}, "not the ids that were sampled (segment 2"),
         ({"loss_mask": [0, 1, 1, 1, 1, 0, 0, 1]}, "1 prompt tokens are in the loss"),
-        ({"loss_mask": [0, 0, 1, 1, 1, 1, 0, 1]}, "1 tool tokens are in the loss (piece 1, tokens 5 to 7)"),
+        ({"loss_mask": [0, 0, 1, 1, 1, 1, 0, 1]}, "1 tool tokens are in the loss (segment 1, tokens 5 to 7)"),
         ({"loss_mask": [0, 0, 0, 1, 1, 1, 0, 0]}, "1 sampled tokens are not in the loss"),  # shifted by one
         ({"loss_mask": [*MASK, 0]}, "8 tokens are to be trained"),
     ],
