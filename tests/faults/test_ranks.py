@@ -99,13 +99,13 @@ def published(collectives: int, beats: int) -> dict[str, object]:
 
 def test_the_culprit_is_who_has_entered_the_fewest_collectives_and_makes_no_progress(tmp_path: Path) -> None:
     dog = Watchdog(tmp_path, 0, 2, Progress(), minutes=1)
-    assert dog.find_culprit({0: published(5, 1), 1: published(5, 1)}, now=0)[0] is None
+    assert dog.find_hanging({0: published(5, 1), 1: published(5, 1)}, now=0)[0] is None
     # rank 0 waits in the sixth; rank 1 is slow, but it samples
-    assert dog.find_culprit({0: published(6, 1), 1: published(5, 2)}, now=50)[0] is None
-    assert dog.find_culprit({0: published(6, 1), 1: published(5, 3)}, now=100)[0] is None
+    assert dog.find_hanging({0: published(6, 1), 1: published(5, 2)}, now=50)[0] is None
+    assert dog.find_hanging({0: published(6, 1), 1: published(5, 3)}, now=100)[0] is None
     # for a minute it has not
-    assert dog.find_culprit({0: published(6, 1), 1: published(5, 3)}, now=159)[0] is None
-    assert dog.find_culprit({0: published(6, 1), 1: published(5, 3)}, now=161) == (1, 61.0)
+    assert dog.find_hanging({0: published(6, 1), 1: published(5, 3)}, now=159)[0] is None
+    assert dog.find_hanging({0: published(6, 1), 1: published(5, 3)}, now=161) == (1, 61.0)
 
 
 def test_alone_or_switched_off_nobody_watches(tmp_path: Path) -> None:

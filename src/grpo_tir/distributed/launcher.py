@@ -1,10 +1,10 @@
 """Report a failure to torchrun, so that its summary names the rank that failed first, and why.
 
-    failed rank   writes its reason to torchrun's error file (TORCHELASTIC_ERROR_FILE), then ends other ranks
-    lose contact in the middle of a collective, within milliseconds. They wait until the launcher ends
-                  them, because torchrun names the rank that exits first
+    failed rank   writes its error to torchrun's error file (TORCHELASTIC_ERROR_FILE), then ends
+    other ranks   lose contact in the middle of a collective, within milliseconds; they wait until the launcher
+                  ends them, because torchrun names the rank that exits first
 
-Rank 0 reports first, so that a message for the user is printed once.
+An error that all ranks have is reported by rank 0 first, so that it is printed once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 
 from grpo_tir.errors import GrpoTirError
 
-VERDICT = 60.0
-"""Seconds that a rank which lost contact waits for the launcher to end it. On another node it may not come."""
-TURN = 30.0
+LAUNCHER_WAIT = 60.0
+"""Seconds that a rank which lost contact waits for the launcher to end it. A launcher of another node may not."""
+RANK_0_WAIT = 30.0
 """Seconds that other ranks wait for rank 0 to report an error that all ranks have."""
 CONTACT = ("gloo", "nccl", "closed by peer", "reset by peer", "broken pipe", "monitoredbarrier", "tcpstore")
-"""Messages of the transports when a peer has ended; they have no common exception type."""
+"""Parts of the transports' messages after a peer has ended. There is no common exception type."""
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -32,8 +32,8 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def lost_contact(error: BaseException) -> bool:
-    """True if a collective failed because of another rank. Errors of torch.distributed are RuntimeErrors. The same
-    words in another error (a failed download) mean something else."""
+    """True if a collective failed because another rank ended. Errors of torch.distributed are RuntimeErrors. Other
+    types with the same words have another cause, such as a failed download."""
     several = rank_and_world()[1] > 1
     return several and isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in CONTACT)
 
@@ -44,9 +44,9 @@ def report_failure(error: Exception) -> None:
     if world == 1:
         return
     if lost_contact(error):
-        time.sleep(VERDICT)
+        time.sleep(LAUNCHER_WAIT)
     elif isinstance(error, GrpoTirError):
-        time.sleep(TURN if rank else 0)
+        time.sleep(RANK_0_WAIT if rank else 0)
         tell_launcher(f"grpo-tir: {error}")
     else:
         tell_launcher("".join(traceback.format_exception(error)))
@@ -54,7 +54,7 @@ def report_failure(error: Exception) -> None:
 
 
 def tell_launcher(text: str) -> None:
-    """Write torchrun's error file. Its summary ends with this text."""
+    """Write a text to torchrun's error file. The summary of torchrun ends with it."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
         Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}), encoding="utf-8")

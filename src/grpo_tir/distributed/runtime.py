@@ -1,7 +1,8 @@
-"""Wrap accelerate and DeepSpeed: one process or many, behind a small interface.
+"""Wrap accelerate and DeepSpeed for one process or many.
 
-Groups are assigned to ranks. Each rank samples and learns on its own. Denominators, metrics and stop requests are
-summed over all ranks. Only this package imports accelerate and, if the launch asks for it, DeepSpeed (`zero`).
+Each group belongs to one rank. Each rank samples and learns from its own groups. Gradients, loss denominators,
+metrics and stop requests are reduced over all ranks. Only this package imports accelerate and, if the launch asks
+for it, DeepSpeed (`zero.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from grpo_tir.errors import ConfigError
 
 
 class Runtime:
-    """One rank, and its communication with the others.
+    """Represent this rank, and communicate with the others.
 
     Args:
-        precision: of forward passes; `auto` is bf16 on a GPU that has it, else fp32.
+        precision: precision of forward passes; `auto` is bf16 on a GPU that supports it, else fp32.
         patience: minutes that a collective waits for the slowest rank.
-        trains: under ZeRO-3, shard models while they are loaded; else each rank holds all weights.
+        trains: if true, ZeRO-3 shards a model while it is loaded. If false, each rank loads all weights.
     """
 
     def __init__(
@@ -39,27 +40,27 @@ class Runtime:
     ) -> None:
         self.progress = Progress()
         cpu = not torch.cuda.is_available()
-        sharded = zero.wanted()
+        sharded = zero.is_requested()
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        # without an explicit gloo, accelerate on a CPU assumes one process
+        # without an explicit backend, accelerate on a CPU assumes one process
         group = InitProcessGroupKwargs(backend="gloo" if cpu else None, timeout=timedelta(minutes=patience))
         bf16 = precision == "bf16" or (precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
         self._accelerator = Accelerator(
-            cpu=cpu and not sharded,  # accelerate keeps DeepSpeed for accelerators; it does run on a CPU
-            mixed_precision="no",  # `autocast` is ours: accelerate allows one precision a process
+            cpu=cpu and not sharded,  # with cpu=True accelerate ignores DeepSpeed, which does run on a CPU
+            mixed_precision="no",  # accelerate allows one precision per process; use `autocast` below instead
             kwargs_handlers=[group] if world > 1 or sharded else None,
         )
         self.bf16 = bf16
-        """Forward passes run under bf16 autocast. Weights and gradients stay in float32."""
+        """True if forward passes run under bf16 autocast. Weights and gradients stay in float32."""
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
         self.device: torch.device = self._accelerator.device
         if self.world != world:
-            raise ConfigError(f"the launcher started {world} processes but {self.world} found each other")
+            raise ConfigError(f"the launcher started {world} processes, but {self.world} are connected")
         if self._accelerator.distributed_type.value == "FSDP" and cpu:
             raise ConfigError("FSDP on CPU neither shards nor synchronises; launch with DDP or DeepSpeed instead")
-        self._engine: Any = None  # DeepSpeed's, around the policy
+        self._engine: Any = None  # DeepSpeed's engine around the policy
         self._deepspeed = self._accelerator.deepspeed_plugin.deepspeed_config if sharded else {}
         self.stage = zero.configure(self._deepspeed, bf16, shard_on_loading=trains) if sharded else 0
         """ZeRO stage; 0 means plain data parallelism or one process."""
@@ -67,42 +68,41 @@ class Runtime:
     def prepare(
         self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
     ) -> tuple[Any, Any]:
-        """Wrap module and optimizer for this launch. `step` clips gradients to `max_norm`."""
+        """Return module and optimizer, wrapped for this launch. `step` will clip gradients to `max_norm`."""
         self.max_norm = max_norm
         if self.stage:
             self._deepspeed["gradient_clipping"] = max_norm
-            self._accelerator.deepspeed_engine_wrapped = None  # or it warns of the one before
+            self._accelerator.deepspeed_engine_wrapped = None  # else it warns about an earlier engine
         module, optimizer = self._accelerator.prepare(module, optimizer)
         self._engine = module if self.stage else None
         return module, optimizer
 
     def autocast(self, module: Any = None) -> AbstractContextManager[Any]:
-        """Return the precision of forward passes. DeepSpeed's engine has an autocast of its own."""
+        """Return the autocast context of forward passes. For DeepSpeed's engine it is off: that has its own."""
         enabled = self.bf16 and not (self.stage and module is self._engine)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     @property
     def precision(self) -> str:
-        """Precision and device of forward passes, for people: `bf16 on cuda`."""
+        """Precision and device of forward passes, to print: `bf16 on cuda`."""
         return f"{'bf16' if self.bf16 else 'fp32'} on {self.device.type}"
 
     def full_weights(self, model: torch.nn.Module) -> AbstractContextManager[None]:
-        """Gather all weights of a model on this rank, for sampling, scoring and saving. All ranks enter
-        together."""
+        """Gather all weights of a model on this rank, to sample, score or save. All ranks must enter together."""
         if self.stage == 3:
             self.progress.enter("gathering the weights")
         return zero.full_weights(model, self._engine)
 
     def hold_sync(self, module: Any, hold: bool) -> AbstractContextManager[Any]:
-        """Exchange no gradients inside, except at the last micro-batch of an optimizer step (`hold` False)."""
+        """Skip the gradient exchange if `hold`: for every micro-batch of an optimizer step but the last."""
         if self.stage:
             module.set_gradient_accumulation_boundary(not hold)
             return nullcontext()
         return self._accelerator.no_sync(module) if hold else nullcontext()
 
     def backward(self, module: Any, loss: torch.Tensor) -> None:
-        """Add the gradient of a loss that is already divided by the global denominator. Data-parallel wrappers
-        take the mean over ranks, so the loss is multiplied by their number."""
+        """Add the gradient of a loss that is already divided by the global denominator. It is multiplied by the
+        number of ranks, because data-parallel wrappers average gradients over ranks."""
         self.progress.enter("backward")
         loss = loss * self.world
         if self.stage:
@@ -111,8 +111,8 @@ class Runtime:
             self._accelerator.backward(loss)
 
     def step(self, module: Any, optimizer: Any) -> float:
-        """Clip by global norm, step, and clear the gradients. Returns the norm before clipping. If it is not
-        finite, the weights stay unchanged."""
+        """Clip by global norm, step, and clear the gradients. If the norm is not finite, the weights do not
+        change. Returns the norm before clipping."""
         self.progress.enter("clipping the gradient and stepping")
         if self.stage:
             module.step()
@@ -124,24 +124,24 @@ class Runtime:
         return norm
 
     def read_state(self, model: torch.nn.Module, optimizer: Any, copy: bool = True) -> dict[str, Any] | None:
-        """Return this rank's optimizer state to save: a copy or, without `copy` on a CPU, the tensors themselves.
-        None on ranks whose state the main process also has."""
+        """Return this rank's optimizer state on the CPU; None if the main process holds the same state. Without
+        `copy`, tensors that are on the CPU are not copied."""
         if not self.stage and not self.is_main:
             return None
         return optimizer_state.read_state(*self._optimizer_state(model, optimizer), copy)
 
     def write_state(self, model: torch.nn.Module, optimizer: Any, files: Sequence[dict[str, Any]]) -> None:
-        """Load the optimizer from the states that all ranks of this or another launch saved.
+        """Load the optimizer from the states that all ranks of a launch saved, this or another one.
 
         Raises:
-            CheckpointError: the state belongs to other parameters.
+            CheckpointError: the states belong to other parameters.
         """
         optimizer_state.write_state(*self._optimizer_state(model, optimizer), files)
 
     def _optimizer_state(self, model: torch.nn.Module, optimizer: Any) -> tuple[Any, Any]:
-        """Return torch's optimizer inside its wrappers, and the slices that it holds on this rank."""
+        """Return PyTorch's optimizer without its wrappers, and the slices that it holds on this rank."""
         if self.stage:
-            return self._engine.optimizer.optimizer, zero.stretches(model, self._engine, self.rank)
+            return self._engine.optimizer.optimizer, zero.parameter_shards(model, self._engine, self.rank)
         return optimizer.optimizer, optimizer_state.full_parameters(model)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
@@ -170,7 +170,7 @@ class Runtime:
         return [item for part in parts for item in part]
 
     def share(self, items: Sequence[Any], cost: Callable[[Any], float] = lambda item: 0) -> list[Any]:
-        """Return this rank's share of items that all ranks hold, in their order."""
+        """Return this rank's share of `items`, in their order. All ranks must pass the same items."""
         ranks = deal([cost(item) for item in items], self.world)
         return [item for item, rank in zip(items, ranks, strict=True) if rank == self.rank]
 
@@ -186,14 +186,14 @@ class Runtime:
 
 
 def deal(costs: Sequence[float], ranks: int) -> list[int]:
-    """Assign each item to a rank. Items go in order of cost to ranks 0, 1, …, n, n, …, 1, 0, so that all ranks get
-    about the same number and the same cost.
+    """Return the rank of each item. Items go in descending order of cost to ranks 0, 1, …, n, n, …, 1, 0, and so
+    on. All ranks get about the same number of items and about the same cost.
 
-    costs       9 8 7 6 5 4
-    three ranks 0 1 2 2 1 0    13 each
+        costs         9 8 7 6 5 4
+        three ranks   0 1 2 2 1 0    13 each
     """
-    dealt = [0] * len(costs)
-    for place, i in enumerate(sorted(range(len(costs)), key=lambda i: -costs[i])):
-        turn, seat = divmod(place, ranks)
-        dealt[i] = ranks - 1 - seat if turn % 2 else seat
-    return dealt
+    assigned = [0] * len(costs)
+    for position, i in enumerate(sorted(range(len(costs)), key=lambda i: -costs[i])):
+        turn, rank = divmod(position, ranks)
+        assigned[i] = ranks - 1 - rank if turn % 2 else rank
+    return assigned

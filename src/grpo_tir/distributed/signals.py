@@ -1,4 +1,4 @@
-"""Handle Ctrl-C and SIGTERM: the first one asks the run to stop, the second one ends it at once."""
+"""Handle SIGINT (Ctrl-C) and SIGTERM: the first signal asks the run to stop, the second one ends it at once."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from typing import Any
 from grpo_tir.distributed.runtime import Runtime
 
 ECHO_SECONDS = 3.0
-"""Seconds within which a second signal under torchrun is the launcher's copy of the first."""
+"""Seconds within which torchrun passes on a signal. A second signal within them counts as that copy."""
 
 
 class Interrupted(Exception):
-    """A signal came in a phase that can be abandoned. Raised on all ranks together."""
+    """Report a signal in a phase that can be abandoned. It is raised on all ranks together."""
 
 
 class StopRequest:
-    """Record a first signal, and end the process at a second one, while entered."""
+    """Record the first signal, and end the process at the second one, while entered. `log` prints after the first
+    one what the run is `doing`."""
 
     def __init__(self, runtime: Runtime, log: Callable[[str], None], doing: str = "saving and stopping") -> None:
         self.runtime, self.log, self.doing = runtime, log, doing
@@ -34,7 +35,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return self  # Python allows signal handlers in the main thread only
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._remember)
+            self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -44,38 +45,38 @@ class StopRequest:
             signal.signal(number, handler)
 
     def requested(self) -> bool:
-        """True if any rank got a signal. All ranks must call it together."""
+        """True if a rank got a signal. All ranks must call it together."""
         return bool(self.runtime.max([float(self.signal or 0)])[0])
 
     def check(self) -> None:
-        """Raise `Interrupted` after a signal. Each rank calls it by itself; it also counts as progress."""
+        """Raise `Interrupted` if this rank got a signal. The call also counts as progress for the watchdog."""
         self.runtime.progress.beat()
         if self.signal is not None:
             raise Interrupted
 
     @contextmanager
     def abandonable(self) -> Iterator[None]:
-        """Run a phase that all ranks enter and leave together: completed, or by `Interrupted`."""
+        """Run a phase of all ranks together. After a signal, raise `Interrupted` on all of them at its end."""
         with suppress(Interrupted):
             yield
         self.agree()
 
     def agree(self) -> None:
-        """Raise `Interrupted` on all ranks if any got a signal. All ranks must call it together."""
+        """Raise `Interrupted` on all ranks if one of them got a signal. All ranks must call it together."""
         if self.requested():
             raise Interrupted
 
     @property
     def exit_code(self) -> int:
-        """Exit code by the shell's convention: 130 after Ctrl-C, 143 after SIGTERM, else 0."""
+        """Exit code as in a shell: 130 after SIGINT, 143 after SIGTERM, else 0. All ranks must use it together."""
         number = int(self.runtime.max([float(self.signal or 0)])[0])
         return 128 + number if number else 0
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            # Ctrl-C reaches the launcher as well, which passes it on: each rank hears it twice
+            # Ctrl-C also reaches the launcher, which passes it on: each rank gets it twice
             if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.since < ECHO_SECONDS:
                 return
             os._exit(128 + number)
         self.signal, self.since = number, time.monotonic()
-        self.log(f"{signal.Signals(number).name}: {self.doing}; once more to stop at once")
+        self.log(f"{signal.Signals(number).name}: {self.doing}; send it again to stop at once")

@@ -1,13 +1,13 @@
 """Find the rank that hangs while all others wait for it.
 
-Every rank counts the collectives that it enters and its signs of progress between them (a token, a micro-batch).
-It writes both to a small file in the folder of the run:
+Every rank counts the collectives that it enters, and its signs of progress in between (a token, a micro-batch). It
+writes both counts to a small file in the folder of the run:
 
     rank 0   collectives 17   waits in the 17th            all ranks enter the same collectives in the same order,
-    rank 1   collectives 16   no progress for long         so the one with the lowest count is waited for
+    rank 1   collectives 16   no progress for long         so the others wait for the rank with the lowest count
 
-A rank that finds itself hanging prints the stacks of its threads and ends. The other ranks name one that cannot (a
-stopped process, an extension that holds the interpreter lock).
+The watchdog thread of a hanging rank prints the stacks of its threads and ends the process. If that thread cannot
+run (a stopped process, an extension that holds the interpreter lock), the other ranks name the hanging rank.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from typing import Any
 from grpo_tir.distributed.launcher import tell_launcher
 
 GRACE = 1.5
-"""Factor on the limit after which other ranks name a hanging rank that did not end itself."""
+"""Factor on the limit after which other ranks name a hanging rank that did not end its own process."""
 
 
 class Progress:
-    """Counters of one rank."""
+    """Count the collectives and the signs of progress of one rank."""
 
     def __init__(self) -> None:
         self.collectives = self.beats = 0
         self.phase = "starting"
 
     def enter(self, phase: str) -> None:
-        """Count a collective. Call just before entering it."""
+        """Count a collective. Call it just before the collective."""
         self.collectives += 1
         self.phase = phase
 
@@ -47,7 +47,7 @@ class Progress:
 
 
 class Watchdog:
-    """End this process if a rank hangs for `minutes`, while entered. 0 turns it off, and so does a single rank."""
+    """End this process if a rank makes no progress for `minutes`, while entered. Off with 0, or with one rank."""
 
     def __init__(self, folder: Path, rank: int, world: int, progress: Progress, minutes: float) -> None:
         self.folder, self.rank, self.world, self.progress = folder, rank, world, progress
@@ -59,7 +59,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self.active:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._publish()  # at once: a rank that is stopped a moment later must be known to the others
+            self._publish()  # at once, so that a rank that stops a moment later is known to the others
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
@@ -70,23 +70,23 @@ class Watchdog:
         while not self.stopping.wait(min(self.limit / 10, 10.0)):
             self._publish()
             states = {rank: state for rank in range(self.world) if (state := self._read(rank))}
-            culprit, silence = self.find_culprit(states, time.monotonic())
-            if culprit == self.rank:
-                end(f"rank {culprit} hung: {describe(states[culprit], silence)}\n{stacks()}")
-            elif culprit is not None and silence > GRACE * self.limit:
-                end(f"rank {culprit} hangs and does not answer: {describe(states[culprit], silence)}")
+            hanging, seconds = self.find_hanging(states, time.monotonic())
+            if hanging == self.rank:
+                end(f"rank {hanging} hung: {describe(states[hanging], seconds)}\n{stacks()}")
+            elif hanging is not None and seconds > GRACE * self.limit:
+                end(f"rank {hanging} hangs and does not answer: {describe(states[hanging], seconds)}")
 
-    def find_culprit(self, states: dict[int, dict[str, Any]], now: float) -> tuple[int | None, float]:
-        """Return the rank that all wait for, if it made no progress within the limit, and the seconds since
-        then."""
+    def find_hanging(self, states: dict[int, dict[str, Any]], now: float) -> tuple[int | None, float]:
+        """Find the rank with the fewest collectives, for which all others wait. Returns its number, or None if it
+        made progress within the limit, and the seconds since its last progress."""
         if not states:
             return None, 0.0
         for rank, state in states.items():
             if rank not in self.seen or self.seen[rank][0] != state:
                 self.seen[rank] = (state, now)
         last = min(states, key=lambda rank: (states[rank]["collectives"], self.seen[rank][1]))
-        silence = now - self.seen[last][1]
-        return (last, silence) if silence > self.limit else (None, silence)
+        seconds = now - self.seen[last][1]
+        return (last, seconds) if seconds > self.limit else (None, seconds)
 
     def _publish(self) -> None:
         state = {**vars(self.progress), "host": socket.gethostname(), "pid": os.getpid()}
@@ -97,21 +97,22 @@ class Watchdog:
     def _read(self, rank: int) -> dict[str, Any] | None:
         try:
             state: dict[str, Any] = json.loads((self.folder / f"rank{rank}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # a folder that the ranks do not share: each answers for itself
+        except (OSError, ValueError):  # the ranks may not share this folder
             return None
         return state
 
 
-def describe(state: dict[str, Any], silence: float) -> str:
-    """Describe the last known state of a rank."""
+def describe(state: dict[str, Any], seconds: float) -> str:
+    """Describe the last known state of a rank, `seconds` ago."""
     return (
-        f"no progress for {silence:.0f} s (train.watchdog_minutes) after collective {state['collectives']} "
+        f"no progress for {seconds:.0f} s (train.watchdog_minutes) after collective {state['collectives']} "
         f"({state['phase']}), process {state['pid']} on {state['host']}"
     )
 
 
 def stacks() -> str:
-    """Format the stacks of threads that are not idle in the standard library, the main thread last."""
+    """Format the stacks of the threads, the main thread last. Threads that wait in the standard library are left
+    out."""
     library, main = sysconfig.get_path("stdlib"), threading.main_thread()
     lines = []
     for thread in sorted(threading.enumerate(), key=lambda thread: thread is main):
@@ -125,7 +126,7 @@ def stacks() -> str:
 
 
 def end(reason: str) -> None:
-    """End the process from this thread: the main thread hangs."""
+    """Report the reason and end the process from the watchdog's thread, because the main thread hangs."""
     tell_launcher(f"grpo-tir: {reason}")
     print(f"grpo-tir: {reason}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -5,7 +5,8 @@
     2       optimizer state and gradients
     3       optimizer state, gradients and weights
 
-All of it stays in float32 (at lr 1e-6 a bf16 weight would round updates away); bf16 is DeepSpeed's own autocast.
+All of these stay in float32, because at lr 1e-6 an update is lost in the rounding of a bf16 weight. With bf16,
+forward passes use DeepSpeed's own autocast.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ from grpo_tir.distributed.optimizer_state import ParamShard
 from grpo_tir.errors import ConfigError
 
 
-def wanted() -> bool:
+def is_requested() -> bool:
     """True if the launch asks for DeepSpeed.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: DeepSpeed is not installed.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return False
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError("this launch asks for DeepSpeed; install it: pip install 'grpo-tir[deepspeed]'")
-    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # of DeepSpeed's calls, a line for each
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # one line per DeepSpeed call
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed.ops
 
-        # or it compiles a shared-memory collective at start-up, with a compiler that may not be there
+        # else DeepSpeed compiles a shared-memory collective at the start, which needs a C++ compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return True
 
 
 def configure(config: dict[str, Any], bf16: bool, shard_on_loading: bool) -> int:
-    """Set in DeepSpeed's config what our loop does itself: micro-batch counting and precision. Returns the stage.
+    """Set micro-batches and precision in DeepSpeed's config as the trainer needs them. Returns the ZeRO stage.
 
     Raises:
         ConfigError: a DeepSpeed setting contradicts the recipe.
@@ -56,14 +57,14 @@ def configure(config: dict[str, Any], bf16: bool, shard_on_loading: bool) -> int
     for name in ("fp16", "bf16"):
         if config.get(name, {}).get("enabled") is True:
             raise ConfigError(
-                f"DeepSpeed's {name} keeps the weights in 16 bits; take it out, and set model.precision: bf16"
+                f"DeepSpeed's {name} keeps the weights in 16 bits; remove it, and set model.precision: bf16"
             )
     for name in ("optimizer", "scheduler"):
         if name in config:
-            raise ConfigError(f"take `{name}` out of the DeepSpeed config: the recipe's optim section sets it")
+            raise ConfigError(f"remove `{name}` from the DeepSpeed config: the recipe's section `optim` sets it")
     offload = [config["zero_optimization"].get(f"offload_{what}") or {} for what in ("optimizer", "param")]
     if any(part.get("device", "none") != "none" for part in offload):
-        raise ConfigError("offloading is not supported: take offload_* out of the DeepSpeed config")
+        raise ConfigError("offloading is not supported: remove offload_* from the DeepSpeed config")
     if not shard_on_loading:
         unset_hf_deepspeed_config()
     config.pop("train_batch_size", None)
@@ -72,11 +73,11 @@ def configure(config: dict[str, Any], bf16: bool, shard_on_loading: bool) -> int
     return stage
 
 
-def stretches(model: torch.nn.Module, engine: Any, rank: int) -> Iterator[ParamShard]:
-    """Yield the slices of trained parameters in this rank's optimizer. ZeRO-3 cuts every parameter into a part for
-    each rank. ZeRO-1 and 2 cut the concatenation of all parameters."""
+def parameter_shards(model: torch.nn.Module, engine: Any, rank: int) -> Iterator[ParamShard]:
+    """Yield the slices of trained parameters in this rank's optimizer. ZeRO-3 splits every parameter over the
+    ranks. ZeRO-1 and ZeRO-2 split the concatenation of all parameters."""
     optimizer = engine.optimizer
-    parameter: Any  # it has attributes of DeepSpeed's
+    parameter: Any  # DeepSpeed adds attributes to it
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -86,10 +87,10 @@ def stretches(model: torch.nn.Module, engine: Any, rank: int) -> Iterator[ParamS
             size = min(size, parameter.ds_numel - start)  # the last part is padded
             if size > 0:
                 yield ParamShard(name, start, size, optimizer.fp32_partitioned_groups_flat[group], offset)
-        elif (place := parameter._hp_mapping) is not None:
-            owner = optimizer.single_partition_of_fp32_groups[place.param_group_index]
-            start, size = place.lp_fragment_address.start, place.lp_fragment_address.numel
-            yield ParamShard(name, start, size, owner, place.hp_fragment_address.start)
+        elif (mapping := parameter._hp_mapping) is not None:
+            owner = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+            start, size = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+            yield ParamShard(name, start, size, owner, mapping.hp_fragment_address.start)
 
 
 @contextmanager
@@ -97,12 +98,12 @@ def full_weights(model: torch.nn.Module, engine: Any = None) -> Iterator[None]:
     """Gather all weights of a sharded model and remove its hooks, so that each rank may run any number of
     forwards.
 
-    All ranks enter together and leave by themselves. With the hooks, layers would be gathered one by one: slower,
-    and a rank with more forwards than the others would wait for ever.
+    All ranks must enter together; each leaves on its own. With the hooks, layers would be gathered one by one.
+    That is slower, and a rank with more forwards than the others would wait forever.
 
     Args:
         model: any model, sharded or not.
-        engine: DeepSpeed's engine around the policy. If it holds the model, its hooks are removed.
+        engine: DeepSpeed's engine around the policy. If it holds the model, its hooks are removed while entered.
     """
     parameters = [p for p in model.parameters() if hasattr(p, "ds_id")]
     if not parameters:
@@ -123,7 +124,7 @@ def full_weights(model: torch.nn.Module, engine: Any = None) -> Iterator[None]:
 
 
 def _remove_hooks(offload: Any) -> None:
-    """Remove ZeRO-3's hooks and empty their lists, which would grow at every rollout phase."""
+    """Remove ZeRO-3's hooks, and empty their lists, which would otherwise grow at every rollout batch."""
     for parameter in offload.module.parameters():
         parameter.ds_active_sub_modules.clear()
     for hook in (*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook):
@@ -133,7 +134,8 @@ def _remove_hooks(offload: Any) -> None:
 
 
 def _restore_hooks(offload: Any) -> None:
+    """Register the hooks of ZeRO-3 again."""
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
     offload.setup_zero_stage3_hooks()
-    FWD_MODULE_STACK.pop()  # the module is still there from the first time
+    FWD_MODULE_STACK.pop()  # the module is still on it from the first setup

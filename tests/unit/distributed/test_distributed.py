@@ -100,8 +100,8 @@ def test_the_loop_s_own_settings_are_put_into_deepspeed_s() -> None:
     [
         (deepspeed_config(zero={"stage": 0}), "ZeRO stage 0"),
         (deepspeed_config(bf16={"enabled": True}), r"model\.precision: bf16"),
-        (deepspeed_config(optimizer={"type": "Adam"}), "take `optimizer` out"),
-        (deepspeed_config(zero={"offload_optimizer": {"device": "cpu"}}), "take offload_"),
+        (deepspeed_config(optimizer={"type": "Adam"}), "remove `optimizer` from"),
+        (deepspeed_config(zero={"offload_optimizer": {"device": "cpu"}}), "remove offload_"),
     ],
 )
 def test_deepspeed_settings_that_would_train_something_else_are_refused(

@@ -49,12 +49,12 @@ def confessed(
 def test_the_culprit_leaves_its_reason_and_an_innocent_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert confessed(RuntimeError(GLOO), 1, tmp_path, monkeypatch) == ("", [launcher.VERDICT])
+    assert confessed(RuntimeError(GLOO), 1, tmp_path, monkeypatch) == ("", [launcher.LAUNCHER_WAIT])
     text, waited = confessed(ZeroDivisionError("by zero"), 1, tmp_path, monkeypatch)
     assert "ZeroDivisionError: by zero" in text and waited == []
 
 
-@pytest.mark.parametrize("rank, wait", [(0, 0), (1, launcher.TURN)])
+@pytest.mark.parametrize("rank, wait", [(0, 0), (1, launcher.RANK_0_WAIT)])
 def test_what_is_wrong_everywhere_is_said_by_rank_0_first(
     rank: int, wait: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

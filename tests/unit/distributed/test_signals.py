@@ -20,7 +20,7 @@ def test_first_signal_is_remembered_and_sets_the_exit_code(number: signal.Signal
         assert not stop.requested() and stop.exit_code == 0
         os.kill(os.getpid(), number)
         assert stop.requested() and stop.exit_code == code
-    assert said == [f"{number.name}: saving and stopping; once more to stop at once"]
+    assert said == [f"{number.name}: saving and stopping; send it again to stop at once"]
 
 
 def test_handlers_of_before_are_put_back() -> None:
