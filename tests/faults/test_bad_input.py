@@ -223,7 +223,7 @@ def test_output_folder_that_already_holds_a_run(fails: Callable[..., str]) -> No
 
 def test_resume_with_nothing_whole_to_resume(fails: Callable[..., str]) -> None:
     Path("run/checkpoints/step_000001").mkdir(parents=True)
-    assert "holds no whole checkpoint" in fails("--resume")
+    assert "has no intact checkpoint" in fails("--resume")
 
 
 def test_resume_before_the_first_checkpoint_begins_and_says_so(

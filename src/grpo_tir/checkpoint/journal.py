@@ -2,16 +2,16 @@
 
     journal/step_000012.rank0.jsonl     {"recipe": digest}                                the first line
                                         {"call": [group, sample, number], "code", …}      a result of the tool
-                                        {"rollout": [group, sample], "segments", …}       a finished response
+                                        {"rollout": [group, sample], "segments", …}       a finished rollout
 
-A finished rollout is read from the journal with its exact ids and log-probs, and graded again. With
-`train.deterministic`, only complete waves are read: log-probs depend in their last bits on which rows decode
-together, so an incomplete wave starts again from its prompts. A call that it repeats gets the recorded result.
-Lost calls and lost rollouts are not recorded.
+A finished rollout is restored from the journal with its exact ids and log-probs, and graded again. With
+`train.deterministic`, only complete waves are restored, because the last bits of log-probs depend on which rows
+decode together. An incomplete wave is sampled again from its prompts; a call that it repeats gets the recorded
+result. Lost calls and lost rollouts are not recorded.
 
-Each rank writes its own file and reads the files of all ranks, so that a run may resume with another number of
-ranks. A journal of another recipe is ignored, and so are journals of steps after the first one that had to sample
-again.
+Each rank writes its own file and reads the files of all ranks, so that a run can resume with another number of
+ranks. A journal of another recipe is ignored. So are the journals of steps after the first step in which a rollout
+was sampled again.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Key = tuple[int, ...]
 
 
 class Journal:
-    """The journal of one rank.
+    """Write and read the journal of one rank.
 
     Args:
-        folder: shared by all ranks.
-        rank: of this process.
+        folder: folder of the journals of all ranks.
+        rank: rank of this process.
         recipe: `digest` of the run's recipe.
-        writer: writes the lines in a thread of its own.
-        resume: read existing files.
+        writer: writes the lines in a background thread.
+        resume: if true, read existing journals; if false, replace them.
     """
 
     def __init__(self, folder: Path, rank: int, recipe: str, writer: Writer, resume: bool) -> None:
@@ -55,7 +55,7 @@ class Journal:
         self.file = folder
 
     def begin(self, step: int) -> None:
-        """Start a step: read the journal of an earlier attempt, and append to it."""
+        """Start a step: read the journal of an earlier attempt, and open it for appending."""
         self.calls, self.rollouts = {}, {}
         self.file = self.folder / f"{step_name(step)}.rank{self.rank}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -67,21 +67,22 @@ class Journal:
             self.writer.do(append_lines, self.file, {"recipe": self.recipe})
 
     def recall(self, rollouts: Sequence[Rollout], whole: bool) -> list[Rollout]:
-        """Fill the rollouts that the journal holds. Returns those that are still to be sampled.
+        """Fill the rollouts that are in the journal. Returns those that must still be sampled.
 
         Args:
-            whole: fill all or none of them.
+            rollouts: rollouts with prompts, but without responses.
+            whole: fill either all rollouts or none.
         """
-        missing = [rollout for rollout in rollouts if not self._knows(rollout)]
+        missing = [rollout for rollout in rollouts if not self._has(rollout)]
         if whole and missing:
             return list(rollouts)
         for rollout in rollouts:
-            if self._knows(rollout):
+            if self._has(rollout):
                 _fill(rollout, self.rollouts[rollout.group, rollout.sample])
         return missing
 
     def run(self, tool: Tool | None, rollout: Rollout, code: str) -> Future[ToolResult]:
-        """Return the recorded result of a call, else run the tool and record its result."""
+        """Return the recorded result of a call. Without a record, run the tool and record its result."""
         assert tool is not None
         key = (rollout.group, rollout.sample, len(rollout.calls))
         known = self.calls.get(key)
@@ -95,22 +96,22 @@ class Journal:
         return future
 
     def record(self, rollout: Rollout) -> None:
-        """Record a finished rollout."""
+        """Record a finished rollout, unless it is invalid."""
         if rollout.valid:
             self.writer.do(_append_rollout, self.file, rollout)
 
     def end_batch(
         self, step: int, sampled: int, number: int, runtime: Runtime, log: Callable[[str], None]
     ) -> None:
-        """Wait until this batch is on the disk, on all ranks. All ranks must call it together.
+        """Wait until this batch is written on all ranks. All ranks must call it together.
 
-        Once any rank had to sample, the journals of later steps belong to an abandoned future and are deleted.
+        If a rank had to sample, the journals of later steps no longer belong to this run and are deleted.
 
         Args:
-            step: of training, from 1.
-            sampled: rollouts that this rank had to sample; the others came from the journal.
-            number: rollouts of this rank.
-            runtime: sums over the ranks.
+            step: training step, from 1.
+            sampled: number of rollouts that this rank had to sample; the others came from the journal.
+            number: number of rollouts of this rank.
+            runtime: sums both numbers over the ranks.
             log: prints a line.
         """
         self.flush()
@@ -125,7 +126,7 @@ class Journal:
         self.reading = False
 
     def drop_after(self, step: int) -> None:
-        """Delete the journals of later steps: they belong to an abandoned future."""
+        """Delete the journals of later steps, which followed from other rollouts than those of this run."""
         for path, of_step in self._files():
             if of_step > step:
                 path.unlink(missing_ok=True)
@@ -144,7 +145,8 @@ class Journal:
         """Wait until all lines are written."""
         self.writer.flush()
 
-    def _knows(self, rollout: Rollout) -> bool:
+    def _has(self, rollout: Rollout) -> bool:
+        """True if the journal has this rollout with the same prompt."""
         entry = self.rollouts.get((rollout.group, rollout.sample))
         return entry is not None and entry["prompt_ids"] == rollout.prompt_ids
 
@@ -159,7 +161,7 @@ class Journal:
                 self.rollouts[tuple(line["rollout"])] = line
 
     def _record_call(self, file: Path, key: Key, code: str, done: Future[ToolResult]) -> None:
-        """Record a result, in a thread of the executor. An error of the writer is raised in the main thread."""
+        """Record a result, in a thread of the executor. The main thread raises the error of a failed write."""
         if done.cancelled() or done.exception() or done.result().status == "infrastructure":
             return
         line = {"call": key, "code": code, "result": dataclasses.asdict(done.result())}
@@ -172,7 +174,7 @@ class Journal:
 
 
 def digest(config: Config) -> str:
-    """Hash all settings that influence what is sampled. Executor and logging settings do not."""
+    """Hash all settings that influence sampling. Executor and logging settings do not."""
     plain = to_dict(config)
     kept = {name: plain[name] for name in ("model", "data", "rollout", "tool", "reward", "algorithm", "optim")}
     kept["train"] = {name: plain["train"][name] for name in ("seed", "deterministic")}
@@ -204,7 +206,7 @@ def _append_rollout(path: Path, rollout: Rollout) -> None:
 
 def _fill(rollout: Rollout, line: dict[str, Any]) -> None:
     rollout.segments = [Segment(**segment) for segment in line["segments"]]
-    rollout.stamps = [Stamp(*stamp) for stamp in line["stamps"]]  # as they were made: the certificate holds on
+    rollout.stamps = [Stamp(*stamp) for stamp in line["stamps"]]  # as recorded, for the certificate
     rollout.calls = [
         ToolCall(call["code"], call["result"] and ToolResult(**call["result"]), call["seconds"])
         for call in line["calls"]

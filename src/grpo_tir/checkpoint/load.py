@@ -26,17 +26,17 @@ def find_start(run: Path, resume: bool, log: Callable[[str], None]) -> Path | No
     """Return the checkpoint to resume from; None for a new run.
 
     Raises:
-        CheckpointError: all are damaged, or some exist and `resume` is False.
+        CheckpointError: all checkpoints are damaged, or some exist and `resume` is False.
     """
     folder = run / "checkpoints"
     found = list_checkpoints(folder)
     if found and not resume:
         raise CheckpointError(
-            f"{run} already holds a run: go on with --resume, or name another --train.output_dir"
+            f"{run} already holds a run: continue it with --resume, or name another --train.output_dir"
         )
     if not found:
         if resume:
-            log(f"{run} has no checkpoint yet: starting from the beginning, with what its journal holds")
+            log(f"{run} has no checkpoint yet: starting from the beginning, with the rollouts of its journal")
         return None
     return last_good_checkpoint(folder, log)
 
@@ -48,21 +48,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def last_good_checkpoint(folder: Path, log: Callable[[str], None] = print) -> Path:
-    """Return the newest undamaged checkpoint; log each damaged one.
+    """Return the newest intact checkpoint, and log each damaged one.
 
     Raises:
-        CheckpointError: there is no undamaged checkpoint.
+        CheckpointError: there is no intact checkpoint.
     """
     for path in reversed(list_checkpoints(folder)):
         fault = find_fault(path)
         if fault is None:
             return path
         log(f"{path} is damaged ({fault}); trying the one before it")
-    raise CheckpointError(f"nothing to resume from: {folder} holds no whole checkpoint; start without --resume")
+    raise CheckpointError(f"nothing to resume from: {folder} has no intact checkpoint; start without --resume")
 
 
 def find_fault(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None."""
+    """Compare the files of a checkpoint with its manifest. Returns the first fault, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -70,20 +70,20 @@ def find_fault(path: Path) -> str | None:
     for name, (size, digest) in manifest.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
-            return f"{name} is missing or cut short"
+            return f"{name} is missing or truncated"
         if _digest(file) != digest:
             return f"{name} is corrupt"
     return None
 
 
 def load_trainer(path: Path) -> dict[str, Any]:
-    """Load positions and counters of a checkpoint."""
+    """Load the sampler's position and the counters of a checkpoint."""
     state: dict[str, Any] = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
     return state
 
 
 def load_optimizer(path: Path, model: Any, optimizer: Any, runtime: Runtime) -> None:
-    """Load the optimizer state, whatever number of ranks and ZeRO stage wrote it.
+    """Load the optimizer state, which any number of ranks and any ZeRO stage may have written.
 
     Raises:
         CheckpointError: the state belongs to other parameters.

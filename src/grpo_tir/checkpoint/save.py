@@ -2,12 +2,12 @@
 
     checkpoints/step_000020/   model.safetensors, config.json, tokenizer …   loads with from_pretrained
                                optimizer-0-of-2.pt …   optimizer state of each rank
-                               trainer.pt       positions, counters
+                               trainer.pt       position of the sampler, counters
                                manifest.json    size and SHA-256 of every file, written last
 
-A checkpoint is written under a temporary name, synced and renamed. Training continues meanwhile, because a copy in
-CPU memory is written. On loading, every file is compared with the manifest. A damaged checkpoint is reported, and
-the one before it is used.
+A checkpoint is written under a temporary name, synced and renamed. It is written from a copy in CPU memory, so
+that training continues meanwhile. On loading, every file is compared with the manifest. A damaged checkpoint is
+reported, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from grpo_tir.utils.recipe import save_config
 PATIENCE = 600.0
 """Seconds that the main process waits for the optimizer files of other ranks."""
 FAILED_WRITE = ("os error", "unexpected pos", "file write failed")
-"""Messages of safetensors, tokenizers and torch about a full disk. Each has its own type; none is OSError."""
+"""Parts of the messages of safetensors, tokenizers and torch about a full disk. No type of theirs is OSError."""
 
 
 class Saver:
-    """Write checkpoints in a thread of its own, one at a time. An error in it is raised at the next call.
+    """Write checkpoints in a background thread, one at a time. An error of the thread is raised at the next call.
 
-    Under ZeRO every rank writes its part of the optimizer. The main process writes the rest and waits for these
-    files: its thread must not take part in collectives."""
+    Under ZeRO every rank writes its part of the optimizer state. The main process writes the rest and waits until
+    these files exist, because a background thread must not use collectives."""
 
     def __init__(
         self, folder: Path, config: Config, journal: Journal, log: Callable[[str], None], runtime: Runtime
@@ -54,13 +54,13 @@ class Saver:
         self.writer = Writer("checkpoint")
 
     def tidy(self, step: int) -> None:
-        """Finish the clean-up after the checkpoint of `step` that a kill may have prevented."""
+        """Finish the clean-up after the checkpoint of `step`, which a kill may have prevented."""
         remove_old(self.folder, self.config.train.save_total_limit)
         self.journal.drop_through(step)
 
     def save(self, step: int, model: Any, tokenizer: Any, optimizer: Any, trainer: dict[str, Any]) -> None:
-        """Start writing. Returns as soon as the state is copied. All ranks call it together."""
-        self.writer.flush()  # two copies at a time would be one too many
+        """Start writing. Returns as soon as the state is copied. All ranks must call it together."""
+        self.writer.flush()  # memory has room for one copy only
         if self.runtime.is_main:
             make_partial(self.folder, step)
         self.runtime.barrier()
@@ -82,7 +82,7 @@ class Saver:
         self.writer.flush()
 
     def close(self) -> None:
-        """Wait until the current checkpoint is written. Raises nothing."""
+        """Wait until the current checkpoint is written. Does not raise its error."""
         self.writer.close()
 
     def _write(self, snapshot: Snapshot, model: Any, tokenizer: Any) -> None:
@@ -93,28 +93,28 @@ class Saver:
 
 
 def make_partial(folder: Path, step: int) -> Path:
-    """Make an empty folder for the next checkpoint.
+    """Make an empty temporary folder for the next checkpoint.
 
     Raises:
         OutputError: the folder cannot be made.
     """
     partial = partial_folder(folder, step)
-    with refusing_full_disk(partial):
+    with explained_write_errors(partial):
         remove_old(folder, keep=0)
         partial.mkdir(parents=True)
     return partial
 
 
 def save_part(folder: Path, snapshot: Snapshot) -> None:
-    """Write this rank's part of the optimizer atomically.
+    """Write this rank's part of the optimizer state atomically.
 
     Raises:
         OutputError: the file cannot be written.
     """
     path = partial_folder(folder, snapshot.step) / snapshot.part
     if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is not to be seen from here: all nodes must share train.output_dir")
-    with refusing_full_disk(path.parent):
+        raise OutputError(f"{path.parent} does not exist on this node: all nodes must share train.output_dir")
+    with explained_write_errors(path.parent):
         hidden = path.with_name(f".{path.name}")
         torch.save(snapshot.moments, hidden)
         hidden.rename(path)
@@ -126,8 +126,8 @@ def partial_folder(folder: Path, step: int) -> Path:
 
 
 @contextmanager
-def refusing_full_disk(partial: Path) -> Iterator[None]:
-    """Raise one line if a checkpoint cannot be written, and delete what was written of it."""
+def explained_write_errors(partial: Path) -> Iterator[None]:
+    """Raise write errors as `OutputError`, in one line. On any error, delete the temporary folder first."""
     try:
         yield
     except Exception as error:
@@ -145,17 +145,18 @@ def refusing_full_disk(partial: Path) -> Iterator[None]:
 def save_checkpoint(
     folder: Path, snapshot: Snapshot, model: Any, tokenizer: Any, config: Config, keep: int
 ) -> Path:
-    """Write `folder/step_NNNNNN` after `make_partial`, and delete the oldest beyond `keep` (0 keeps all).
+    """Write `folder/step_NNNNNN`, and delete the oldest checkpoints beyond `keep` (0 keeps all). Call
+    `make_partial` first.
 
     Args:
-        model: its config and format are written; its own weights are not read.
+        model: gives config and file format; the weights are those of `snapshot`.
 
     Raises:
         OutputError: the disk is full or cannot be written. Older checkpoints are untouched.
     """
     final = folder / f"step_{snapshot.step:06d}"
     partial = partial_folder(folder, snapshot.step)
-    with refusing_full_disk(partial):
+    with explained_write_errors(partial):
         _save_weights(partial, model, snapshot.weights)
         tokenizer.save_pretrained(partial)
         snapshot.generation.save_pretrained(partial)
@@ -172,36 +173,36 @@ def save_checkpoint(
 
 
 def _save_weights(folder: Path, model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Write weights in Hugging Face format. Adapters are merged into the weights, and also written alone."""
+    """Write weights in Hugging Face format. Adapters are merged into the weights, and also written separately."""
     if lora.has_adapters(model):
         model.save_pretrained(folder / lora.FOLDER, state_dict=dict(weights))
         model, weights = lora.merge(model, weights)
-    model.save_pretrained(folder, state_dict=dict(weights))  # which it empties
+    model.save_pretrained(folder, state_dict=dict(weights))  # a copy, because `save_pretrained` empties it
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints (0 keeps all), and remains of an interrupted save."""
+    """Delete all but the newest `keep` checkpoints (0 keeps all), and the remains of interrupted saves."""
     for old in list_checkpoints(folder)[:-keep] if keep else []:
-        old.rename(folder / f".{old.name}.partial")  # never half a checkpoint under its name
+        old.rename(folder / f".{old.name}.partial")  # so that a kill leaves no incomplete checkpoint
     for stale in folder.glob(".step_*.partial"):
         shutil.rmtree(stale)
 
 
 def _wait_for_parts(partial: Path, number: int) -> None:
-    """Wait for the optimizer files of all ranks.
+    """Wait for `number` optimizer files, one of each rank.
 
     Raises:
-        OutputError: some files do not appear in time.
+        OutputError: a file does not appear in time.
     """
     deadline = time.monotonic() + PATIENCE
     while len(list(partial.glob(OPTIMIZER))) < number:
         if time.monotonic() > deadline:
-            raise OutputError(f"{partial} lacks parts of other ranks: all nodes must share train.output_dir")
+            raise OutputError(f"{partial} has no files of other ranks: all nodes must share train.output_dir")
         time.sleep(0.05)
 
 
 def make_writable(folder: Path) -> None:
-    """Make the folder of a run and check that it can be written.
+    """Make the folder of a run and check that files can be written in it.
 
     Raises:
         OutputError: the folder cannot be made or written to.
@@ -227,34 +228,35 @@ def _write_manifest(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Content of a checkpoint, in tensors that training does not change."""
+    """Content of a checkpoint. Its tensors are copies, unless training waits."""
 
     step: int
     weights: dict[str, torch.Tensor]
     """Weights on the main process; empty on other ranks."""
     generation: GenerationConfig
-    """Generation config that samples as training did."""
+    """Generation config with the special tokens only, so that `generate` samples as in training."""
     moments: dict[str, Any] | None
-    """This rank's optimizer state; None if the main process holds it."""
+    """This rank's optimizer state; None if the main process holds the same state."""
     part: str
-    """Name of the optimizer file."""
+    """Name of this rank's optimizer file."""
     parts: int
+    """Number of optimizer files."""
     trainer: dict[str, Any]
-    """Positions and counters of the run."""
+    """Position of the sampler and counters of the run."""
 
 
 def take_snapshot(
     step: int, model: Any, optimizer: Any, trainer: dict[str, Any], runtime: Runtime, copy: bool = True
 ) -> Snapshot:
-    """Copy the state of a run to the CPU, or reference it without `copy`. All ranks call it together."""
+    """Copy the state of a run to the CPU, or reference it without `copy`. All ranks must call it together."""
     with runtime.full_weights(model):
         weights = model.state_dict() if runtime.is_main else {}
-        if copy or runtime.stage == 3:  # what was gathered is gone afterwards
+        if copy or runtime.stage == 3:  # ZeRO-3 releases gathered weights at the end of this block
             weights = copy_to_cpu(weights)
     parts = runtime.world if runtime.stage else 1
-    theirs = model.generation_config
+    given = model.generation_config
     generation = GenerationConfig(
-        bos_token_id=theirs.bos_token_id, eos_token_id=theirs.eos_token_id, pad_token_id=theirs.pad_token_id
+        bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
     )
     return Snapshot(
         step,
@@ -268,14 +270,14 @@ def take_snapshot(
 
 
 def copy_to_cpu(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
-    """Copy the tensors of a nested structure to the CPU. Tensors that share memory (tied weights) still share
-    it."""
+    """Copy the tensors of a nested structure to the CPU. Tensors that share memory (tied weights) still share it
+    in the copy. `copies` holds those made so far."""
     copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
-        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if place not in copies or not value.numel():
-            copies[place] = value.detach().to("cpu", copy=True)
-        return copies[place]
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if key not in copies or not value.numel():
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
     if isinstance(value, dict):
         return {key: copy_to_cpu(item, copies) for key, item in value.items()}
     if isinstance(value, list | tuple):

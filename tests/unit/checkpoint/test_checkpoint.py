@@ -129,7 +129,7 @@ def damage(path: Path, how: str) -> None:
 
 
 FAULTS = {
-    "cut short": "model.safetensors is missing or cut short",
+    "cut short": "model.safetensors is missing or truncated",
     "corrupt": "model.safetensors is corrupt",
     "missing": "trainer.pt is missing",
     "no manifest": "manifest.json is missing",
@@ -151,7 +151,7 @@ def test_nothing_whole_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to resume from"):
         last_good_checkpoint(tmp_path, print)
     damage(save(tmp_path, 1), "corrupt")
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
         last_good_checkpoint(tmp_path, print)
 
 
