@@ -95,6 +95,6 @@ def count(loss_mask: torch.Tensor, aggregation: Aggregation, max_length: int | N
 
 
 def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Compute Schulman's k3 estimator (GRPO, eq. 4), (B, T). It is >= 0, and unbiased on the policy's own samples."""
+    """Compute Schulman's k3 estimator (GRPO, eq. 4), (B, T): >= 0, and unbiased on the policy's own samples."""
     log_ratio = ref_logprobs - logprobs
     return log_ratio.exp() - log_ratio - 1
