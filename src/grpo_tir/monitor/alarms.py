@@ -1,11 +1,11 @@
-"""Find what is wrong with a run from its metrics.
+"""Find faults of a run from its metrics.
 
-Training with a tool can fail silently: the executor is down and the score drifts, the policy stops calling, the
-budget cuts every answer. Each rule below reads the history up to a step and tells whether it holds *at* that step.
-Console and report use the same rules. A healthy run such as the quickstart raises no alarm.
+Training with a tool can fail silently: the executor is down and the score drifts, the policy stops calling the
+tool, or the budget cuts off every answer. Each rule reads the history up to a step, and returns a text if it holds
+*at* that step. Console and report use the same rules. A healthy run, such as the quickstart, raises no alarm.
 
-A history is the lines of metrics.jsonl in order. Means are over `WINDOW` steps: a single batch of a hundred
-rollouts is too noisy.
+A history is the list of lines of metrics.jsonl, in order. Means are over `WINDOW` steps, because a single batch of
+a hundred rollouts is too noisy.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from grpo_tir.config import Config
 Line = Mapping[str, float | None]
 
 WINDOW = 5
-"""Steps in a mean. In the quickstart these are 640 rollouts; the standard error of a share is below .02."""
+"""Number of steps in a mean: 640 rollouts in the quickstart, where the standard error of a share is below .02."""
 MEMORY = 500
-"""Steps of history that a rule reads, so that its cost does not grow with the run."""
+"""Number of steps that a rule reads, so that its cost does not grow with the run."""
 COLLAPSED_CODE = 0.5
-"""Share of its own maximum. The paper's code ratio never falls below 4/5 of it (Figure 5)."""
+"""Alarm below this share of the highest code ratio. In the paper it stays above 4/5 (Figure 5)."""
 COLLAPSED_ENTROPY = 0.1
-"""Share of its initial value. The quickstart ends near 0.15 of it, with nine of ten answers right."""
+"""Alarm below this share of the initial entropy. The quickstart ends near 0.15, with nine of ten answers right."""
 SOLVED = 0.9
 """Accuracy from which low entropy is expected."""
 CUT_OFF = 0.5
-"""Share of responses cut by the budget. Beyond it, the reward mostly measures length (trl#5697, #6263)."""
+"""Alarm above this share of responses cut off: the reward then mostly measures length (trl#5697, trl#6263)."""
 SPIKE = 10.0
-"""Factor on the median of the steps before. The quickstart's largest is below 4."""
+"""Alarm above this multiple of the median gradient norm. The highest multiple in the quickstart is below 4."""
 LOST = 0.2
-"""Share of `executor.max_outage`, at which the run stops (1% by default)."""
+"""Alarm above this share of `executor.max_outage`: by default, at 1% lost rollouts. The run stops at 5%."""
 TOLERANCE_USED = 0.5
-"""Share of the certificate's tolerance, above which the run stops."""
+"""Alarm above this share of the certificate's tolerance. The run stops above 1."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """An alarm: one rule that holds at a step."""
+    """A rule that holds at a step."""
 
     name: str
     text: str
@@ -59,15 +59,15 @@ def find_alarms(history: Sequence[Line], config: Config) -> list[Alarm]:
 def alarm_stretches(history: Sequence[Line], config: Config) -> list[tuple[int, int, Alarm]]:
     """Return (first step, last step, first alarm) for each unbroken stretch of an alarm, oldest first."""
     stretches: list[tuple[int, int, Alarm]] = []
-    open_at: dict[str, int] = {}  # name to its place in `stretches`
+    open_at: dict[str, int] = {}  # index in `stretches` of each alarm that holds
     for end in range(1, len(history) + 1):
         step = int(history[end - 1].get("step") or 0)
-        held = {alarm.name: alarm for alarm in find_alarms(history[max(0, end - MEMORY - 1) : end], config)}
-        open_at = {name: place for name, place in open_at.items() if name in held}
-        for name, alarm in held.items():
+        found = {alarm.name: alarm for alarm in find_alarms(history[max(0, end - MEMORY - 1) : end], config)}
+        open_at = {name: index for name, index in open_at.items() if name in found}
+        for name, alarm in found.items():
             if name in open_at:
-                first, _, began = stretches[open_at[name]]
-                stretches[open_at[name]] = (first, step, began)
+                first, _, first_alarm = stretches[open_at[name]]
+                stretches[open_at[name]] = (first, step, first_alarm)
             else:
                 open_at[name] = len(stretches)
                 stretches.append((step, step, alarm))
@@ -75,7 +75,7 @@ def alarm_stretches(history: Sequence[Line], config: Config) -> list[tuple[int, 
 
 
 def grad_norm_spiked(history: Sequence[Line]) -> bool:
-    """True if the last gradient norm is far above the median of up to twenty before it (at least eight)."""
+    """True if the last gradient norm is above `SPIKE` times the median of the 8 to 20 norms before it."""
     norms = _known(history, "grad_norm")[-21:]
     usual = statistics.median(norms[:-1]) if len(norms) > 8 else 0.0
     return bool(usual and norms[-1] > SPIKE * usual)
@@ -90,12 +90,12 @@ def _code(history: Sequence[Line], config: Config) -> str | None:
     if best >= 0.2 and now < COLLAPSED_CODE * best:
         return (
             f"the policy stops writing code: {now:.0%} of responses over {WINDOW} steps, {best:.0%} at best. "
-            "Do its programs fail (tools/pass_ratio), or is code punished (reward.code_penalty)?"
+            "Check whether its programs fail (tools/pass_ratio) or code is penalized (reward.code_penalty)"
         )
     if best < 0.01 and now < 0.01:
         return (
-            f"hardly a response holds code ({now:.1%}): what is never tried cannot be rewarded. Does the "
-            "prompt ask for a ```python block (data.template)?"
+            f"almost no response has code ({now:.1%}), so the policy cannot learn to use it. Check that the "
+            "prompt asks for a ```python block (data.template)"
         )
     return None
 
@@ -108,7 +108,7 @@ def _entropy(history: Sequence[Line], config: Config) -> str | None:
     if now < COLLAPSED_ENTROPY * first and statistics.fmean(right) < SOLVED:
         return (
             f"entropy has collapsed: {now:.3f} nats, {first:.3f} at first, with {statistics.fmean(right):.0%} "
-            "right: samples of a problem become alike and teach nothing. Lower optim.lr, or raise clip_high"
+            "right: the samples of a group become equal. Lower optim.lr, or raise algorithm.clip_high"
         )
     return None
 
@@ -119,7 +119,7 @@ def _cut_off(history: Sequence[Line], config: Config) -> str | None:
         return None
     return (
         f"{statistics.fmean(shares):.0%} of responses are cut off by rollout.max_completion_length "
-        f"{config.rollout.max_completion_length}: raise it, or look whether the policy ends at all"
+        f"{config.rollout.max_completion_length}: raise it, or check that the policy ends its responses"
     )
 
 
@@ -128,11 +128,11 @@ def _outages(history: Sequence[Line], config: Config) -> str | None:
 
 
 def _unjudged(history: Sequence[Line], config: Config) -> str | None:
-    return _lost(history, config, "rollouts/unjudged", "the grader could not judge {}: look at their gold answers")
+    return _lost(history, config, "rollouts/unjudged", "the grader could not judge {}: check their gold answers")
 
 
 def _lost(history: Sequence[Line], config: Config, name: str, text: str) -> str | None:
-    """Warn if the lost share of the batch is above a fifth of the limit that stops the run."""
+    """Return a text if the lost share of the batch is above `LOST` of the limit that stops the run."""
     lost, sampled = history[-1].get(name), history[-1].get("rollouts/sampled")
     if not lost or not sampled or lost / sampled <= LOST * config.executor.max_outage:
         return None
@@ -145,8 +145,8 @@ def _mismatch(history: Sequence[Line], config: Config) -> str | None:
     if used is None or gap is None or used <= TOLERANCE_USED:
         return None
     return (
-        f"generator and learner disagree about log-probs by {gap:.2g} nats a token, {used:.0%} of the tolerance "
-        "at which the run stops: is the precision of both the same?"
+        f"generator and learner disagree about log-probs by {gap:.2g} nats per token, {used:.0%} of the tolerance "
+        "at which the run stops. Check that both have the same precision"
     )
 
 
@@ -155,8 +155,8 @@ def _spike(history: Sequence[Line], config: Config) -> str | None:
         return None
     norm = history[-1]["grad_norm"]
     return (
-        f"the gradient norm jumped to {norm:.3g}, more than {SPIKE:.0f} times its median: the batch is kept in "
-        "rollouts/, see `grpo-tir replay`"
+        f"the gradient norm jumped to {norm:.3g}, more than {SPIKE:.0f} times its median: the batch is saved in "
+        "rollouts/, for `grpo-tir replay`"
     )
 
 
@@ -164,7 +164,7 @@ def _skipped(history: Sequence[Line], config: Config) -> str | None:
     skipped = history[-1].get("skipped_updates")
     if not skipped:
         return None
-    return f"{skipped:.0f} optimizer step(s) had no finite gradient and were skipped: the batch is kept in dumps/"
+    return f"{skipped:.0f} optimizer step(s) had no finite gradient and were skipped: the batch is saved in dumps/"
 
 
 MEAN_GAP = "sampling/sampling_logp_difference/mean"

@@ -1,8 +1,8 @@
 """Print the progress of a run.
 
-    step   12/60  reward -0.34  right 0.33 …  left 4 min        one line a step, alarms and reasons below it
-    training  20%|████      | 12/60 [01:10<04:40]               on a terminal: all steps, with the expected end
-      step 13  45%|█████    | 58/128 rollouts, 3 calls in flight               and the current step
+    step   12/60  reward -0.34  right 0.33 …  left 4 min        one line per step; alarms and reasons follow it
+    training  20%|████      | 12/60 [01:10<04:40]               on a terminal: a bar of all steps with time left,
+      step 13  45%|█████    | 58/128 rollouts, 3 calls in flight               and a bar of the current step
 
 Without a terminal, a long step prints a progress line every minute.
 """
@@ -22,11 +22,11 @@ from grpo_tir.types import Rollout
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 STEP_BAR = "  {desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} rollouts{postfix}"
 REFRESH = 0.2
-"""Seconds between two updates of the bar; progress is reported with every token."""
-PLAIN = 60.0
-"""Seconds between two progress lines of one step, without a bar."""
-QUIET = 10
-"""Steps after which the reason for a loss of 0 is printed again."""
+"""Seconds between two updates of the bar. `progress` is called far more often."""
+LINE_INTERVAL = 60.0
+"""Seconds between two progress lines within a step, without a terminal."""
+REASON_GAP = 10
+"""The reason for a loss of 0 is printed again only if it did not hold for this number of steps."""
 
 
 class Console:
@@ -37,11 +37,12 @@ class Console:
         self.bar: Any = None
         self.step_bar: Any = None
         self.done, self.took = 0, 0.0
-        """Steps of this process, and seconds spent on them."""
-        self.last = self.said = time.monotonic()
+        """Steps taken by this process, and seconds spent on them."""
+        self.last = self.shown = time.monotonic()
+        """Times of the last step and of the last progress update."""
         self.reasons: dict[str, int] = {}
         """Last step at which each reason held."""
-        self.ringing: set[str] = set()
+        self.active_alarms: set[str] = set()
         self.terminal = sys.stderr.isatty()
 
     def log(self, text: str) -> None:
@@ -51,35 +52,35 @@ class Console:
             sys.stdout.flush()
 
     def start(self, total: int, done: int) -> None:
-        """Start a bar over all steps, on a terminal."""
-        self.last = self.said = time.monotonic()
+        """Start the clock and, on a terminal, the bar of all steps, of which `done` were taken before."""
+        self.last = self.shown = time.monotonic()
         if self.active and self.terminal:
             self.bar = tqdm(total=total, initial=done, desc="training", bar_format=BAR, file=sys.stderr)
 
     def progress(self, finished: int, total: int, waiting: int) -> None:
-        """Show the progress within a step: finished rollouts and calls in flight."""
+        """Show the progress within a step: finished rollouts of `total`, and calls in flight."""
         now = time.monotonic()
-        if not self.active or now - self.said < (REFRESH if self.bar is not None else PLAIN):
+        if not self.active or now - self.shown < (REFRESH if self.bar is not None else LINE_INTERVAL):
             return
-        self.said = now
+        self.shown = now
         if self.bar is None:
             self.log(f"           {finished} of {total} rollouts done, {waiting} calls in flight")
             return
         if self.step_bar is None:
-            place = {"position": 1, "leave": False, "bar_format": STEP_BAR, "file": sys.stderr}
-            self.step_bar = tqdm(total=total, desc=f"step {self.bar.n + 1}", **place)
+            options = {"position": 1, "leave": False, "bar_format": STEP_BAR, "file": sys.stderr}
+            self.step_bar = tqdm(total=total, desc=f"step {self.bar.n + 1}", **options)
         self.step_bar.total, self.step_bar.n = total, finished
         self.step_bar.set_postfix_str(f"{waiting} calls in flight", refresh=False)
         self.step_bar.refresh()
 
     def step(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
-        """Print the line of a step, and why there is nothing to learn or the loss is 0."""
+        """Print the line of a step and, if its loss is 0 or undefined, the reason."""
         self._close_step()
         if self.bar is not None:
             self.bar.update()
         now = time.monotonic()
         self.done, self.took = self.done + 1, self.took + now - self.last
-        self.last = self.said = now
+        self.last = self.shown = now
         parts = [f"step {step:>4}/{steps}"]
         for label, name, form in COLUMNS:
             value = metrics.get(name)
@@ -88,7 +89,7 @@ class Console:
         self.log("  ".join([*parts, *([f"left {span(left)}"] if steps > step else [])]))
         reason = why_no_loss(metrics)
         if reason:
-            if step - self.reasons.get(reason, -QUIET) >= QUIET:  # steps with and without it take turns
+            if step - self.reasons.get(reason, -REASON_GAP) >= REASON_GAP:
                 self.log(f"           {reason}")
             self.reasons[reason] = step
         if metrics.get("eval/accuracy") is not None:
@@ -98,16 +99,16 @@ class Console:
         """Print each alarm once for each stretch of steps in which it holds."""
         now = {alarm.name: alarm.text for alarm in alarms}
         for name, text in now.items():
-            if name not in self.ringing:
+            if name not in self.active_alarms:
                 self.log(f"  ALARM    {text}")
-        for name in self.ringing - set(now):
+        for name in self.active_alarms - set(now):
             self.log(f"  over     the alarm about: {name}")
-        self.ringing = set(now)
+        self.active_alarms = set(now)
 
     def trajectory(self, rollout: Rollout) -> None:
-        """Print one sampled response with its tool output marked."""
-        reward = f"{rollout.reward.value:+.1f}" if rollout.reward else "set aside"
-        self.log(format_trajectory(rollout, f"a sample (reward {reward}, {rollout.finish_reason})"))
+        """Print one rollout, with marks at the text of the model and of the tool."""
+        reward = f"{rollout.reward.value:+.1f}" if rollout.reward else "none"
+        self.log(format_trajectory(rollout, f"one rollout (reward {reward}, {rollout.finish_reason})"))
 
     def finish(self) -> None:
         """Close the bars."""
@@ -136,28 +137,28 @@ COLUMNS = [
 
 
 def why_no_loss(metrics: dict[str, Any]) -> str | None:
-    """Explain why a step taught nothing, or why its loss is 0 although it did; None otherwise."""
+    """Explain why a step has no gradient, or why its loss is 0 although it has one. None for other steps."""
     if metrics.get("reward") is None:
-        return "nothing to learn from: not one response could be scored (rollouts/lost, rollouts/unjudged)"
+        return "nothing to learn from: no response could be scored (rollouts/lost, rollouts/unjudged)"
     if metrics.get("frac_reward_zero_std") == 1:
         right = metrics.get("accuracy")
         every = {
-            0: "; every response is wrong: too hard, or no \\boxed{} is written",
+            0: "; every response is wrong: the problems are too hard, or no \\boxed{} is written",
             1: "; every response is right",
         }
         words = every.get(right, "") if right is not None else ""
-        return f"loss 0: in every group all rewards are equal, so there is no advantage to learn from{words}"
+        return f"loss 0: in every group all rewards are equal, so every advantage is 0{words}"
     if metrics.get("skipped_updates") or metrics.get("loss") is None:
         return None
     if metrics["loss"] == 0 and not metrics.get("grad_norm"):
         return (
-            "loss 0: no response was left to learn from; drop_flat_groups, mask_overlong or mask_void_turns took "
-            "them all out"
+            "loss 0: no response was left to learn from, because drop_flat_groups, mask_overlong or "
+            "mask_void_turns left all of them out"
         )
     if abs(metrics["loss"]) < 1e-6:
         return (
-            "loss 0, as it must be where the ratio is 1 and the advantages of a group cancel; the gradient does "
-            "not: see grad"
+            "loss 0, as expected: the ratio is 1, and the advantages of a group sum to 0. The gradient is not 0: "
+            "see grad"
         )
     return None
 
@@ -173,7 +174,7 @@ def span(seconds: float) -> str:
 
 
 def format_trajectory(rollout: Rollout, title: str) -> str:
-    """Format problem and response, each line after a mark: `|` for the model, `>` for the tool."""
+    """Format problem and response. Each line of the response has a mark: `|` for the model, `>` for the tool."""
     lines = [f"--- {title}", *(f"    {line}" for line in rollout.problem.problem.splitlines())]
     lines += segment_lines((segment.kind, segment.text) for segment in rollout.segments)
     return "\n".join([*lines, f"--- gold answer: {rollout.problem.answer}"])

@@ -2,13 +2,13 @@
 
     RUN/config.yaml  metadata.json            the resolved recipe; versions, executor, isolation
     RUN/metrics.jsonl                         one object a step
-    RUN/problem_rewards.jsonl                 rewards of each problem in each step (what LIMR scores)
+    RUN/problem_rewards.jsonl                 rewards of each problem in each step, which LIMR scores
     RUN/rollouts/step_000012.jsonl            complete trajectories
     RUN/tensorboard/
-    RUN/checkpoints/  journal/  alive/        of checkpoint/ and distributed/watchdog.py
+    RUN/checkpoints/  journal/  alive/        written by checkpoint/ and distributed/watchdog.py
 
-Names are TRL's where TRL has one; `tools/*` is ours. docs/metrics.md defines each. A ratio with denominator 0 is
-null, never 0.
+A metric that TRL also has keeps TRL's name; `tools/*` are additions. docs/metrics.md defines each metric. A ratio
+with denominator 0 is null, not 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BOX = "\\boxed"
 
 
 def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
-    """Summarize one rollout in numbers. Ranks exchange only these summaries."""
+    """Summarize one rollout as the numbers that the metrics need. Ranks exchange only these summaries."""
     model = [segment.text for segment in rollout.segments if segment.kind == "model"]
     executed = [call.result for call in rollout.calls if call.result is not None]
     return {
@@ -62,19 +62,19 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
 
 
 def count_fake_outputs(rollout: Rollout) -> int:
-    """Count output blocks that the model opened and no tool answered: invented outputs."""
+    """Count invented outputs: output blocks that the model opened, but that the tool did not fill."""
     return fake_outputs(
         [segment.text for segment in rollout.segments if segment.kind == "model"], len(rollout.calls)
     )
 
 
 def fake_outputs(model: Sequence[str], calls: int) -> int:
-    """Count invented outputs in the model's turns. Each of the first `calls` turns ends with one real marker."""
+    """Count invented outputs in the model's turns. One marker in each of the first `calls` turns is a real call."""
     return sum(max(0, text.count(OUTPUT_MARKER) - (number < calls)) for number, text in enumerate(model))
 
 
 def contradicts(answer: str | None, status: str | None, stdout: str) -> bool | None:
-    """True if the last call's output does not contain the final answer; None if either is missing."""
+    """True if the output of the last call does not contain the final answer. None if either is missing."""
     if not answer or status != "ok" or not stdout.strip():
         return None
     return answer.replace(" ", "") not in stdout.replace(" ", "")
@@ -87,6 +87,7 @@ def _wanted_after_limit(rollout: Rollout, model: Sequence[str], limit: int) -> i
 
 def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """Compute the metrics of a rollout batch from the summaries of all ranks."""
+    # 1. Group the rewards, and the checksums of the responses, of valid rollouts.
     rows = [row for row in summaries if row["valid"]]
     groups: dict[int, list[float]] = {}
     responses: dict[int, set[int]] = {}
@@ -95,6 +96,7 @@ def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]
         responses.setdefault(row["group"], set()).add(row["crc"])
     spreads = [statistics.stdev(rewards) if len(rewards) > 1 else 0.0 for rewards in groups.values()]
     finished = [row["length"] for row in rows if not row["cut"]]
+    # 2. Average over rollouts or groups. Lost and unjudged rollouts are counted only.
     metrics: dict[str, float | None] = {
         "reward": _mean(row["reward"] for row in rows),
         "reward_std": _mean(spreads),
@@ -117,12 +119,12 @@ def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]
 
 
 def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: float) -> dict[str, float]:
-    """Compute the metrics of an update under TRL's names: means over all tokens of all ranks.
+    """Compute the metrics of the optimizer steps on one rollout batch: means over the tokens of all ranks.
 
     Args:
         totals: sums over all ranks (`Learner.report`).
-        updates: optimizer steps that the recipe asks for in a batch.
-        learning_rate: of the last optimizer step.
+        updates: number of optimizer steps on a batch, according to the recipe.
+        learning_rate: learning rate of the last optimizer step.
     """
     tokens, steps = max(totals["tokens"], 1.0), max(totals["steps"], 1.0)
     metrics = {
@@ -149,10 +151,10 @@ def time_metrics(
     """Compute seconds and rates of one training step.
 
     Args:
-        tokens: response tokens of all ranks.
-        sampling, learning: seconds of the two halves of the step.
-        idle: seconds of `sampling` in which all rows waited for their tool, as a mean over the ranks.
-        shares: of this machine's limit that the two halves reached (`MachineLimits.shares`).
+        tokens: number of response tokens of all ranks.
+        sampling, learning: seconds of sampling and of the update.
+        idle: seconds of `sampling` in which all rows waited for their tool, mean over the ranks.
+        shares: shares of the machine's limit that sampling and update reached (`MachineLimits.shares`).
     """
     return {
         "time/step": sampling + learning,
@@ -167,7 +169,7 @@ def time_metrics(
 
 
 def eval_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Compute accuracy and tool use on held-out problems; None where nothing could be judged."""
+    """Compute accuracy and tool use on held-out problems. A metric is None if no response could be judged."""
     rows = [row for row in summaries if row["valid"] and row["correct"] is not None]
     tools = tool_metrics(rows)
     return {
@@ -179,7 +181,7 @@ def eval_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]
 
 
 def tool_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Compute the metrics of the paper's Figure 5 and further metrics of tool use."""
+    """Compute the metrics of the paper's Figure 5, and further metrics of tool use."""
     executed, written = _total(rows, "executed"), _total(rows, "written")
     metrics = {
         "tools/code_ratio": _mean(float(row["written"] > 0) for row in rows),
@@ -196,14 +198,14 @@ def tool_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         "time/tool_wait": _share(_total(rows, "wait"), _total(rows, "calls")),
     }
     for name, flag in (("right", 1.0), ("wrong", 0.0)):
-        some = [row for row in rows if row["correct"] == flag]
-        metrics[f"tools/pass_ratio_{name}"] = _share(_total(some, "passed"), _total(some, "executed"))
+        chosen = [row for row in rows if row["correct"] == flag]
+        metrics[f"tools/pass_ratio_{name}"] = _share(_total(chosen, "passed"), _total(chosen, "executed"))
     errors = Counter(name if name.isidentifier() else "other" for row in rows for name in row["errors"])
     return {**metrics, **{f"tools/error/{name}": float(number) for name, number in errors.most_common(10)}}
 
 
 def _recovered(rollout: Rollout) -> int:
-    """Count failed calls that a successful call follows in the same response."""
+    """Count failed calls with a later successful call in the same response."""
     passed = [call.result is not None and call.result.status == "ok" for call in rollout.calls]
     return sum(call.failed and any(passed[n + 1 :]) for n, call in enumerate(rollout.calls))
 
@@ -228,8 +230,8 @@ def _mean(numbers: Iterable[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _share(part: float, total: float) -> float | None:
+    return part / total if total else None
 
 
 def _total(rows: Iterable[dict[str, Any]], name: str) -> float:

@@ -23,7 +23,7 @@ from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Rollout, RolloutGroup
 from grpo_tir.utils.files import Writer, append_lines, read_jsonl, sync, write_atomically
 
-if TYPE_CHECKING:  # to read or write a log takes no torch
+if TYPE_CHECKING:  # reading or writing a log does not import torch
     from grpo_tir.distributed.runtime import Runtime
     from grpo_tir.monitor.console import Console
     from grpo_tir.monitor.utilization import MachineLimits
@@ -44,7 +44,7 @@ def describe_run(config: Config, tool: Tool | None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of all packages that a result depends on."""
+    """Return the versions of the packages that a result depends on."""
     packages = ("torch", "transformers", "accelerate", "numpy", "sympy", "docker")
     ours = {"grpo-tir": grpo_tir.__version__, "python": platform.python_version()}
     return {**ours, **{name: metadata.version(name) for name in packages}}
@@ -82,10 +82,10 @@ class RunLog:
     """Write the files of a run, on the main process only.
 
     Args:
-        folder: of the run.
-        report_to: trackers besides metrics.jsonl.
-        resume_at: the step to resume after. Lines of later steps are cut off. -1 means a new run.
-        writer: writes in a thread of its own.
+        folder: folder of the run.
+        report_to: names of the trackers besides metrics.jsonl.
+        resume_at: last step to keep. Lines and files of later steps are deleted. -1 means a new run.
+        writer: writes in a background thread.
     """
 
     def __init__(
@@ -103,21 +103,21 @@ class RunLog:
         self.trackers = [make_tracker(name, folder, resume_at) for name in report_to]
 
     def sync(self) -> None:
-        """Flush all lines to the disk, before a checkpoint that relies on them."""
+        """Flush all lines to the disk. Call it before a checkpoint of the same step."""
         self.writer.flush()
         for path in self.files:
             if path.exists():
                 sync(path)
 
     def metrics(self, step: int, metrics: dict[str, float | None]) -> None:
-        """Write the line of a step. A value that is not finite becomes null, because JSON has no NaN."""
+        """Write the metrics of a step. A value that is not finite becomes null, because JSON has no NaN."""
         metrics = {name: value if _finite(value) else None for name, value in metrics.items()}
         self.history.append({"step": step, **metrics})
         self.writer.do(self._track, step, metrics)
 
     def rewards(self, step: int, summaries: Sequence[dict[str, Any]], problems: int) -> None:
-        """Write the rewards of each problem. Group numbers follow the order of the sampler, which returns each of
-        the `problems` once an epoch."""
+        """Write the rewards of each problem. The epoch follows from the group's number, because the sampler
+        returns each of the `problems` once per epoch."""
         groups: dict[int, dict[str, Any]] = {}
         for row in summaries:
             entry = {"step": step, "epoch": row["group"] // problems, "problem_id": row["problem_id"]}
@@ -128,7 +128,7 @@ class RunLog:
         self.writer.do(append_lines, self.folder / "problem_rewards.jsonl", *groups.values())
 
     def rollouts(self, step: int, trajectories: Iterable[dict[str, Any]]) -> None:
-        """Write the trajectories of one step; replaces those of an interrupted attempt."""
+        """Write the trajectories of one step. They replace those of an interrupted attempt."""
         path = self.folder / "rollouts" / f"step_{step:06d}.jsonl"
         self.writer.do(lambda: write_atomically(path, "".join(json.dumps(item) + "\n" for item in trajectories)))
 
@@ -142,11 +142,11 @@ class Recorder:
     """Measure each training step on all ranks, and write it to the run's log on the main process.
 
     Args:
-        config: of the run.
+        config: recipe of the run.
         runtime: gathers from the ranks.
-        log: files of the run; on the main process only.
+        log: log of the run on the main process; None on other ranks.
         console: prints the line of a step.
-        limits: of this machine; a step reports the share that it used.
+        limits: measured rates of this machine, to compute the share that a step reached.
     """
 
     def __init__(
@@ -170,19 +170,21 @@ class Recorder:
         cost: SamplingCost,
         problems: int,
     ) -> dict[str, float | None]:
-        """Compute the metrics of a training step; write its rewards and, where due, its trajectories.
+        """Compute the metrics of a training step. Write its rewards and, if they are due, its trajectories. All
+        ranks must call it together.
 
         Args:
             groups: this rank's rollout batch.
-            step: of training, from 1.
+            step: training step, from 1.
             learned: metrics of the update (`Learner.report`).
-            seconds: of sampling and of learning.
-            cost: of sampling, on this rank.
-            problems: in the training set; numbers the epochs.
+            seconds: seconds of sampling and of the update.
+            cost: cost of sampling on this rank.
+            problems: number of training problems, from which the epoch follows.
 
         Returns:
-            The metrics, on the main process; elsewhere none. All ranks must call it together.
+            The metrics on the main process, an empty mapping on other ranks.
         """
+        # 1. Gather the summaries and sums of all ranks.
         config, (sampling, learning) = self.config, seconds
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         summaries = self.runtime.gather([summarize(rollout, config.tool.max_tool_calls) for rollout in rollouts])
@@ -191,6 +193,7 @@ class Recorder:
         idle, forwards = self.runtime.sum([cost.idle, cost.forwards])
         if self.log is None:
             return {}
+        # 2. On the main process, write the rewards and compute the metrics.
         self.log.rewards(step, summaries, problems)
         if config.train.sample_every and step % config.train.sample_every == 0:
             self.console.trajectory(rollouts[0])
@@ -203,7 +206,7 @@ class Recorder:
         return {**step_metrics(summaries), **learned, **times}
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Write and print the metrics of a step; step 0 is the evaluation before training."""
+        """Write and print the metrics of a step. Step 0 is the evaluation before training."""
         if self.log is None:
             return
         self.log.metrics(step, metrics)
@@ -214,7 +217,8 @@ class Recorder:
             self.console.log(f"before training: held-out accuracy {metrics.get('eval/accuracy')} (greedy)")
 
     def _keeps_trajectories(self, step: int, learned: dict[str, float]) -> bool:
-        """True on all ranks where the recipe says so, and after a step that went wrong, for `grpo-tir replay`."""
+        """True if `train.rollouts_every` is due, or if this step was skipped or had a gradient spike. All ranks
+        must call it together."""
         options = self.config.train
         every = options.rollouts_every or options.steps
         due = (step - 1) % every == 0 or bool(options.rollouts_every and step == options.steps)
@@ -225,10 +229,10 @@ class Recorder:
 
 
 def make_tracker(name: str, folder: Path, resume_at: int = -1) -> Any:
-    """Make a function `(step, metrics)` for one entry of `train.report_to`. Steps after `resume_at` are replaced.
+    """Make a function of (step, metrics) for one entry of `train.report_to`. Steps after `resume_at` are replaced.
 
     Raises:
-        ConfigError: the tracker is not installed, or does not start.
+        ConfigError: the tracker is not installed or does not start.
     """
     if importlib.util.find_spec(name) is None:
         raise ConfigError(
@@ -245,23 +249,23 @@ def make_tracker(name: str, folder: Path, resume_at: int = -1) -> Any:
             writer.flush()
 
         return track
-    module = importlib.import_module(name)  # wandb and trackio share this interface
-    place = {"dir": str(folder)} if name == "wandb" else {}
+    module = importlib.import_module(name)  # wandb and trackio have the same interface
+    options = {"dir": str(folder)} if name == "wandb" else {}
     try:
-        run = module.init(project="grpo-tir", name=folder.name, **place)
-    except Exception as error:  # each raises types of its own: no account, no network
+        run = module.init(project="grpo-tir", name=folder.name, **options)
+    except Exception as error:  # no account, no network, …: each tracker has its own types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"train.report_to: {name} does not start ({reason}); offline: WANDB_MODE=offline"
         ) from error
-    # the run's own method: trackio's module-level one knows the run in the thread that made it only
+    # not `module.log`: in trackio it works only in the thread that started the run
     return lambda step, metrics: run.log(metrics, step=step)
 
 
 def _old_logprobs(rollout: Rollout) -> list[list[float]]:
-    """Split the learner's log-probs by segment; empty if it has not learned from the rollout."""
-    walk = iter([float(value) for value in rollout.old_logprobs] if rollout.old_logprobs is not None else ())
-    parts = [list(itertools.islice(walk, len(segment.token_ids))) for segment in rollout.segments]
+    """Split the learner's log-probs by segment. They are empty for a rollout that was not trained."""
+    values = iter([float(value) for value in rollout.old_logprobs] if rollout.old_logprobs is not None else ())
+    parts = [list(itertools.islice(values, len(segment.token_ids))) for segment in rollout.segments]
     return [part if segment.kind == "model" else [] for part, segment in zip(parts, rollout.segments, strict=True)]
 
 
@@ -270,6 +274,7 @@ def _rounded(logprobs: Iterable[float]) -> list[float]:
 
 
 def _keep_steps(path: Path, last: int) -> None:
+    """Delete the lines of steps after `last`."""
     if path.exists():
         kept = [row for row in read_jsonl(path) if row["step"] <= last]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))

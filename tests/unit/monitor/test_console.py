@@ -105,12 +105,12 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str], monkeypatch:
     ("changed", "says"),
     [
         ({}, None),
-        ({"frac_reward_zero_std": 1.0, "loss": 0.0, "accuracy": 0.0}, "every response is wrong: too hard, or no"),
+        ({"frac_reward_zero_std": 1.0, "loss": 0.0, "accuracy": 0.0}, "the problems are too hard, or no"),
         ({"frac_reward_zero_std": 1.0, "loss": 0.0, "accuracy": 1.0}, "every response is right"),
-        ({"frac_reward_zero_std": 1.0, "loss": 0.0, "accuracy": 0.5}, "no advantage to learn from"),
-        ({"frac_reward_zero_std": None, "reward": None, "loss": 0.0}, "not one response could be scored"),
+        ({"frac_reward_zero_std": 1.0, "loss": 0.0, "accuracy": 0.5}, "so every advantage is 0"),
+        ({"frac_reward_zero_std": None, "reward": None, "loss": 0.0}, "no response could be scored"),
         ({"loss": 0.0, "grad_norm": 0.0}, "no response was left to learn from"),
-        ({"loss": 2e-9}, "as it must be where the ratio is 1"),
+        ({"loss": 2e-9}, "as expected: the ratio is 1"),
         ({"loss": None, "skipped_updates": 1.0}, None),  # that rings an alarm of its own
         ({"loss": 0.0, "grad_norm": None, "skipped_updates": 1.0}, None),
     ],
