@@ -143,7 +143,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line_that_names_the_key(
         ("--optim.lr.x=1", "unknown key `optim.lr`|unknown key"),
         ("--algorithm.clip_hihg=1", "did you mean `algorithm.clip_high`"),
         ("--data.train=[", "cannot read the value"),
-        ("stray", "do not know what to do with `stray`"),
+        ("stray", "unexpected argument `stray`"),
     ],
 )
 def test_bad_overrides_are_refused_as_clearly(override: str, says: str, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def count_fake_outputs(rollout: Rollout) -> int:
 
 
 def fake_outputs(model: Sequence[str], calls: int) -> int:
-    """Count invented outputs in the model's turns. One marker in each of the first `calls` turns is a real call."""
+    """Count invented outputs in the model's turns. Each of the first `calls` turns has one marker of its call."""
     return sum(max(0, text.count(OUTPUT_MARKER) - (number < calls)) for number, text in enumerate(model))
 
 

@@ -50,7 +50,7 @@ class MachineLimits:
         passes: int = 1,
         world: int = 1,
     ) -> tuple[float | None, float]:
-        """Return the shares of this machine's limit that sampling and update reached. The first is None if unknown.
+        """Return the shares of this machine's limit that sampling (None: unknown) and update reached.
 
         Args:
             rows: summaries of all ranks, with `group`, `trained`, and `prompt` and `length` in tokens.

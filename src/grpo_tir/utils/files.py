@@ -1,4 +1,4 @@
-"""Write files atomically, append and read JSONL lines, and write in a background thread."""
+"""Write files atomically, read and append lines of JSONL files, and write in a background thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """Open a file that replaces `path` when it is complete."""
+    """Open a temporary file for writing. It replaces `path` if the block ends without an error."""
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w", encoding="utf-8") as file:
         yield file
@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by a complete new one, or leave it unchanged."""
+    """Replace the content of a file, or leave it unchanged if writing fails."""
     with replacing(path) as file:
         file.write(text)
 
@@ -38,7 +38,7 @@ def sync(path: Path) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read the complete lines. A torn last line is ignored; a missing file has no lines."""
+    """Read the objects of a JSONL file. An incomplete last line is ignored. A missing file gives an empty list."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -46,19 +46,20 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 class Writer:
-    """Run queued work in order, in a thread of its own, so that training does not wait for a disk.
+    """Run queued calls in order in a background thread, so that training does not wait for a disk.
 
-    An exception in the thread is raised at the next `do` or `flush`. After it, no more work is done.
+    The first exception in the thread is raised at every later `do`, `flush` or `check`. After it, queued calls are
+    skipped.
     """
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._failure: BaseException | None = None
 
-    def do(self, act: Callable[..., None], *arguments: Any) -> None:
+    def do(self, function: Callable[..., None], *arguments: Any) -> None:
         """Queue a call."""
         self.check()
-        self._thread.submit(self._run, act, *arguments)
+        self._thread.submit(self._run, function, *arguments)
 
     def flush(self) -> None:
         """Wait until all queued calls are done."""
@@ -71,19 +72,20 @@ class Writer:
             raise self._failure
 
     def close(self) -> None:
-        """Finish the queued calls and end the thread. Raises nothing; may be called again."""
+        """Finish the queued calls and end the thread. Does not raise the thread's exception; may be called
+        again."""
         self._thread.shutdown()
 
-    def _run(self, act: Callable[..., None], *arguments: Any) -> None:
+    def _run(self, function: Callable[..., None], *arguments: Any) -> None:
         if self._failure is None:
             try:
-                act(*arguments)
+                function(*arguments)
             except BaseException as error:
                 self._failure = error
 
 
 def complete_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read the objects of a JSONL file up to the first torn line. Returns them and their size in bytes."""
+    """Read the objects of a JSONL file up to the first incomplete line. Returns them, and their size in bytes."""
     lines, size = [], 0
     with open(path, "rb") as file:
         for line in file:
@@ -99,13 +101,13 @@ def complete_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def append_lines(path: Path, *lines: dict[str, Any]) -> None:
-    """Append lines in one write, so that a kill tears at most the last of them."""
+    """Append lines to a JSONL file in one write. A kill then leaves at most one incomplete line, the last."""
     with open(path, "ab", buffering=0) as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def cut_torn_line(path: Path) -> list[dict[str, Any]]:
-    """Cut a JSONL file after its last complete line, so that it can be appended to. Returns its lines."""
+    """Truncate a JSONL file after its last complete line, so that lines can be appended. Returns its objects."""
     if not path.exists():
         return []
     lines, size = complete_lines(path)

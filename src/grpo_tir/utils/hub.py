@@ -1,7 +1,7 @@
-"""Find out once whether the Hugging Face Hub answers, and locate models.
+"""Check once whether the Hugging Face Hub answers, and locate models.
 
-Without a network, the Hub's client retries each file six times over half a minute. One connection attempt tells
-first. If it fails, the client is set offline; files in its cache are still found.
+Without a network, the Hub's client retries each file six times over half a minute. So the Hub is tested first,
+with at most `TRIES` connections. If all fail, the client is set offline; it then finds only files in its cache.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from grpo_tir.errors import ModelError
 
-TRIES, SECONDS = 2, 5.0
+TRIES, SECONDS = 2, 5.0  # connection attempts, and the timeout of each
 
 
 @functools.cache
@@ -27,23 +27,23 @@ def go_offline_if_unreachable() -> None:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if fault := _fault(endpoint):
         print(
-            f"the Hub does not answer at {endpoint} ({fault}): only what is in its cache is found", file=sys.stderr
+            f"the Hub does not answer at {endpoint} ({fault}): only files in its cache are used", file=sys.stderr
         )
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported later, and other processes
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for modules that are imported later, and for child processes
         if constants := sys.modules.get("huggingface_hub.constants"):
             constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def locate_model(path: str) -> str:
-    """Return the folder or Hub id of a model or tokenizer, as `from_pretrained` takes it.
+    """Return the folder or Hub id of a model or tokenizer, in the form that `from_pretrained` takes.
 
     Raises:
-        ModelError: it looks like a folder, and there is none.
+        ModelError: `path` looks like a folder, but does not exist.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(folder)
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:  # the Hub would be asked, with retries
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:  # else the client asks the Hub, with retries
         raise ModelError(
             f"no model folder at {path}; model.path is a folder or a Hub id such as Qwen/Qwen2.5-0.5B"
         )
@@ -52,7 +52,7 @@ def locate_model(path: str) -> str:
 
 
 def _fault(endpoint: str) -> str | None:
-    """Return why no connection can be made; None if one was made."""
+    """Try to connect to a URL. Returns the reason of the last failure, or None if a connection was made."""
     parts = urlsplit(endpoint)
     fault = None
     for _ in range(TRIES):
@@ -60,6 +60,6 @@ def _fault(endpoint: str) -> str | None:
             port = parts.port or (443 if parts.scheme == "https" else 80)
             socket.create_connection((parts.hostname or "", port), timeout=SECONDS).close()
             return None
-        except (OSError, ValueError) as error:  # ValueError: a port that is none
+        except (OSError, ValueError) as error:  # ValueError: an invalid port
             fault = getattr(error, "strerror", None) or str(error)
     return fault

@@ -1,4 +1,4 @@
-"""Take Python objects in place of what a recipe names by strings."""
+"""Use Python objects instead of the problems, functions and models that a recipe names by strings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOOL_METHODS = ("find_call", "submit", "observe", "close")
 
 @dataclasses.dataclass(frozen=True)
 class Objects:
-    """Arguments of `Trainer`; None takes what the recipe names."""
+    """Hold the objects passed to `Trainer`. None means the one that the recipe names."""
 
     problems: Iterable[Any] | None = None
     eval_problems: Iterable[Any] | None = None
@@ -27,10 +27,10 @@ class Objects:
     tokenizer: Any = None
 
     def named_in(self, config: Config) -> Config:
-        """Return the recipe with the name of each object in place of its string, for the run's record.
+        """Return the recipe with the name of each object instead of a string, as a record of the run.
 
         Raises:
-            ConfigError: a model without a tokenizer, a reward that is no function, or a tool without a method.
+            ConfigError: a model without a tokenizer, a reward that is not callable, or a tool that lacks a method.
         """
         if (self.model is None) != (self.tokenizer is None):
             raise ConfigError("Trainer: give model and tokenizer together")
@@ -56,16 +56,16 @@ class Objects:
 
 
 def name_of(value: Any) -> str:
-    """Return the qualified name of a function, or of the type of another object, with a mark before it."""
+    """Return `python object` and the qualified name of a function or class, or of the type of another object."""
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"python object {named.__module__}.{named.__qualname__}"
 
 
 def as_problems(items: Iterable[Any], config: Config, argument: str) -> list[Problem]:
-    """Return problems, made from `Problem`s or from rows with the columns that the section `data` names.
+    """Convert items to problems. An item is a `Problem`, or a mapping with the columns that `config.data` names.
 
     Raises:
-        DataError: an item is neither, with its number.
+        DataError: no items, or an item that is neither, named as `argument[number]`.
     """
     data, problems = config.data, []
     for number, item in enumerate(items):

@@ -1,6 +1,6 @@
-"""Convert recipes: YAML to `Config` and back, one to one.
+"""Convert a recipe from YAML to `Config` and back, one to one.
 
-Unknown and ill-typed keys are refused with the nearest name; `--section.key VALUE` on the command line overrides.
+Unknown keys and ill-typed values raise errors. `--section.key VALUE` on the command line overrides a key.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from grpo_tir.errors import ConfigError
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
-    """Read a recipe and apply `["--section.key", "value", …]`.
+    """Read a recipe, apply `overrides` such as `["--section.key", "value"]`, and check the result.
 
     Raises:
-        ConfigError: no such file, not YAML, an unknown or ill-typed key, or values that contradict each other.
+        ConfigError: no such file, invalid YAML, an unknown or ill-typed key, or values that cannot work.
     """
+    # 1. Read the file.
     try:
         text = Path(path).read_text(encoding="utf-8")
         raw = yaml.safe_load(text) or {}
@@ -36,6 +37,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
         raise ConfigError(f"{path}{where} is not valid YAML: {fault}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, this is a {type(raw).__name__}")
+    # 2. Apply the overrides, build the dataclasses and check the values.
     for key, value in parse_overrides(overrides):
         section, _, name = key.rpartition(".")
         inner = raw.setdefault(section, {}) if section else raw
@@ -48,13 +50,13 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
 
 def parse_overrides(arguments: typing.Sequence[str]) -> list[tuple[str, Any]]:
-    """Parse `--a.b 1`, `--a.b=1` and `--a.flag` (true) into pairs of dotted key and YAML value."""
+    """Parse `--a.b 1`, `--a.b=1` and `--a.flag` (which means true) into pairs of dotted key and YAML value."""
     pairs: list[tuple[str, Any]] = []
     rest = list(arguments)
     while rest:
         token = rest.pop(0)
         if not token.startswith("--") or len(token) == 2:
-            raise ConfigError(f"do not know what to do with `{token}`: overrides look like --optim.lr 1e-6")
+            raise ConfigError(f"unexpected argument `{token}`: overrides look like --optim.lr 1e-6")
         key, equals, value = token[2:].partition("=")
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
@@ -66,19 +68,19 @@ def parse_overrides(arguments: typing.Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Return the resolved recipe as plain data, in the order of config.py."""
+    """Return the resolved recipe as nested dicts, in the order of config.py."""
     plain = dataclasses.asdict(config)
     plain["optim"]["betas"] = list(plain["optim"]["betas"])
     return plain
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved recipe. It loads again to an equal `Config`."""
+    """Write the resolved recipe as YAML. `load_config` reads it back as an equal `Config`."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _build(kind: type, raw: dict[str, Any], prefix: str) -> Any:
-    """Build a dataclass from a mapping; check each value against its annotation."""
+    """Build a dataclass from a mapping. Each value is checked against its annotation."""
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in raw.items():
@@ -97,7 +99,7 @@ def _build(kind: type, raw: dict[str, Any], prefix: str) -> Any:
 
 
 def _all_names(kind: type) -> list[str]:
-    """Return the keys of this level, and one level down as `section.key`, for suggestions."""
+    """Return the keys of this level, and those of the next level as `section.key`, for suggestions."""
     names = []
     for name, hint in typing.get_type_hints(kind).items():
         names.append(name)

@@ -1,7 +1,7 @@
-"""Find packaged recipes, sandbox files, and a user's own functions and classes by name.
+"""Find packaged recipes, sandbox files, and custom functions and classes by name.
 
 In a checkout, recipes and sandbox are folders at the root of the repository. In a wheel they are inside the
-package, as `grpo_tir/_recipes` and `grpo_tir/_sandbox`. An installed package therefore works from any folder.
+package, as `grpo_tir/_recipes` and `grpo_tir/_sandbox`. So an installed package works from any folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 from grpo_tir.errors import ConfigError
 
 RENAMED = {"grpo_tir.rewards": "grpo_tir.rollouts.rewards"}
-"""Old module name to new. Recipes and checkpoints of version 0.1 name the default reward by the old one."""
+"""Maps old module names to new ones. Recipes and checkpoints of version 0.1 name the default reward by the old
+name."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -41,7 +42,8 @@ def _packaged(name: str) -> Path:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Find a recipe by path, or a packaged one by name: `quickstart`, `recipes/quickstart.yaml`, `ablations/c0`.
+    """Find a recipe by path, or a packaged recipe by name: `quickstart`, `recipes/quickstart.yaml`,
+    `ablations/c0`.
 
     Raises:
         ConfigError: there is no such file; the message names the nearest packaged recipe.
@@ -56,8 +58,8 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def find_file(name: str | Path, suffix: str = "") -> Path | None:
-    """Find `name` in the working folder, else among the packaged recipes. A recipe may so name
-    `recipes/custom/reward.py` wherever it is run."""
+    """Find the file `name` in the working folder, else among the packaged recipes. So a recipe may name
+    `recipes/custom/reward.py`, wherever it is run. None if there is no such file."""
     for base in (Path(), recipes_dir()):
         relative = Path(name).expanduser() if base == Path() else _below_recipes(name)
         for candidate in (base / relative, base / f"{relative}{suffix}"):
@@ -75,14 +77,14 @@ def load_object(spec: str) -> Any:
     """Import the object named by `package.module:name`, `package.module.name` or `file.py:name`.
 
     Raises:
-        ConfigError: there is no such file, module or name, or its import failed.
+        ConfigError: there is no such file, module or name, or the import failed.
     """
     where, colon, name = spec.rpartition(":")
     if not colon:
         where, _, name = spec.rpartition(".")
     where = RENAMED.get(where, where)
     if not where or not name or spec.endswith(".py"):
-        raise ConfigError(f"`{spec}` names nothing: write `package.module:name` or `file.py:name`")
+        raise ConfigError(f"`{spec}` is not a name: write `package.module:name` or `file.py:name`")
     module = _load_file(where, spec) if where.endswith(".py") else _load_module(where, spec)
     found: Any = module
     for part in name.split("."):
@@ -97,19 +99,19 @@ def load_object(spec: str) -> Any:
 def _load_file(where: str, spec: str) -> ModuleType:
     path = find_file(where)
     if path is None:
-        raise ConfigError(f"`{spec}`: there is no file {where} (looked from {os.getcwd()})")
+        raise ConfigError(f"`{spec}`: there is no file {where} (working folder: {os.getcwd()})")
     path = path.resolve()
-    # One name per path: two recipes' `reward.py` do not collide, and a file asked for twice is run once.
+    # The name contains a hash of the path: equal file names of two recipes differ, and each file is run once.
     name = f"grpo_tir_custom_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    plan = importlib.util.spec_from_file_location(name, path)
-    if plan is None or plan.loader is None:
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"`{spec}`: {where} is not a Python file")
-    module = importlib.util.module_from_spec(plan)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up while it is being made
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses and pickle look up the module of a class there
     try:
-        plan.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise ConfigError(f"`{spec}`: importing {where} failed: {_one_line(error)}") from error
@@ -117,7 +119,7 @@ def _load_file(where: str, spec: str) -> ModuleType:
 
 
 def _load_module(where: str, spec: str) -> ModuleType:
-    # The console script does not have the working folder on its path, as `python -m` has; last, to shadow nothing.
+    # `python -m` has the working folder on its path, the console script does not. Append it, to shadow nothing.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -100,9 +100,9 @@ def test_a_module_of_the_working_folder_is_found(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("content", "spec", "message"),
     [
-        ("", "nothing", "names nothing: write `package.module:name` or `file.py:name`"),
-        ("", "{file}", "names nothing"),
-        ("", "{file}:", "names nothing"),
+        ("", "nothing", "is not a name: write `package.module:name` or `file.py:name`"),
+        ("", "{file}", "is not a name"),
+        ("", "{file}:", "is not a name"),
         ("", "absent.py:f", "there is no file absent.py"),
         ("", "absent_package.reward:f", "there is no module absent_package "),
         ("", "grpo_tir.absent:f", "there is no module grpo_tir.absent "),
