@@ -11,7 +11,7 @@ result. Lost calls and lost rollouts are not recorded.
 
 Each rank writes its own file and reads the files of all ranks, so that a run can resume with another number of
 ranks. A journal of another recipe is ignored. So are the journals of steps after the first step in which a rollout
-was sampled again.
+had to be sampled.
 """
 
 from __future__ import annotations

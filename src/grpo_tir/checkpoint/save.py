@@ -37,7 +37,7 @@ from grpo_tir.utils.recipe import save_config
 PATIENCE = 600.0
 """Seconds that the main process waits for the optimizer files of other ranks."""
 FAILED_WRITE = ("os error", "unexpected pos", "file write failed")
-"""Parts of the messages of safetensors, tokenizers and torch about a full disk. No type of theirs is OSError."""
+"""Parts of the messages of safetensors, tokenizers and torch about a full disk. None raises an OSError."""
 
 
 class Saver:

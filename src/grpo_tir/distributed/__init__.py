@@ -1,1 +1,1 @@
-"""Run on several ranks: process groups, ZeRO, optimizer state, signals, hang detection."""
+"""Run on several ranks: process groups, ZeRO, optimizer state, signals and hang detection."""

@@ -38,6 +38,7 @@ class Runtime:
         patience: float = 30.0,
         trains: bool = False,
     ) -> None:
+        # 1. Read what the launch and the device allow.
         self.progress = Progress()
         cpu = not torch.cuda.is_available()
         sharded = zero.is_requested()
@@ -45,6 +46,7 @@ class Runtime:
         # without an explicit backend, accelerate on a CPU assumes one process
         group = InitProcessGroupKwargs(backend="gloo" if cpu else None, timeout=timedelta(minutes=patience))
         bf16 = precision == "bf16" or (precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
+        # 2. Connect the ranks.
         self._accelerator = Accelerator(
             cpu=cpu and not sharded,  # with cpu=True accelerate ignores DeepSpeed, which does run on a CPU
             mixed_precision="no",  # accelerate allows one precision per process; use `autocast` below instead
@@ -60,6 +62,7 @@ class Runtime:
             raise ConfigError(f"the launcher started {world} processes, but {self.world} are connected")
         if self._accelerator.distributed_type.value == "FSDP" and cpu:
             raise ConfigError("FSDP on CPU neither shards nor synchronises; launch with DDP or DeepSpeed instead")
+        # 3. Configure DeepSpeed, if the launch asks for it.
         self._engine: Any = None  # DeepSpeed's engine around the policy
         self._deepspeed = self._accelerator.deepspeed_plugin.deepspeed_config if sharded else {}
         self.stage = zero.configure(self._deepspeed, bf16, shard_on_loading=trains) if sharded else 0

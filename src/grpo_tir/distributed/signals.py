@@ -22,8 +22,8 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Record the first signal, and end the process at the second one, while entered. `log` prints after the first
-    one what the run is `doing`."""
+    """Use as a context: record the first signal, and end the process at the second one. After the first, `log`
+    prints what the run is `doing`."""
 
     def __init__(self, runtime: Runtime, log: Callable[[str], None], doing: str = "saving and stopping") -> None:
         self.runtime, self.log, self.doing = runtime, log, doing

@@ -47,7 +47,7 @@ class Progress:
 
 
 class Watchdog:
-    """End this process if a rank makes no progress for `minutes`, while entered. Off with 0, or with one rank."""
+    """Use as a context: end this process if a rank makes no progress for `minutes`. Off with 0 or one rank."""
 
     def __init__(self, folder: Path, rank: int, world: int, progress: Progress, minutes: float) -> None:
         self.folder, self.rank, self.world, self.progress = folder, rank, world, progress

@@ -103,7 +103,7 @@ def full_weights(model: torch.nn.Module, engine: Any = None) -> Iterator[None]:
 
     Args:
         model: any model, sharded or not.
-        engine: DeepSpeed's engine around the policy. If it holds the model, its hooks are removed while entered.
+        engine: DeepSpeed's engine around the policy. If it holds the model, its hooks are removed inside.
     """
     parameters = [p for p in model.parameters() if hasattr(p, "ds_id")]
     if not parameters:

@@ -102,7 +102,7 @@ class Agreement:
         return slope, noise + 4 * math.sqrt(noise / self.tokens)
 
     def used(self, tolerance: float) -> float:
-        """Return the largest used share of a tolerance: of mean gap, worst response, or slope. Above 1 fails."""
+        """Return the largest ratio of a value to its tolerance: mean gap, worst response, slope. Above 1 fails."""
         slope, rounding = self.slope()
         limit = SLOPE_TOLERANCE * max(1.0, tolerance / TOLERANCE["bf16"])
         mean = self.gap / max(self.tokens, 1.0)

@@ -52,6 +52,7 @@ class Learner:
     with its adapters turned off is the reference."""
 
     def __init__(self, runtime: Runtime, model: Any, config: Config, reference: Any = None) -> None:
+        # 1. Policy and reference, as modules that return log-probs.
         self.runtime, self.config = runtime, config
         temperature = config.rollout.temperature
         optim = config.optim
@@ -65,6 +66,7 @@ class Learner:
         # with packing, torch.compile would compile again for every set of sequence lengths
         with runtime.full_weights(model):
             self.packs = optim.packing and not config.model.compile and unsupported_reason(model) is None
+        # 2. Optimizer, and wrappers for several ranks.
         self.optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=optim.lr,
@@ -88,7 +90,7 @@ class Learner:
 
     @contextmanager
     def updating(self, step: int, dump: Path) -> Iterator[None]:
-        """Set learning rate, train mode and packing for the optimizer steps on one rollout batch, while entered.
+        """Set learning rate, train mode and packing for the optimizer steps on one rollout batch, in a context.
 
         Args:
             step: training step, from 0; sets the learning rate.

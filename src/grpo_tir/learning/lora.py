@@ -1,4 +1,4 @@
-"""Add low-rank adapters (LoRA, arXiv 2106.09685): train two small matrices a layer, freeze the weights.
+"""Add low-rank adapters (LoRA, arXiv 2106.09685): train two small matrices per layer, freeze the weights.
 
     y = W x + (alpha / rank) B A x        A (rank, in), B (out, rank), initially B = 0
 
@@ -55,7 +55,7 @@ def has_adapters(model: Any) -> bool:
 
 
 def without_adapters(model: Any) -> AbstractContextManager[None]:
-    """Turn the adapters off while entered: the model is then the initial policy."""
+    """Return a context that turns the adapters off. The model is then the initial policy."""
     from peft.helpers import rescale_adapter_scale
 
     context: AbstractContextManager[None] = rescale_adapter_scale(model, 0.0)

@@ -75,7 +75,7 @@ class Packing:
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """Use `attend_packed` in the model while entered. Run the backward pass inside: it may recompute forwards."""
+    """Use `attend_packed` in the model, in a context. Run the backward pass inside: it may recompute forwards."""
     original = model.config._attn_implementation
     model.config._attn_implementation = ATTENTION
     try:

@@ -1,7 +1,7 @@
 """Compute the metrics of a training step. Every metric name is made in this module.
 
     RUN/config.yaml  metadata.json            the resolved recipe; versions, executor, isolation
-    RUN/metrics.jsonl                         one object a step
+    RUN/metrics.jsonl                         one object per step
     RUN/problem_rewards.jsonl                 rewards of each problem in each step, which LIMR scores
     RUN/rollouts/step_000012.jsonl            complete trajectories
     RUN/tensorboard/

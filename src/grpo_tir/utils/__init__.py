@@ -1,1 +1,1 @@
-"""Files, package resources, Hub access, recipes."""
+"""Write files, find package resources and models, and read recipes."""
