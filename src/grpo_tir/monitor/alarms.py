@@ -21,13 +21,19 @@ Line = Mapping[str, float | None]
 WINDOW = 5
 """Number of steps in a mean: 640 rollouts in the quickstart, where the standard error of a share is below .02."""
 MEMORY = 500
-"""Number of steps that a rule reads, so that its cost does not grow with the run."""
+"""Number of last steps that a rule reads, so that its cost does not grow with the run."""
 COLLAPSED_CODE = 0.5
 """Alarm below this share of the highest code ratio. In the paper it stays above 4/5 (Figure 5)."""
 COLLAPSED_ENTROPY = 0.1
 """Alarm below this share of the initial entropy. The quickstart ends near 0.15, with nine of ten answers right."""
 SOLVED = 0.9
 """Accuracy from which low entropy is expected."""
+DEAD_ENTROPY = 0.01
+"""Alarm below this share of the run's initial entropy, at any accuracy: hardly any samples still differ."""
+RISEN_ENTROPY = 3.0
+"""Alarm above this multiple of the run's initial entropy (verl#2738). The highest in the quickstart is 1.2."""
+FEW_CALLS = 0.1
+"""Alarm if fewer calls than this are expected in a batch: the policy then cannot learn from its calls."""
 CUT_OFF = 0.5
 """Alarm above this share of responses cut off: the reward then mostly measures length (trl#5697, trl#6263)."""
 SPIKE = 10.0
@@ -49,10 +55,12 @@ class Alarm:
 
 def find_alarms(history: Sequence[Line], config: Config) -> list[Alarm]:
     """Return the alarms at the last step of `history`. Lines without a training step (evaluations) are skipped."""
-    trained = [line for line in history if line.get("loss") is not None or line.get("skipped_updates")][-MEMORY:]
+    trained = _trained(history)
     if not trained:
         return []
-    texts = {name: rule(trained, config) for name, rule in RULES.items()}
+    # A rule sees the first `WINDOW` steps too: a slow decay is seen only against the start of the run.
+    seen = [*trained[:WINDOW], *trained[WINDOW:][-MEMORY:]]
+    texts = {name: rule(seen, config) for name, rule in RULES.items()}
     return [Alarm(name, text) for name, text in texts.items() if text]
 
 
@@ -60,9 +68,11 @@ def alarm_stretches(history: Sequence[Line], config: Config) -> list[tuple[int, 
     """Return (first step, last step, first alarm) for each unbroken stretch of an alarm, oldest first."""
     stretches: list[tuple[int, int, Alarm]] = []
     open_at: dict[str, int] = {}  # index in `stretches` of each alarm that holds
-    for end in range(1, len(history) + 1):
-        step = int(history[end - 1].get("step") or 0)
-        found = {alarm.name: alarm for alarm in find_alarms(history[max(0, end - MEMORY - 1) : end], config)}
+    trained = _trained(history)
+    for end in range(1, len(trained) + 1):
+        step = int(trained[end - 1].get("step") or 0)
+        seen = [*trained[: min(WINDOW, end)], *trained[max(WINDOW, end - MEMORY) : end]]
+        found = {alarm.name: alarm for alarm in find_alarms(seen, config)}
         open_at = {name: index for name, index in open_at.items() if name in found}
         for name, alarm in found.items():
             if name in open_at:
@@ -82,7 +92,7 @@ def grad_norm_spiked(history: Sequence[Line]) -> bool:
 
 
 def _code(history: Sequence[Line], config: Config) -> str | None:
-    ratios = _known(history, "tools/code_ratio")
+    ratios = _known(history[-MEMORY:], "tools/code_ratio")
     if not config.tool.max_tool_calls or len(ratios) < 2 * WINDOW:
         return None
     now = statistics.fmean(ratios[-WINDOW:])
@@ -101,7 +111,7 @@ def _code(history: Sequence[Line], config: Config) -> str | None:
 
 
 def _entropy(history: Sequence[Line], config: Config) -> str | None:
-    values, right = _known(history, "entropy"), _known(history, "accuracy")[-WINDOW:]
+    values, right = _known(history[-MEMORY:], "entropy"), _known(history, "accuracy")[-WINDOW:]
     if len(values) < 2 * WINDOW or not right:
         return None
     first, now = statistics.fmean(values[:WINDOW]), statistics.fmean(values[-WINDOW:])
@@ -110,7 +120,28 @@ def _entropy(history: Sequence[Line], config: Config) -> str | None:
             f"entropy has collapsed: {now:.3f} nats, {first:.3f} at first, with {statistics.fmean(right):.0%} "
             "right: the samples of a group become equal. Lower optim.lr, or raise algorithm.clip_high"
         )
+    start = statistics.fmean(_known(history, "entropy")[:WINDOW])
+    if now < DEAD_ENTROPY * start:
+        return (
+            f"entropy has died: {now:.3g} nats, {start:.3f} at the start of the run, with "
+            f"{statistics.fmean(right):.0%} right: nothing new is tried. Take harder problems, or end the run"
+        )
+    if start and now > RISEN_ENTROPY * start:
+        return (
+            f"entropy rises: {now:.3f} nats, {start:.3f} at the start of the run: responses become random. Lower "
+            "optim.lr or algorithm.clip_high, and look at the samples"
+        )
     return None
+
+
+def _call_probability(history: Sequence[Line], config: Config) -> str | None:
+    values, sampled = _known(history, "tools/call_probability")[-WINDOW:], history[-1].get("rollouts/sampled")
+    if len(values) < WINDOW or not sampled or statistics.fmean(values) * sampled >= FEW_CALLS:
+        return None
+    return (
+        f"a response calls the tool with probability {statistics.fmean(values):.1e}: among {sampled:.0f} rollouts "
+        "hardly one does, so the policy cannot learn from it. Check data.template, or return to a checkpoint"
+    )
 
 
 def _cut_off(history: Sequence[Line], config: Config) -> str | None:
@@ -171,6 +202,7 @@ MEAN_GAP = "sampling/sampling_logp_difference/mean"
 RULES: dict[str, Callable[[Sequence[Line], Config], str | None]] = {
     "code ratio": _code,
     "entropy": _entropy,
+    "call probability": _call_probability,
     "cut off": _cut_off,
     "outages": _outages,
     "unjudged": _unjudged,
@@ -178,6 +210,11 @@ RULES: dict[str, Callable[[Sequence[Line], Config], str | None]] = {
     "gradient spike": _spike,
     "skipped update": _skipped,
 }
+
+
+def _trained(history: Sequence[Line]) -> list[Line]:
+    """Return the lines with a training step."""
+    return [line for line in history if line.get("loss") is not None or line.get("skipped_updates")]
 
 
 def _known(history: Sequence[Line], name: str) -> list[float]:

@@ -35,6 +35,9 @@ CASES: list[tuple[str, str, list[float], list[float]]] = [
     ("code ratio", "tools/code_ratio", [0.8] * 5 + [0.39] * 5, [0.8] * 5 + [0.41] * 5),
     ("code ratio", "tools/code_ratio", [0.0] * 10, [0.02] * 10),
     ("entropy", "entropy", [0.5] * 5 + [0.049] * 5, [0.5] * 5 + [0.051] * 5),
+    ("entropy", "entropy", [0.2] * 5 + [0.61] * 5, [0.2] * 5 + [0.59] * 5),
+    # 2048 responses a step: 0.1 expected calls are a probability of 4.88e-5
+    ("call probability", "tools/call_probability", [0.3] * 5 + [4.8e-5] * 5, [0.3] * 5 + [4.9e-5] * 5),
     ("cut off", "completions/clipped_ratio", [0.51], [0.49]),
     # executor.max_outage 0.05: a fifth of it, 1% of 2048, is 20.48
     ("outages", "rollouts/lost", [21.0], [20.0]),
@@ -61,6 +64,26 @@ def test_every_alarm_says_what_was_seen() -> None:
 
 def test_a_policy_that_is_right_may_be_sure_of_itself() -> None:
     assert names(history(*[0.5] * 5, *[0.01] * 5, name="entropy", accuracy=0.95)) == []
+
+
+def decay(steps: int, end: float) -> list[float]:
+    """Entropy that falls by the same factor at each step, from 0.5 to `end` times that."""
+    return [0.5 * end ** (step / (steps - 1)) for step in range(steps)]
+
+
+@pytest.mark.parametrize("accuracy", [0.4, 0.95])
+def test_entropy_that_dies_slowly_is_seen_at_any_accuracy(accuracy: float) -> None:
+    """In 1,200 steps to 0.8% of the start. The last 500 steps alone fall to 13% of theirs."""
+    lines = history(*decay(1200, 0.008), name="entropy", accuracy=accuracy)
+    assert names(lines) == ["entropy"]
+    assert alarm_stretches(lines[-700:], Config()) == [], "against a start 700 steps ago there is nothing to see"
+    first, last, _ = alarm_stretches(lines, Config())[-1]
+    assert last == 1200 and 1100 < first < 1200
+    assert names(history(*decay(1200, 0.02), name="entropy", accuracy=accuracy)) == []
+
+
+def test_an_entropy_of_nothing_at_the_start_is_no_measure() -> None:
+    assert names(history(*[0.0] * 5, *[0.2] * 5, name="entropy")) == []
 
 
 def test_without_a_tool_nobody_misses_code() -> None:
