@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from grpo_tir.errors import CertificateError
 from grpo_tir.types import Stamp, stamp
 
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.03}
 """Largest mean gap of log-probs over a batch, in nats per token, by the lower of the two precisions. The
-quickstart's model has 5e-7 in fp32 and 6e-4 in bf16. Larger models add up more rounding errors."""
+quickstart's model has 5e-7 in fp32 and 6e-4 in bf16. Larger models add up more rounding errors: in bf16, TRL with
+vLLM reports 0.012, and vime 0.011 for Qwen3-4B, where 0.036 was a drift that grew with training
+(vllm-project/vime#64). 0.03 is 2.5 times the former and below the latter."""
 SINGLE = 10.0
 """Factor on the tolerance for a single response, whose mean is over few tokens."""
 SLOPE_TOLERANCE = 0.02
