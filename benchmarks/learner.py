@@ -47,14 +47,14 @@ VOCABULARY = 151_936
 def update_full(model: PreTrainedModel, rows: list[TrainingSample]) -> None:
     """Run forward and backward on the fully padded batch, 8 sequences at a time, with logits at every position."""
     width = max(len(row.token_ids) for row in rows)
-    padding = TrainingSample([0] * width, [0] * width, [0.0] * width, 0.0)
+    padding = TrainingSample([0] * width, [0] * width, [0.0] * width, [0.0] * width)
     tokens = sum(sum(row.loss_mask) for row in rows)
     for start in range(0, len(rows), 8):
         batch = collate([*rows[start : start + 8], padding], torch.device("cpu"))
         ids, mask = batch.input_ids[:-1], batch.loss_mask[:-1]
         logits = model(ids, attention_mask=batch.attention_mask[:-1]).logits[:, :-1]
         logprobs = log_softmax_of(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
-        (-(logprobs * mask[:, 1:] * batch.advantages[:-1, None]).sum() / tokens).backward()
+        (-(logprobs * mask[:, 1:] * batch.advantages[:-1, 1:]).sum() / tokens).backward()
     model.zero_grad()
 
 

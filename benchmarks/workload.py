@@ -179,7 +179,7 @@ def trained_rows(rows: Sequence[Row]) -> list[TrainingSample]:
                 INSERTED if n + 1 < len(row.parts) else []
             )
             mask += [1] * part + ([0] * len(INSERTED) if n + 1 < len(row.parts) else [])
-        made.append(TrainingSample(ids, mask, [0.0] * len(ids), rng.gauss(0, 1)))
+        made.append(TrainingSample(ids, mask, [0.0] * len(ids), [rng.gauss(0, 1)] * len(ids)))
     return made
 
 
@@ -198,7 +198,7 @@ def run_update(
             batch = collate(part, model.device)
             with torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext():
                 logprobs, _ = module(batch.input_ids, batch.attention_mask, batch.loss_mask)
-            (-(logprobs * batch.advantages[:, None]).sum() / tokens).backward()
+            (-(logprobs * batch.advantages).sum() / tokens).backward()
     model.zero_grad()
 
 

@@ -43,6 +43,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "algorithm__kl_coef": 0.1,
         "algorithm__importance_cap": 2.0,
     },
+    "cispo and sequence mask": {
+        "algorithm__objective": "cispo",
+        "algorithm__sequence_mask": [0.1, 10.0],
+        "algorithm__sequence_mask_by": "mean",
+        "algorithm__epochs": 2,
+    },
     "lora and kl": {"model__lora_rank": 4, "model__gradient_checkpointing": True, "algorithm__kl_coef": 0.1},
     "a step without a finite gradient": {},
 }

@@ -191,6 +191,20 @@ class AlgorithmConfig:
     """Leave responses with a turn without code or answer out of the loss (SimpleTIR, arXiv 2509.02479)."""
     importance_cap: float = 0.0
     """Cap of the truncated importance weight min(learner / generator probability, cap). 0 means no weights."""
+    sequence_mask: list[float] = field(default_factory=list)
+    """[lo, hi]: train a response only if exp(sum over its model tokens of learner - generator log-prob) is inside
+    (Trust Region Masking, arXiv 2512.23075). The denominator still counts the others. Empty means no mask."""
+    sequence_mask_by: Literal["sum", "mean"] = "sum"
+    """`mean`: exp of the mean instead of the sum, so that long responses are not masked more often."""
+    objective: Literal["clip", "cispo"] = "clip"
+    """`clip`: PPO's clipped objective. `cispo`: clip only the weight of the log-prob, so that every token keeps a
+    gradient (MiniMax-M1, arXiv 2506.13585, eq. 4; it has no lower clip: `clip_low` 1)."""
+    resample_on_correct: bool = False
+    """Sample 2 G responses per problem and train on G: half of the wrong ones at random, and right ones with few
+    tool errors and format faults (GRPO-RoC, arXiv 2508.20722). All metrics but rollouts/lost are of the G."""
+    gtpo_gamma: float = 0.0
+    """Discount of turn-level returns, which replace the reward in the advantage of each turn (GTPO, arXiv
+    2511.14846: 0.9, with `reward.wrong` 0). 0 means one advantage per response."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +267,7 @@ class TrainConfig:
     logprob_tolerance: float = 0.0
     """Maximum mean difference of generator and learner log-probs over a batch, in nats per token. The limit for
     one response is 10 times as high. Above either, the run stops (learning/certificate.py). 0 means 0.001 in fp32,
-    0.05 in bf16. A value above 0.05 also raises the limit on their slope (2% from 1) in proportion."""
+    0.03 in bf16. A value above 0.03 also raises the limit on their slope (2% from 1) in proportion."""
     watchdog_minutes: float = 30.0
     """Minutes without progress after which one of several ranks counts as hung; the launch ends. 0 means never."""
     max_skipped: int = 3
@@ -276,6 +290,11 @@ class Config:
     deviations: list[str] = field(default_factory=list)
     """Free text: known differences between this recipe and its source, with the reason."""
 
+    @property
+    def sampled_per_prompt(self) -> int:
+        """Number of rollouts sampled per problem: G, or 2 G with `algorithm.resample_on_correct`."""
+        return self.rollout.samples_per_prompt * (2 if self.algorithm.resample_on_correct else 1)
+
 
 ABOVE_ZERO = (
     *("rollout.prompts_per_step", "rollout.max_completion_length", "rollout.top_p", "data.max_prompt_length"),
@@ -294,7 +313,7 @@ AT_LEAST_ZERO = (
     *("train.rollouts_every", "train.sample_every", "train.logprob_tolerance"),
     "train.watchdog_minutes",
 )
-SHARES = ("rollout.top_p", "rollout.min_p", "executor.max_outage")
+SHARES = ("rollout.top_p", "rollout.min_p", "executor.max_outage", "algorithm.gtpo_gamma")
 
 
 def check(config: Config) -> None:
@@ -322,6 +341,9 @@ def check(config: Config) -> None:
         raise ConfigError("rollout.samples_per_prompt must be 2 or more: GRPO compares samples of one prompt")
     if config.algorithm.mini_batches > config.rollout.prompts_per_step:
         raise ConfigError("algorithm.mini_batches cannot exceed rollout.prompts_per_step")
+    bounds = config.algorithm.sequence_mask
+    if bounds and not (len(bounds) == 2 and 0 <= bounds[0] < 1 < bounds[1]):
+        raise ConfigError(f"algorithm.sequence_mask is {bounds}: it must be [lo, hi] with 0 <= lo < 1 < hi, or []")
     unknown = set(config.train.report_to) - {"tensorboard", "wandb", "trackio"}
     if unknown:
         raise ConfigError(f"train.report_to: unknown {sorted(unknown)}; known: tensorboard, wandb, trackio")

@@ -24,6 +24,7 @@ from grpo_tir.checkpoint.load import find_start, load_optimizer, load_trainer
 from grpo_tir.checkpoint.save import Saver, make_writable
 from grpo_tir.config import Config, check_for_training
 from grpo_tir.data.load import read_all_problems
+from grpo_tir.data.prompts import encode
 from grpo_tir.distributed.launcher import lost_contact
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import Interrupted, StopRequest
@@ -42,6 +43,7 @@ from grpo_tir.rollouts.rewards import RewardFunction, make_reward
 from grpo_tir.rollouts.rollout import SamplingCost
 from grpo_tir.tools.open import open_tool
 from grpo_tir.tools.protocol import Tool
+from grpo_tir.tools.python import CALL_MARKER
 from grpo_tir.types import Problem, RolloutGroup
 from grpo_tir.utils.files import Writer
 from grpo_tir.utils.objects import Objects
@@ -270,7 +272,9 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         # 3. Policy and learner.
         reference = load_reference(config, runtime.full_weights, given.model)
         policy = _open_policy(config, checkpoint, runtime, console, given)
-        learner = Learner(runtime, policy.model, config, reference)
+        calls = tool is not None and config.tool.name == "python"
+        call_token = encode(policy.tokenizer, CALL_MARKER)[0] if calls else None
+        learner = Learner(runtime, policy.model, config, reference, call_token)
         reward = make_reward(config.reward, config.rollout.max_completion_length, given.reward)
         # 4. Rollouts, journal, checkpoints, log.
         journal = Journal(folder / "journal", runtime.rank, digest(config), writer, resume)

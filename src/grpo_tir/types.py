@@ -14,6 +14,7 @@ This module imports only the standard library.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from array import array
 from collections.abc import Sequence
@@ -107,6 +108,8 @@ class Rollout:
     """False after an outage of sandbox or grader. The rollout is then left out of group statistics and loss."""
     reward: Reward | None = None
     advantage: float = 0.0
+    turn_advantages: list[float] = field(default_factory=list)
+    """Advantage of each model segment; empty if all have `advantage`."""
     trained: bool = True
     """False if an option (flat group, over-long, void turn) leaves the rollout out of the loss."""
     stamps: list[Stamp] = field(default_factory=list)
@@ -137,6 +140,16 @@ class Rollout:
             logprob
             for segment in self.segments
             for logprob in (segment.logprobs if segment.kind == "model" else [0.0] * len(segment.token_ids))
+        ]
+
+    @property
+    def advantages(self) -> list[float]:
+        """Advantage of each model token, that of its turn; 0.0 for tool tokens. (T,)"""
+        turns = iter(self.turn_advantages or itertools.repeat(self.advantage))
+        return [
+            advantage
+            for segment in self.segments
+            for advantage in [next(turns) if segment.kind == "model" else 0.0] * len(segment.token_ids)
         ]
 
     @property

@@ -17,7 +17,7 @@ from tiny_policy import make_groups
 trl = pytest.importorskip("trl.trainer.grpo_trainer", reason="trl is not installed: pip install trl==1.16.0")
 
 LONGEST = 64
-NAMES = {"token": "dapo", "sequence": "grpo", "constant": "dr_grpo"}
+NAMES = {"token": "dapo", "sequence": "grpo", "constant": "dr_grpo", "cispo": "cispo"}
 
 
 def stand_in(loss_type: str, level: str, beta: float, logprobs: torch.Tensor) -> Any:
@@ -36,7 +36,7 @@ def stand_in(loss_type: str, level: str, beta: float, logprobs: torch.Tensor) ->
         args=arguments,
         loss_type=loss_type,
         epsilon_low=0.2,
-        epsilon_high=0.28,
+        epsilon_high=1.28 if loss_type == "cispo" else 0.28,  # of CISPO it is the largest weight itself
         use_vllm=False,
         model=types.SimpleNamespace(training=True),
         current_gradient_accumulation_steps=1,
@@ -49,7 +49,7 @@ def stand_in(loss_type: str, level: str, beta: float, logprobs: torch.Tensor) ->
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant", "cispo"])
 def test_loss_and_gradient_equal_trl(aggregation: Any, level: Any, beta: float) -> None:
     torch.manual_seed(3)
     rollouts = [rollout for group in make_groups(seed=5) for rollout in group.rollouts]
@@ -62,7 +62,7 @@ def test_loss_and_gradient_equal_trl(aggregation: Any, level: Any, beta: float) 
         completion_mask[i, : len(row.token_ids) - prompt] = 1
     assert tool_mask.sum(1).min() > 0 and (completion_mask > tool_mask).any()
     old, ref = (-3 * torch.rand(tool_mask.shape, dtype=torch.float64) for _ in range(2))
-    advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float64)
+    advantages = torch.tensor([rollout.advantage for rollout in rollouts], dtype=torch.float64)
     theirs = (-3 * torch.rand(tool_mask.shape, dtype=torch.float64)).requires_grad_()
     ours = theirs.detach().clone().requires_grad_()
 
@@ -84,7 +84,9 @@ def test_loss_and_gradient_equal_trl(aggregation: Any, level: Any, beta: float) 
         old,
         advantages,
         tool_mask,
-        aggregation=aggregation,
+        aggregation="token" if aggregation == "cispo" else aggregation,
+        objective="cispo" if aggregation == "cispo" else "clip",
+        clip_low=1.0 if aggregation == "cispo" else 0.2,  # TRL's CISPO has no lower clip
         clip_high=0.28,
         ratio=level,
         ref_logprobs=ref,
@@ -95,7 +97,7 @@ def test_loss_and_gradient_equal_trl(aggregation: Any, level: Any, beta: float) 
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-12)
     assert theirs.grad is not None and theirs.grad.abs().max() > 0
-    if level == "token":  # per response, TRL counts rows where we count tokens
+    if level == "token" and aggregation != "cispo":  # per response, TRL counts rows where we count tokens
         measured = {name: values[-1] for name, values in trainer._metrics["train"].items()}
         for name in ("low", "high"):
             share = info[f"clipped_{name}"].item() / info["tokens"].item()

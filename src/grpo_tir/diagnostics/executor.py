@@ -161,7 +161,7 @@ def first_breach(result: ToolResult) -> str:
 def check_speed(executor: Any, config: Config) -> Iterator[Finding]:
     """Measure calls per second, and estimate the time of a step in which every response makes all its calls."""
     rollout = config.rollout
-    calls = rollout.prompts_per_step * rollout.samples_per_prompt * config.tool.max_tool_calls
+    calls = rollout.prompts_per_step * config.sampled_per_prompt * config.tool.max_tool_calls
     speed = rate(executor, PROGRAMS["numpy"], in_flight=2 * executor.slots, calls=min(200, 6 * executor.slots))
     seconds = calls / max(speed, 1e-9)
     text = f"{speed:.0f} calls/s with {executor.slots} slots: {calls} calls of a step take {seconds:.0f} s"

@@ -116,7 +116,7 @@ def plan(config: Config, shape: Shape, machine: Hardware) -> MemoryPlan:
     # 1. Sequences and tokens on one rank.
     kept = _kept(config, shape, machine)
     rollout = config.rollout
-    share = math.ceil(rollout.prompts_per_step / machine.gpus) * rollout.samples_per_prompt
+    share = math.ceil(rollout.prompts_per_step / machine.gpus) * config.sampled_per_prompt
     rows = min(rollout.max_rows or share, share)
     longest = config.data.max_prompt_length + rollout.max_completion_length
     value = 4 if _fp32(config, machine) else 2
@@ -136,7 +136,7 @@ def plan(config: Config, shape: Shape, machine: Hardware) -> MemoryPlan:
     }
     # 3. What is left for the cache, and the executor slots that the calls need.
     room = machine.memory - sum(sampling.values()) + sampling["KV cache"]
-    rollouts = rollout.prompts_per_step * rollout.samples_per_prompt
+    rollouts = rollout.prompts_per_step * config.sampled_per_prompt
     calls = rollouts * config.tool.max_tool_calls
     return MemoryPlan(
         sampling,

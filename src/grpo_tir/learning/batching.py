@@ -29,7 +29,8 @@ class TrainingSample:
     loss_mask: list[int]
     sampled_logprobs: list[float]
     """(T,) log-probs recorded by the generator; 0.0 at prompt and tool tokens."""
-    advantage: float
+    advantages: list[float]
+    """(T,) equal at all tokens of a turn."""
     old_logprobs: torch.Tensor | None = None
     """(T,) log-probs of the learner before the first of several updates; None with one update."""
     ref_logprobs: torch.Tensor | None = None
@@ -54,7 +55,7 @@ class MicroBatch:
     attention_mask: torch.Tensor  # (B, T)
     loss_mask: torch.Tensor  # (B, T)
     sampled_logprobs: torch.Tensor  # (B, T)
-    advantages: torch.Tensor  # (B,)
+    advantages: torch.Tensor  # (B, T)
     rows: Sequence[TrainingSample]
 
     def agreement(self, old_logprobs: torch.Tensor) -> Agreement:
@@ -89,7 +90,7 @@ def to_row(rollout: Rollout) -> TrainingSample:
         rollout.prompt_ids + rollout.token_ids,
         [0] * prompt + rollout.loss_mask,
         [0.0] * prompt + rollout.logprobs,
-        rollout.advantage,
+        [0.0] * prompt + rollout.advantages,
         rollout=rollout,
     )
     assert len(row.token_ids) == len(row.loss_mask) == len(row.sampled_logprobs), "ids, mask, log-probs differ"
@@ -144,14 +145,14 @@ def collate(rows: Sequence[TrainingSample], device: torch.device) -> MicroBatch:
         _pad([[1] * len(row.token_ids) for row in rows], 0).to(device),
         _pad([row.loss_mask for row in rows], 0).to(device),
         _pad([row.sampled_logprobs for row in rows], 0.0).to(device),
-        torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=device),
+        _pad([row.advantages for row in rows], 0.0).to(device),
         rows,
     )
 
 
 def idle_row() -> TrainingSample:
     """Make a sample without loss, for a rank that has fewer micro-batches than the others."""
-    return TrainingSample([0, 0], [0, 0], [0.0, 0.0], 0.0)
+    return TrainingSample([0, 0], [0, 0], [0.0, 0.0], [0.0, 0.0])
 
 
 def _pad(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:

@@ -7,8 +7,8 @@
 
 The gradient is that of the full mini-batch, for any number of ranks and any micro-batch size. With one update per
 rollout batch, old_logprobs are those of the current policy and the ratio is 1. With several updates, the learner
-computes old_logprobs first. The log-probs of generator and learner are compared: the gap is logged and, with
-`importance_cap`, corrected by truncated importance weights.
+computes old_logprobs first. The log-probs of generator and learner are compared and the gap is logged.
+`importance_cap` corrects it by truncated weights; `sequence_mask` leaves out responses where it is large.
 
 Shapes: B rows, T tokens.
 """
@@ -30,9 +30,9 @@ from grpo_tir.engine.support import unsupported_reason
 from grpo_tir.errors import ConfigError, TrainingDiverged
 from grpo_tir.learning.batching import MicroBatch, TrainingSample, collate, idle_row, plan_micro_batches, to_row
 from grpo_tir.learning.certificate import TOLERANCE, Agreement, check_logprobs
-from grpo_tir.learning.logprobs import TokenLogprobs
+from grpo_tir.learning.logprobs import TokenLogprobs, first_probability
 from grpo_tir.learning.lora import without_adapters
-from grpo_tir.learning.loss import count, grpo_loss
+from grpo_tir.learning.loss import count, grpo_loss, sequence_ratio
 from grpo_tir.learning.packing import packed_attention
 from grpo_tir.monitor.metrics import update_metrics
 from grpo_tir.types import RolloutGroup
@@ -49,15 +49,19 @@ class MiniBatch:
 
 class Learner:
     """Hold the policy, its optimizer and, with `kl_coef`, the reference policy. If `reference` is None, the policy
-    with its adapters turned off is the reference."""
+    with its adapters turned off is the reference. `call_token` is the first token of a tool call; its probability
+    is measured."""
 
-    def __init__(self, runtime: Runtime, model: Any, config: Config, reference: Any = None) -> None:
+    def __init__(
+        self, runtime: Runtime, model: Any, config: Config, reference: Any = None, call_token: int | None = None
+    ) -> None:
         # 1. Policy and reference, as modules that return log-probs.
         self.runtime, self.config = runtime, config
         temperature = config.rollout.temperature
         optim = config.optim
         disable_dropout(model)
         self.module = TokenLogprobs(model, temperature, optim.logits_mb)
+        self.module.watched = call_token
         self.reference = (
             TokenLogprobs(reference, temperature, optim.logits_mb).to(runtime.device)
             if reference is not None
@@ -159,10 +163,15 @@ class Learner:
 
     def report(self) -> dict[str, float]:
         """Return the metrics of the optimizer steps since `updating` began. All ranks must call it together."""
-        names = ["entropy", "gap", "clipped_low", "clipped_high", "kl", "tokens", "loss"]
+        names = ["entropy", "gap", "clipped_low", "clipped_high", "kl", "tokens", "loss", "responses"]
+        names += ["far", "masked", "opens"]
         totals = dict(zip(names, self.runtime.sum([self.sums.get(name, 0.0) for name in names]), strict=True))
         if not self.config.algorithm.kl_coef:
             del totals["kl"]
+        if not self.config.algorithm.sequence_mask:
+            del totals["masked"]
+        if self.module.watched is None:
+            del totals["opens"]
         for name in ("grad_norm", "steps", "skipped"):  # equal on all ranks
             totals[name] = self.sums.get(name, 0.0)
         totals["gap_max"] = self.runtime.max([self.sums.get("gap_max", 0.0)])[0]
@@ -205,34 +214,51 @@ class Learner:
         # 1. Log-probs of the policy, of the old policy and of the reference policy.
         with self.runtime.autocast(self.policy):
             logprobs, entropy = self.policy(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (B, T)
+        opens = first_probability(self.module.watched_probs, batch.input_ids, self.module.watched, batch.loss_mask)
         old_rows = [row.old_logprobs for row in batch.rows if row.old_logprobs is not None]
         old = batch.stack(old_rows) if len(old_rows) == len(batch.rows) else logprobs.detach()
         ref_rows = [row.ref_logprobs for row in batch.rows if row.ref_logprobs is not None]
         ref = batch.stack(ref_rows) if len(ref_rows) == len(batch.rows) else logprobs.detach()
         batch.remember(old)
         gap = old - batch.sampled_logprobs  # (B, T) learner against generator, before any update
-        # 2. Loss, with truncated importance weights if they are asked for.
+        # 2. Loss, with truncated importance weights and without masked responses, if they are asked for.
+        kept = self._in_trust_region(gap, batch.loss_mask)  # (B,)
         loss, info = grpo_loss(
             logprobs,
             old,
             batch.advantages,
-            batch.loss_mask,
+            batch.loss_mask * kept[:, None],
             aggregation=options.aggregation,
             clip_low=options.clip_low,
             clip_high=options.clip_high,
             normalizer=normalizer,
             ratio=options.ratio,
+            objective=options.objective,
             ref_logprobs=ref if options.kl_coef else None,
             kl_coef=options.kl_coef,
             weights=gap.exp().clamp(max=options.importance_cap) if options.importance_cap else None,
         )
         # 3. Sums for metrics and certificate.
         gaps = torch.where(batch.loss_mask.bool(), gap.abs(), 0.0)
-        self._add(loss=loss.item(), entropy=entropy.sum().item(), gap=gaps.sum().item())
-        self._add(**{name: value.item() for name, value in info.items()})
+        self._add(opens=opens.sum().item(), loss=loss.item(), entropy=entropy.sum().item(), gap=gaps.sum().item())
+        self._add(**{name: value.item() for name, value in {**info, "tokens": batch.loss_mask.sum()}.items()})
         self.sums["gap_max"] = max(self.sums.get("gap_max", 0.0), gaps.max().item())
         self.agreements.append(batch.agreement(old))
         return loss
+
+    def _in_trust_region(self, gap: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+        """Map the gap of log-probs (B, T) to (B,) bool: False for a response that `sequence_mask` leaves out.
+        Count these, and those with a ratio outside [1/3, 3]. A NaN stays in, so that the gradient shows it."""
+        options, ratio = self.config.algorithm, sequence_ratio(gap, loss_mask)
+        far = (ratio < 1 / 3) | (ratio > 3)  # never an idle row: its ratio is 1
+        self._add(responses=loss_mask.any(1).sum().item(), far=far.sum().item())
+        if not options.sequence_mask:
+            return torch.ones_like(far)
+        low, high = options.sequence_mask
+        ratio = sequence_ratio(gap, loss_mask, options.sequence_mask_by)
+        masked = (ratio < low) | (ratio > high)
+        self._add(masked=masked.sum().item())
+        return ~masked
 
     def _certify(self) -> None:
         """Check before the step that the log-probs of generator and learner agree over all ranks."""

@@ -34,6 +34,8 @@ class TokenLogprobs(nn.Module):
         head: Any = model.get_output_embeddings() if self.plain else nn.Module()
         self.weight: Any = getattr(head, "weight", None)  # (V, H)
         self.bias: Any = getattr(head, "bias", None)  # (V,)
+        self.watched: int | None = None
+        """Token id whose probability each forward leaves in `watched_probs`, (B, T), for every model token."""
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, loss_mask: torch.Tensor
@@ -51,12 +53,14 @@ class TokenLogprobs(nn.Module):
             flat = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state[predicts]  # (N, H)
         else:
             flat = self.model(**inputs, use_cache=False).logits[predicts]  # (N, V)
-        logprobs, entropies = self._token_logprobs(flat, input_ids[chosen])
+        logprobs, entropies, watched = self._token_logprobs(flat, input_ids[chosen])
         empty = torch.zeros(input_ids.shape, dtype=logprobs.dtype, device=logprobs.device)
+        self.watched_probs = empty.masked_scatter(chosen, watched)
         return empty.masked_scatter(chosen, logprobs), empty.masked_scatter(chosen, entropies)
 
-    def _token_logprobs(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map hidden states (N, H), or logits (N, V), and token ids (N,) to log-probs and entropies (N,)."""
+    def _token_logprobs(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map hidden states (N, H), or logits (N, V), and token ids (N,) to log-probs, entropies and probabilities
+        of the watched token, (N,)."""
         size = max(1, int(self.logits_mb * 2**20) // (4 * self.model.config.get_text_config().vocab_size))
         if flat.shape[0] <= size:
             return self._chunk(flat, tokens)
@@ -64,17 +68,33 @@ class TokenLogprobs(nn.Module):
             checkpoint(self._chunk, part, ids, use_reentrant=False)
             for part, ids in zip(flat.split(size), tokens.split(size), strict=True)
         ]
-        return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
+        return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
-    def _chunk(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _chunk(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # (n, V) in float32, also under autocast, and in a buffer that may be overwritten
         if self.plain:
             logits = torch.nn.functional.linear(flat, self.weight, self.bias).float()
         else:
             logits = flat.to(torch.float32, copy=True)
-        if torch.compiler.is_compiling():  # torch.compile fuses the plain version
-            return plain_log_softmax(logits, tokens, self.temperature)
-        return LogSoftmaxInPlace.apply(logits, tokens, self.temperature)
+        with torch.no_grad():  # before the buffer is overwritten
+            margin = (logits[:, self.watched or 0] - logits.gather(-1, tokens[:, None])[:, 0]) / self.temperature
+        # torch.compile fuses the plain version
+        log_softmax = plain_log_softmax if torch.compiler.is_compiling() else LogSoftmaxInPlace.apply
+        logprobs, entropies = log_softmax(logits, tokens, self.temperature)
+        return logprobs, entropies, (margin + logprobs.detach()).exp()
+
+
+def first_probability(
+    probs: torch.Tensor, input_ids: torch.Tensor, token: int | None, loss_mask: torch.Tensor
+) -> torch.Tensor:
+    """Sum the probabilities (B, T) of a token over the model tokens up to its first occurrence: (B,).
+
+    Its mean over responses sampled from the policy is the probability that a response has the token. It is above 0
+    even if no response of a batch has it.
+    """
+    mask = loss_mask.bool()
+    found = (mask & input_ids.eq(-1 if token is None else token)).long()  # (B, T)
+    return torch.where(mask & (found.cumsum(1) == found), probs, 0.0).sum(1)
 
 
 def plain_log_softmax(

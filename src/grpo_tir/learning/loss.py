@@ -8,9 +8,14 @@ For token t of rollout i with ratio  w_it = exp(logprob_it - old_logprob_it)  an
     sequence  sum_i (mean_t L_it) / rollouts                   GRPO, arXiv 2402.03300, eq. 3
     constant  sum_it L_it / (rollouts x max length)            Dr. GRPO, arXiv 2503.20783
 
-GSPO (arXiv 2507.18071) replaces w_it by the geometric mean of the response's ratios. Tool tokens have
-loss_mask 0 and receive no gradient. The denominator is that of the full optimizer step, over all ranks and
-micro-batches, and is passed in as `normalizer`. The gradients of the micro-batches then sum to that of the step.
+GSPO (arXiv 2507.18071) replaces w_it by the geometric mean of the response's ratios. CISPO (arXiv 2506.13585,
+eq. 4 and 5) clips only the weight, so that every token keeps a gradient (sg: stop-gradient):
+
+    L_it = -sg(clip(w_it, 1 - clip_low, 1 + clip_high)) A_i logprob_it
+
+A_i may also differ by token (`advantages.turn_returns`). Tool tokens have loss_mask 0 and receive no gradient. The
+denominator is that of the full optimizer step, over all ranks and micro-batches, and is passed in as `normalizer`.
+The gradients of the micro-batches then sum to that of the step.
 
 Shapes: B rollouts, T tokens.
 """
@@ -35,6 +40,7 @@ def grpo_loss(
     clip_high: float = 0.2,
     normalizer: float | None = None,
     ratio: Literal["token", "sequence"] = "token",
+    objective: Literal["clip", "cispo"] = "clip",
     ref_logprobs: torch.Tensor | None = None,
     kl_coef: float = 0.0,
     weights: torch.Tensor | None = None,
@@ -43,9 +49,10 @@ def grpo_loss(
 
     Args:
         logprobs: (B, T) of the policy, with gradient. old_logprobs: (B, T) of the policy that sampled.
-        advantages: (B,). loss_mask: (B, T), 1 at model tokens.
+        advantages: (B,), or (B, T) for credit by token. loss_mask: (B, T), 1 at model tokens.
         normalizer: denominator; None means that of these rows: valid tokens, rows with a valid token, or B x T.
-        ratio: `token`, or `sequence` for GSPO. ref_logprobs: (B, T), required if `kl_coef` is not 0.
+        ratio: `token`, or `sequence` for GSPO. objective: `clip` or `cispo`.
+        ref_logprobs: (B, T), required if `kl_coef` is not 0.
         weights: (B, T) truncated importance weights between learner and generator.
 
     Returns:
@@ -59,8 +66,12 @@ def grpo_loss(
         log_ratio = (log_ratio.sum(1) / lengths.clamp(min=1))[:, None].expand_as(log_ratio)
     w = log_ratio.exp()  # (B, T)
     # 2. Clipped loss of each token, with importance weights and KL penalty.
-    gain = advantages[:, None]  # (B, 1)
-    token_loss = -torch.minimum(w * gain, w.clamp(1 - clip_low, 1 + clip_high) * gain)  # (B, T)
+    gain = advantages if advantages.dim() == 2 else advantages[:, None]  # (B, T) or (B, 1)
+    clipped = w.clamp(1 - clip_low, 1 + clip_high)  # (B, T)
+    if objective == "cispo":
+        token_loss = -clipped.detach() * gain * torch.where(mask, logprobs, 0.0)
+    else:
+        token_loss = -torch.minimum(w * gain, clipped * gain)
     if weights is not None:
         token_loss = token_loss * torch.where(mask, weights, 0.0)
     kl = torch.zeros_like(token_loss)
@@ -75,8 +86,8 @@ def grpo_loss(
     loss = token_loss.sum() / (normalizer or max(count(loss_mask, aggregation), 1.0))
     with torch.no_grad():
         info = {
-            "clipped_low": (mask & (w < 1 - clip_low) & (gain < 0)).sum(),
-            "clipped_high": (mask & (w > 1 + clip_high) & (gain > 0)).sum(),
+            "clipped_low": (mask & (w < 1 - clip_low) & ((gain < 0) | (objective == "cispo"))).sum(),
+            "clipped_high": (mask & (w > 1 + clip_high) & ((gain > 0) | (objective == "cispo"))).sum(),
             "kl": torch.where(mask, kl, 0.0).sum(),
             "tokens": mask.sum(),
         }
@@ -92,6 +103,20 @@ def count(loss_mask: torch.Tensor, aggregation: Aggregation, max_length: int | N
     else:
         number = loss_mask.shape[0] * (max_length or loss_mask.shape[1])
     return float(number)
+
+
+def sequence_ratio(
+    log_ratio: torch.Tensor, loss_mask: torch.Tensor, by: Literal["sum", "mean"] = "sum"
+) -> torch.Tensor:
+    """Compute exp of the sum, or of the mean, of log-ratios (B, T) over the model tokens of each response: (B,).
+
+    `algorithm.sequence_mask` (Trust Region Masking, arXiv 2512.23075) multiplies the loss of response i by
+    M_i = [lo <= ratio_i <= hi], with the ratio of learner and generator. The objective is a mean over all sampled
+    responses, so the denominator still counts those with M_i = 0.
+    """
+    mask = loss_mask.bool()
+    total = torch.where(mask, log_ratio, 0.0).sum(1)
+    return (total / mask.sum(1).clamp(min=1) if by == "mean" else total).exp()
 
 
 def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:

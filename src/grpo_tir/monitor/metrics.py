@@ -63,13 +63,17 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
 
 def count_fake_outputs(rollout: Rollout) -> int:
     """Count invented outputs: output blocks that the model opened, but that the tool did not fill."""
-    return fake_outputs(
-        [segment.text for segment in rollout.segments if segment.kind == "model"], len(rollout.calls)
-    )
+    texts: dict[str, list[str]] = {"model": [], "tool": []}
+    for segment in rollout.segments:
+        texts[segment.kind].append(segment.text)
+    return fake_outputs(texts["model"], texts["tool"], len(rollout.calls))
 
 
-def fake_outputs(model: Sequence[str], calls: int) -> int:
-    """Count invented outputs in the model's turns. Each of the first `calls` turns has one marker of its call."""
+def fake_outputs(model: Sequence[str], tool: Sequence[str], calls: int) -> int:
+    """Count invented outputs in the model's turns. Each of the first `calls` turns has one marker of its call,
+    unless the tool's texts begin with it (`tool.stop: fence`)."""
+    if tool and tool[0].lstrip("\n").startswith(OUTPUT_MARKER):
+        calls = 0
     return sum(max(0, text.count(OUTPUT_MARKER) - (number < calls)) for number, text in enumerate(model))
 
 
@@ -126,7 +130,7 @@ def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: flo
         updates: number of optimizer steps on a batch, according to the recipe.
         learning_rate: learning rate of the last optimizer step.
     """
-    tokens, steps = max(totals["tokens"], 1.0), max(totals["steps"], 1.0)
+    tokens, steps, responses = (max(totals[name], 1.0) for name in ("tokens", "steps", "responses"))
     metrics = {
         "loss": totals["loss"] / updates,
         "grad_norm": totals["grad_norm"] / steps,
@@ -137,11 +141,16 @@ def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: flo
         "clip_ratio/region_mean": (totals["clipped_low"] + totals["clipped_high"]) / tokens,
         "sampling/sampling_logp_difference/mean": totals["gap"] / tokens,
         "sampling/sampling_logp_difference/max": totals["gap_max"],
+        "sampling/sequence_ratio_far": totals["far"] / responses,
         "certificate/used": totals["tolerance_used"],
         "skipped_updates": totals["skipped"],
     }
     if "kl" in totals:
         metrics["kl"] = totals["kl"] / tokens
+    if "opens" in totals:
+        metrics["tools/call_probability"] = totals["opens"] / responses
+    if "masked" in totals:
+        metrics["sampling/sequence_masked"] = totals["masked"] / responses
     return metrics
 
 

@@ -202,6 +202,7 @@ def bits(rollout: dict[str, Any]) -> int:
     """Return the FLAGS of one rollout as a bit mask."""
     segments, calls = _dicts(rollout, "segments"), _dicts(rollout, "calls")
     written = [str(segment.get("text") or "") for segment in segments if segment.get("kind") == "model"]
+    inserted = [str(segment.get("text") or "") for segment in segments if segment.get("kind") == "tool"]
     last = calls[-1] if calls else {}
     parts = rollout.get("reward_parts") or {"correct": rollout.get("reward")}
     correct = (number(parts.get("correct")) or 0.0) > 0
@@ -215,7 +216,7 @@ def bits(rollout: dict[str, Any]) -> int:
         "contradiction": bool(
             contradicts(answers[-1] if answers else None, last.get("status"), str(last.get("stdout") or ""))
         ),
-        "fake": fake_outputs(written, len(calls)) > 0,
+        "fake": fake_outputs(written, inserted, len(calls)) > 0,
         "aha": correct and (len({*answers} - {None}) > 1 or any(_DOUBT.search(text) for text in written[1:])),
         "cut": rollout.get("finish_reason") == "length",
         "invalid": rollout.get("valid") is False,

@@ -23,7 +23,7 @@ from grpo_tir.data.prompts import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
 from grpo_tir.errors import DataError, ExecutorOutage, GraderOutage
-from grpo_tir.learning.advantages import is_flat
+from grpo_tir.learning.advantages import is_flat, resample_on_correct
 from grpo_tir.monitor.console import Console
 from grpo_tir.rollouts.policy import Policy
 from grpo_tir.rollouts.rewards import RewardFunction
@@ -100,7 +100,7 @@ class Collector:
             self.problems.next(number),
             self.policy.render,
             self.policy.tokenizer,
-            settings.samples_per_prompt,
+            self.config.sampled_per_prompt,
             self.next_group,
         )
         self.next_group += number
@@ -120,7 +120,8 @@ class Collector:
         return mine
 
     def assign_rewards(self, groups: list[RolloutGroup]) -> None:
-        """Wait for the grading of the groups just sampled, and write `reward` and `valid` of each rollout.
+        """Wait for the grading of the groups just sampled, and write `reward` and `valid` of each rollout. With
+        `algorithm.resample_on_correct`, each group then keeps G of its 2 G rollouts.
 
         Raises:
             Interrupted: a rank was asked to stop.
@@ -134,6 +135,10 @@ class Collector:
                 rollout.valid = rollout.reward is not None
         self.journal.end_batch(self.step, self.sampled, len(rollouts), self.runtime, self.console.log)
         self._check_outage(rollouts)
+        if self.config.algorithm.resample_on_correct:
+            for group in groups:
+                seed = f"{self.config.train.seed}/{group.rollouts[0].group}"
+                group.rollouts = resample_on_correct(group.rollouts, self.config.rollout.samples_per_prompt, seed)
 
     def replace_flat_groups(self, groups: list[RolloutGroup]) -> list[RolloutGroup]:
         """Replace groups of equal rewards by groups of further problems (dynamic sampling; DAPO, section 3.2).

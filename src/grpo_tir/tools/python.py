@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from grpo_tir.executor.protocol import Executor
 from grpo_tir.types import ToolResult
 
+CALL_MARKER = "```python"
 OUTPUT_MARKER = "```output"
 NO_CODE = "[no code block found]"
 NO_OUTPUT = "[no output]"
@@ -46,7 +47,7 @@ def _scan(text: str) -> tuple[list[str], bool]:
     blocks: list[str] = []
     code: list[str] | None = None
     for line in text.split("\n"):
-        if line.startswith("```python") or line.endswith("```python"):
+        if line.startswith(CALL_MARKER) or line.endswith(CALL_MARKER):
             code = []
         elif code is not None and line.startswith("```"):
             blocks.append("\n".join(code))

@@ -8,8 +8,16 @@ import math
 import pytest
 
 from grpo_tir.config import AlgorithmConfig
-from grpo_tir.learning.advantages import assign_advantages, group_advantages, has_void_turn, is_flat
-from grpo_tir.types import Reward, Rollout, RolloutGroup
+from grpo_tir.learning.advantages import (
+    assign_advantages,
+    fault_penalty,
+    group_advantages,
+    has_void_turn,
+    is_flat,
+    resample_on_correct,
+    turn_returns,
+)
+from grpo_tir.types import Reward, Rollout, RolloutGroup, ToolCall, ToolResult
 from scripted import rollout_of
 
 DEFAULT = AlgorithmConfig()
@@ -126,3 +134,108 @@ def test_a_turn_with_neither_code_nor_answer_is_void(turns: list[str], void: boo
     both = RolloutGroup(rollout.problem, [rollout, other])
     assert [r.trained for r in assigned(both, mask_void_turns=True)] == [not void, True]
     assert [r.trained for r in assigned(both)] == [True, True]
+
+
+OK, FAILED, NO_CODE = ToolCall("x", ToolResult("ok")), ToolCall("x", ToolResult("error")), ToolCall(None, None)
+
+
+def scored(reward: float, *turns: str, calls: tuple[ToolCall, ...] = (), sample: int = 0) -> Rollout:
+    rollout = rollout_of(*turns, calls=calls, sample=sample)
+    rollout.reward = Reward(reward, {"correct": float(reward > 0)})
+    return rollout
+
+
+def test_a_return_is_the_discounted_sum_of_the_rewards_from_its_turn_on() -> None:
+    # rewards of the turns 0, -0.1 (a call without code), 1: returns 0 + 0.5 (-0.1 + 0.5), -0.1 + 0.5, 1
+    rollout = scored(1.0, CODE, "\n1\n```\n", "```output", "\n?\n```\n", "\\boxed{1}", calls=(OK, NO_CODE))
+    assert turn_returns(rollout, 0.5) == pytest.approx([0.2, 0.4, 1.0], rel=1e-12)
+    assert turn_returns(rollout, 1.0) == pytest.approx([0.9, 0.9, 1.0], rel=1e-12)
+    # the budget ended inside the tool's output: the last turn is the one that called
+    assert turn_returns(scored(-1.0, CODE, "\n1", calls=(OK,)), 0.9) == [-1.0]
+
+
+def test_gtpo_normalizes_returns_over_all_turns_of_the_group() -> None:
+    """Returns 0.5, 1 and 0: mean 0.5, std 0.5, so advantages 0, 1 and -1."""
+    right, wrong = scored(1.0, CODE, "\n1\n```\n", "\\boxed{1}", calls=(OK,)), scored(0.0, "\\boxed{2}")
+    both = RolloutGroup(right.problem, [right, wrong])
+    assigned(both, gtpo_gamma=0.5, advantage_eps=0.0)
+    assert right.turn_advantages == pytest.approx([0.0, 1.0])
+    assert wrong.turn_advantages == pytest.approx([-1.0])
+    model, tool = [len(s.token_ids) for s in right.segments if s.kind == "model"], len(right.segments[1].token_ids)
+    assert right.advantages == pytest.approx([0.0] * (model[0] + tool) + [1.0] * model[1])
+    assigned(both)
+    assert right.turn_advantages == wrong.turn_advantages == [], "without the option, one advantage per response"
+    assert right.advantages == [right.advantage] * model[0] + [0.0] * tool + [right.advantage] * model[1]
+
+
+def test_with_one_turn_each_and_without_discount_gtpo_is_grpo() -> None:
+    answers = group(1, -1, -1, -0.5)
+    assigned(answers, gtpo_gamma=1.0)
+    assert [r.turn_advantages for r in answers.rollouts] == [[r.advantage] for r in answers.rollouts]
+
+
+@pytest.mark.parametrize(
+    ("turns", "calls", "penalty"),
+    [
+        (["\\boxed{1}"], (), 0.5),  # no call: 0.5; one answer: 0
+        ([CODE, "\n1\n```\n", "\\boxed{1}"], (OK,), 0.0),
+        ([CODE, "", CODE, "", CODE, "", "\\boxed{1}"], (OK, FAILED, NO_CODE), 2 / 3),
+        ([CODE, "", "\\boxed{1} \\boxed{1} \\boxed{1}"], (OK,), 1.0),  # two more than one, over two turns
+        ([CODE, "", "\\boxed{1} \\boxed{1}"], (FAILED,), 1.5),
+        ([CODE, "\n\\boxed{1}\n```\n", "words"], (OK,), 1.0),  # no answer of its own
+    ],
+)
+def test_penalty_of_a_response_by_hand(turns: list[str], calls: tuple[ToolCall, ...], penalty: float) -> None:
+    assert fault_penalty(scored(1.0, *turns, calls=calls)) == pytest.approx(penalty)
+
+
+def oversampled(clean: int, failing: int, wrong: int, lost: int = 0) -> list[Rollout]:
+    made = [scored(1.0, CODE, "", "\\boxed{1}", calls=(OK,)) for _ in range(clean)]
+    made += [scored(1.0, CODE, "", "\\boxed{1}", calls=(FAILED,)) for _ in range(failing)]
+    made += [scored(-1.0, "\\boxed{2}") for _ in range(wrong)]
+    made += [rollout_of("", valid=False) for _ in range(lost)]
+    for sample, rollout in enumerate(made):
+        rollout.sample = sample
+    return made
+
+
+@pytest.mark.parametrize(
+    ("clean", "failing", "wrong", "kept"),
+    [
+        (4, 6, 6, (4, 1, 3)),  # half of the wrong, floor(6 / 2); of the right, first those without faults
+        (6, 3, 7, (5, 0, 3)),  # floor(7 / 2) wrong: the right ones fill up
+        (0, 16, 0, (0, 8, 0)),
+        (0, 0, 16, (0, 0, 8)),
+        (1, 0, 15, (1, 0, 7)),
+        (2, 1, 2, (2, 1, 2)),  # fewer than wanted
+    ],
+)
+def test_roc_keeps_half_of_the_wrong_and_the_cleanest_of_the_right(
+    clean: int, failing: int, wrong: int, kept: tuple[int, int, int]
+) -> None:
+    rollouts = oversampled(clean, failing, wrong, lost=1)
+    for seed in range(20):
+        chosen = resample_on_correct(rollouts, 8, f"1/{seed}")
+        samples = [r.sample for r in chosen]
+        assert samples == sorted(samples) and samples[-1] == len(rollouts) - 1, "in order; the lost one is counted"
+        counts = [sum(r.sample in part for r in chosen) for part in (
+            range(clean), range(clean, clean + failing), range(clean + failing, clean + failing + wrong),
+        )]  # fmt: skip
+        assert tuple(counts) == kept
+    assert chosen == resample_on_correct(rollouts, 8, f"1/{seed}"), "draws depend on the seed only"
+
+
+def test_roc_draws_wrong_ones_alike_and_right_ones_by_the_inverse_of_their_penalty() -> None:
+    """Of two wrong ones each is kept in half of the groups. Of two right ones with penalties 0.5 and 1.5, the
+    first is kept in 3 of 4: its weight is three times that of the other."""
+    rollouts = [
+        scored(1.0, "\\boxed{1}", sample=0),
+        scored(1.0, CODE, "", "\\boxed{1} \\boxed{1}", calls=(FAILED,), sample=1),
+        scored(-1.0, "\\boxed{2}", sample=2),
+        scored(-1.0, "\\boxed{3}", sample=3),
+    ]
+    draws = 4000
+    kept = [r.sample for n in range(draws) for r in resample_on_correct(rollouts, 2, f"1/{n}")]
+    assert kept.count(2) / draws == pytest.approx(0.5, abs=0.04)
+    assert kept.count(0) / draws == pytest.approx(0.75, abs=0.035)
+    assert kept.count(0) + kept.count(1) == draws

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -20,7 +21,7 @@ ROLLOUT = Rollout(
 
 
 def row(length: int) -> TrainingSample:
-    return TrainingSample([1] * length, [1] * length, [0.0] * length, 0.0)
+    return TrainingSample([1] * length, [1] * length, [0.0] * length, [0.0] * length)
 
 
 def test_row_is_prompt_and_response_with_only_sampled_tokens_in_the_loss() -> None:
@@ -28,7 +29,12 @@ def test_row_is_prompt_and_response_with_only_sampled_tokens_in_the_loss() -> No
     assert made.token_ids == [9, 8, 1, 2, 3, 4, 5, 6]
     assert made.loss_mask == [0, 0, 1, 1, 0, 0, 0, 1]
     assert made.sampled_logprobs == [0, 0, -0.1, -0.2, 0, 0, 0, -0.3]
-    assert made.advantage == 0.5
+    assert made.advantages == [0, 0, 0.5, 0.5, 0, 0, 0, 0.5]
+
+
+def test_advantages_of_turns_reach_the_tokens_of_their_turn() -> None:
+    made = to_row(dataclasses.replace(ROLLOUT, turn_advantages=[0.25, -2.0]))
+    assert made.advantages == [0, 0, 0.25, 0.25, 0, 0, 0, -2.0]
 
 
 def test_row_refuses_logprobs_that_do_not_fit_the_tokens() -> None:
@@ -58,7 +64,7 @@ def test_packed_micro_batches_pay_for_a_prompt_once(budget: int) -> None:
     rng = random.Random(budget)
     prompts = [[group] * rng.randint(1, 9) for group in range(6)]
     rows = [
-        TrainingSample(p + [9] * n, [0] * len(p) + [1] * n, [0.0] * (len(p) + n), 0.0)
+        TrainingSample(p + [9] * n, [0] * len(p) + [1] * n, [0.0] * (len(p) + n), [0.0] * (len(p) + n))
         for p, n in ((rng.choice(prompts), rng.randint(1, 12)) for _ in range(40))
     ]
     batches = plan_micro_batches(rows, budget, packed=True)
@@ -73,7 +79,7 @@ def test_rows_of_a_prompt_stay_together() -> None:
     """Prompts 5 5 5 and 7 7; of each all but its last token is shared: 5 + 3 + 2 tokens, then 4 + 2."""
     a, b = [5, 5, 5], [7, 7]
     rows = [
-        TrainingSample(p + [1] * n, [0] * len(p) + [1] * n, [0.0] * (len(p) + n), 0.0)
+        TrainingSample(p + [1] * n, [0] * len(p) + [1] * n, [0.0] * (len(p) + n), [0.0] * (len(p) + n))
         for p, n in ((a, 1), (b, 2), (a, 2), (b, 1), (a, 1))
     ]
     assert rows[0].prompt == (5, 5) and rows[1].prompt == (7,)
@@ -90,14 +96,14 @@ def test_no_rows_make_no_micro_batches() -> None:
 
 def test_padding_is_masked_by_length_even_where_a_row_holds_the_padding_id() -> None:
     rows = [
-        TrainingSample([0, 0, 0], [0, 1, 1], [0.0, -1.0, -2.0], 2.0),
-        TrainingSample([0, 0], [0, 1], [0.0, -3.0], -1.0),
+        TrainingSample([0, 0, 0], [0, 1, 1], [0.0, -1.0, -2.0], [0.0, 2.0, 2.0]),
+        TrainingSample([0, 0], [0, 1], [0.0, -3.0], [0.0, -1.0]),
     ]
     batch = collate(rows, torch.device("cpu"))
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.loss_mask.tolist() == [[0, 1, 1], [0, 1, 0]]
     assert batch.sampled_logprobs.tolist() == [[0, -1, -2], [0, -3, 0]]
-    assert batch.advantages.tolist() == [2.0, -1.0]
+    assert batch.advantages.tolist() == [[0, 2, 2], [0, -1, 0]]
 
 
 def test_stack_pads_vectors_to_the_width_of_the_batch() -> None:

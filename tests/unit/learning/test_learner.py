@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_tir.config import OptimConfig
+from grpo_tir.config import Config, OptimConfig
+from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.errors import TrainingDiverged
 from grpo_tir.learning.learner import Learner, learning_rate
 from grpo_tir.types import RolloutGroup
-from tiny_policy import make_groups, make_learner, tiny_qwen2, update
+from tiny_policy import gradient_of, make_groups, make_learner, tiny_qwen2, update
 
 
 def count_steps(learner: Learner) -> list[int]:
@@ -100,6 +101,81 @@ def test_importance_cap_weighs_by_learner_over_generator_and_is_capped(tmp_path:
     assert capped["grad_norm"] == pytest.approx(2 * plain["grad_norm"], rel=1e-4)
 
 
+def respond_with(learner: Learner, groups: list[RolloutGroup], gaps: list[float]) -> None:
+    """Make the generator's log-probs those of the learner minus a gap, the same at all tokens of a response."""
+    for rollout, gap in zip((r for g in groups for r in g.rollouts), gaps, strict=True):
+        ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
+        mask = torch.tensor([[0] * len(rollout.prompt_ids) + rollout.loss_mask])
+        true = iter(learner.module(ids, torch.ones_like(ids), mask)[0][mask.bool()].tolist())
+        for segment in (s for s in rollout.segments if s.kind == "model"):
+            segment.logprobs = [next(true) - gap for _ in segment.token_ids]
+
+
+@pytest.mark.parametrize("by", ["sum", "mean"])
+def test_sequence_mask_leaves_out_responses_whose_ratio_is_outside(by: str, tmp_path: Path) -> None:
+    """Of 12 responses, three have the ratios 4, 1/4 and 2, by sum or by mean; all others have 1. With bounds 1/3
+    and 3 the first two leave the loss. The denominator keeps their tokens."""
+    groups, learner = make_groups(), make_learner(tiny_qwen2())
+    rollouts = [r for g in groups for r in g.rollouts]
+    tokens = [sum(r.loss_mask) for r in rollouts]
+    ratios = [4.0, 0.25, 2.0] + [1.0] * 9
+    gaps = [math.log(x) / (n if by == "sum" else 1) for x, n in zip(ratios, tokens, strict=True)]
+    respond_with(learner, groups, gaps)
+    settings: dict[str, Any] = {"algorithm__sequence_mask": [1 / 3, 3.0], "algorithm__sequence_mask_by": by}
+    metrics = update(make_learner(tiny_qwen2(), **settings), groups, 0, tmp_path)
+    kept = [r.advantage * n for r, n in zip(rollouts, tokens, strict=True)][2:]
+    assert metrics["loss"] == pytest.approx(-sum(kept) / sum(tokens), rel=1e-5)
+    assert metrics["sampling/sequence_masked"] == pytest.approx(2 / 12)
+    far = [abs(gap * n) > math.log(3) for gap, n in zip(gaps, tokens, strict=True)]
+    assert metrics["sampling/sequence_ratio_far"] == pytest.approx(sum(far) / 12)
+
+    plain = update(learner, groups, 0, tmp_path)
+    assert "sampling/sequence_masked" not in plain
+    assert plain["sampling/sequence_ratio_far"] == metrics["sampling/sequence_ratio_far"]
+    assert (plain["entropy"], plain["sampling/sampling_logp_difference/mean"]) == pytest.approx(
+        (metrics["entropy"], metrics["sampling/sampling_logp_difference/mean"])
+    ), "masked responses are still measured"
+
+
+def test_sequence_mask_and_importance_cap_work_together(tmp_path: Path) -> None:
+    """The gradient of the masked, weighted loss is that of the weighted loss of the kept rows, over the larger
+    denominator."""
+    groups = make_groups()
+    respond_with(make_learner(tiny_qwen2()), groups, [2.0, -2.0] + [0.01] * 10)
+    settings: dict[str, Any] = {"algorithm__importance_cap": 1.005, "train__logprob_tolerance": 10.0}
+    masked = {**settings, "algorithm__sequence_mask": [0.5, 2.0], "algorithm__sequence_mask_by": "mean"}
+    ours = gradient_of(tiny_qwen2(), groups, tmp_path, **masked)
+    rollouts = [r for g in groups for r in g.rollouts]
+    for rollout in rollouts[:2]:
+        rollout.trained = False
+    theirs = gradient_of(tiny_qwen2(), groups, tmp_path, **settings)
+    tokens = [sum(r.loss_mask) for r in rollouts]
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name] * sum(tokens[2:]) / sum(tokens), rtol=1e-4, atol=1e-6)
+
+
+def test_a_response_with_a_nan_is_not_masked_away(tmp_path: Path) -> None:
+    model, groups = poisoned()
+    metrics = update(make_learner(model, algorithm__sequence_mask=[0.0, 1e30]), groups, 0, tmp_path)
+    assert metrics["skipped_updates"] == 1
+
+
+def test_the_probability_of_a_call_is_summed_up_to_the_first_call_token(tmp_path: Path) -> None:
+    """A policy that draws uniformly from 61 tokens: 1/61 for each model token up to the first call token."""
+    model = tiny_qwen2(tie_word_embeddings=False)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    groups, call = make_groups(), 7
+    learner = Learner(Runtime("fp32"), model, Config(), call_token=call)
+    metrics = update(learner, groups, 0, tmp_path)
+    expected = []
+    for rollout in (r for g in groups for r in g.rollouts):
+        said = [token for token, model in zip(rollout.token_ids, rollout.loss_mask, strict=True) if model]
+        expected.append((said.index(call) + 1 if call in said else len(said)) / model.config.vocab_size)
+    assert any(call in r.token_ids for g in groups for r in g.rollouts)
+    assert metrics["tools/call_probability"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert "tools/call_probability" not in update(make_learner(model), groups, 0, tmp_path)
+
+
 def test_gap_between_generator_and_learner_is_measured_on_model_tokens_only(tmp_path: Path) -> None:
     groups = make_groups()
     learner = make_learner(tiny_qwen2())
@@ -140,8 +216,8 @@ def test_step_without_a_finite_gradient_is_skipped_counted_and_dumped_for_replay
     assert torch.equal(weights(learner), before)
     rows = torch.load(tmp_path / "dump" / "rank0.pt")
     assert len(rows) == sum(len(group.rollouts) for group in groups)
-    assert {"token_ids", "loss_mask", "advantage"} <= rows[0].keys()
-    assert sum(math.isnan(row["advantage"]) for row in rows) == 1
+    assert {"token_ids", "loss_mask", "advantages"} <= rows[0].keys()
+    assert sum(any(map(math.isnan, row["advantages"])) for row in rows) == 1
 
 
 def test_a_good_step_after_a_skipped_one_is_that_of_a_fresh_learner_and_resets_the_count(tmp_path: Path) -> None:

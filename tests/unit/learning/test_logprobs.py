@@ -145,6 +145,17 @@ def test_autocast_leaves_the_entropy_in_float32() -> None:
     torch.testing.assert_close(entropy, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("logits_mb", [0, 5 * LINE_MB, 256])
+def test_the_watched_token_has_the_probability_of_the_softmax(logits_mb: float) -> None:
+    batch, model = rows(), tiny_qwen2()
+    module = TokenLogprobs(model, 0.7, logits_mb)
+    module.watched = 5
+    module(batch.input_ids, batch.attention_mask, batch.loss_mask)[0].sum().backward()
+    logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits / 0.7
+    expected = torch.nn.functional.pad(logits.softmax(-1)[:, :-1, 5], (1, 0)) * batch.loss_mask
+    torch.testing.assert_close(module.watched_probs, expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("logits_mb", [0, LINE_MB, 5 * LINE_MB, 256])
 def test_chunks_change_neither_value_nor_gradient(logits_mb: float) -> None:
     batch = rows()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_tir.learning.loss import count, grpo_loss, kl_penalty
+from grpo_tir.learning.loss import count, grpo_loss, kl_penalty, sequence_ratio
 
 MASKS = [
     [0, 0, 1, 1, 1, 0, 0, 1, 1],
@@ -35,9 +35,16 @@ def batch(seed: int = 0) -> dict[str, Any]:
 
 
 def loop_loss(
-    b: dict[str, Any], aggregation: str, low: float, high: float, ratio: str, kl_coef: float, weighted: bool
+    b: dict[str, Any],
+    aggregation: str,
+    low: float,
+    high: float,
+    ratio: str,
+    kl_coef: float,
+    weighted: bool,
+    cispo: bool = False,
 ) -> torch.Tensor:
-    """The equations with an index for everything: DAPO eq. 8, GRPO eq. 3, Dr. GRPO, GSPO eq. 6, k3."""
+    """The equations with an index for everything: DAPO eq. 8, GRPO eq. 3, Dr. GRPO, GSPO eq. 6, CISPO, k3."""
     B, T = b["mask"].shape
     rows = []
     for i in range(B):
@@ -48,9 +55,11 @@ def loop_loss(
                 w = torch.exp(sum(b["logprobs"][i, s] - b["old"][i, s] for s in tokens) / len(tokens))
             else:
                 w = torch.exp(b["logprobs"][i, t] - b["old"][i, t])
-            A = float(b["advantages"][i])
+            A = float(b["advantages"][i] if b["advantages"].dim() == 1 else b["advantages"][i, t])
             clipped = min(max(w.detach(), w.new_tensor(1 - low)), w.new_tensor(1 + high))
             surrogate = w * A if w * A <= clipped * A else clipped * A
+            if cispo:  # the weight is a number: no gradient passes through it
+                surrogate = float(clipped) * A * b["logprobs"][i, t]
             if weighted:
                 surrogate = surrogate * b["weights"][i, t]
             difference = b["ref"][i, t] - b["logprobs"][i, t]
@@ -100,6 +109,105 @@ def test_value_and_gradient_are_those_of_the_equations(
         assert loss.item() == pytest.approx(oracle.item(), rel=1e-12)
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
         assert ours[b["mask"] == 0].abs().max() == 0
+
+
+@pytest.mark.parametrize("aggregation, clip, ratio, kl_coef, weighted", CASES)
+def test_cispo_has_the_value_and_gradient_of_its_equation(
+    aggregation: Any, clip: tuple[float, float], ratio: Any, kl_coef: float, weighted: bool
+) -> None:
+    for seed in range(3):
+        b = batch(seed)
+        loss, _ = grpo_loss(
+            *(b[name] for name in ("logprobs", "old", "advantages", "mask")),
+            aggregation=aggregation,
+            clip_low=clip[0],
+            clip_high=clip[1],
+            ratio=ratio,
+            objective="cispo",
+            ref_logprobs=b["ref"],
+            kl_coef=kl_coef,
+            weights=b["weights"] if weighted else None,
+        )
+        oracle = loop_loss(b, aggregation, *clip, ratio, kl_coef, weighted, cispo=True)
+        (ours,) = torch.autograd.grad(loss, b["logprobs"])
+        (theirs,) = torch.autograd.grad(oracle, b["logprobs"])
+        assert loss.item() == pytest.approx(oracle.item(), rel=1e-12)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+        assert ours[b["mask"] == 0].abs().max() == 0
+
+
+def test_cispo_keeps_the_gradient_of_a_clipped_token_by_hand() -> None:
+    # ratios e^0.5 and e^-0.5, clipped to 1.28 and 0.8: the gradient is -clipped x A / 2 for both signs of A
+    logprobs = torch.tensor([[-0.5], [-1.5]], dtype=torch.float64, requires_grad=True)
+    for sign in (1.0, -1.0):
+        loss, info = grpo_loss(
+            logprobs, torch.full((2, 1), -1.0), sign * torch.tensor([2.0, 2.0]), torch.ones(2, 1),
+            clip_low=0.2, clip_high=0.28, objective="cispo",
+        )  # fmt: skip
+        assert loss.item() == pytest.approx(-sign * (1.28 * 2 * -0.5 + 0.8 * 2 * -1.5) / 2)
+        (gradient,) = torch.autograd.grad(loss, logprobs)
+        assert gradient.flatten().tolist() == pytest.approx([-sign * 1.28, -sign * 0.8])
+        assert (info["clipped_high"].item(), info["clipped_low"].item()) == (1, 1), "whatever the sign of A"
+
+
+@pytest.mark.parametrize("objective", ["clip", "cispo"])
+def test_advantages_by_token_are_those_of_the_equation_and_constant_ones_broadcast(objective: Any) -> None:
+    b = batch()
+    names = ("logprobs", "old", "advantages", "mask")
+    whole, _ = grpo_loss(*(b[name] for name in names), objective=objective)
+    b["advantages"] = b["advantages"][:, None].expand(b["mask"].shape)
+    same, _ = grpo_loss(*(b[name] for name in names), objective=objective)
+    assert same.item() == whole.item()
+    b["advantages"] = torch.randn(b["mask"].shape, dtype=torch.float64)
+    loss, _ = grpo_loss(*(b[name] for name in names), objective=objective)
+    oracle = loop_loss(b, "token", 0.2, 0.2, "token", 0.0, False, cispo=objective == "cispo")
+    (ours,) = torch.autograd.grad(loss, b["logprobs"])
+    (theirs,) = torch.autograd.grad(oracle, b["logprobs"])
+    assert loss.item() == pytest.approx(oracle.item(), rel=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_ratio_of_a_response_by_hand() -> None:
+    # log-ratios ln 2 and ln 8 at the model tokens: product 16, geometric mean 4; the NaN is at a tool token
+    log_ratio = torch.tensor([[math.log(2), math.nan, math.log(8)], [0.0, 5.0, 5.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 0, 1], [0, 0, 0]])
+    assert sequence_ratio(log_ratio, mask).tolist() == pytest.approx([16.0, 1.0], rel=1e-12)
+    assert sequence_ratio(log_ratio, mask, "mean").tolist() == pytest.approx([4.0, 1.0], rel=1e-12)
+
+
+@pytest.mark.parametrize("by", ["sum", "mean"])
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_masked_responses_leave_the_loss_and_stay_in_the_denominator(aggregation: Any, by: Any) -> None:
+    """The loss with mask is the sum of the single losses of the kept rows, over the denominator of all rows."""
+    seen = set()
+    for seed in range(6):
+        b = batch(seed)
+        generator = b["old"] + 0.5 * torch.randn(b["mask"].shape, dtype=torch.float64)
+        kept = []
+        for i, row in enumerate(b["mask"].tolist()):
+            gaps = [float(b["old"][i, t] - generator[i, t]) for t, model in enumerate(row) if model]
+            total = math.fsum(gaps) / (len(gaps) if by == "mean" and gaps else 1)
+            kept.append(0.7 <= math.exp(total) <= 1.5)
+        seen.update(kept)
+        ratio = sequence_ratio(b["old"] - generator, b["mask"], by)
+        inside = (ratio >= 0.7) & (ratio <= 1.5)
+        assert inside.tolist() == kept
+        loss, _ = grpo_loss(
+            b["logprobs"], b["old"], b["advantages"], b["mask"] * inside[:, None], aggregation=aggregation,
+            normalizer=count(b["mask"], aggregation), ref_logprobs=b["ref"], kl_coef=0.1,
+        )  # fmt: skip
+        oracle = 0 * b["logprobs"].sum()
+        for i in range(len(kept)):
+            one = {k: v if k == "logprobs" else v[i : i + 1] for k, v in b.items()}
+            one["logprobs"] = b["logprobs"][i : i + 1]
+            if kept[i] and one["mask"].any():
+                share = loop_loss(one, aggregation, 0.2, 0.2, "token", 0.1, False)
+                oracle = oracle + share * count(one["mask"], aggregation) / count(b["mask"], aggregation)
+        (ours,) = torch.autograd.grad(loss, b["logprobs"])
+        (theirs,) = torch.autograd.grad(oracle, b["logprobs"])
+        assert loss.item() == pytest.approx(oracle.item(), rel=1e-12, abs=1e-15)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    assert seen == {True, False}
 
 
 def test_one_clipped_token_by_hand() -> None:

@@ -225,16 +225,35 @@ def test_accuracy_is_of_the_correctness_flag_not_of_the_reward() -> None:
     assert (metrics["accuracy"], metrics["reward"]) == (pytest.approx(1 / 3), pytest.approx(0.1))
 
 
+@pytest.mark.parametrize(
+    ("turns", "calls", "fake"),
+    [
+        ([BLOCK, "```output\n42\n```\n", END], [OK], 0),
+        (["```output\n7\n```\n" + BLOCK, "```output\n42\n```\n", END], [OK], 1),  # before the block that it calls
+        ([BLOCK, "```output\n42\n```\n", "```output\n7\n```\n" + END], [OK], 1),
+        ([BLOCK, "\n```output\n42\n```\n", BLOCK, "\n```output\n42\n```\n", END], [OK, OK], 0),
+    ],
+)
+def test_outputs_made_up_where_the_tool_writes_the_marker(
+    turns: list[str], calls: list[ToolCall], fake: int
+) -> None:
+    """With `tool.stop: fence`."""
+    assert count_fake_outputs(rollout_of(*turns, calls=calls)) == fake
+
+
 def test_means_of_an_update_by_hand() -> None:
     """Three optimizer steps over 10 tokens, one of which was skipped."""
     sums = {"loss": 6, "grad_norm": 4, "entropy": 20, "clipped_low": 1, "clipped_high": 2, "kl": 5, "gap": 0.5}
     totals = {**sums, "gap_max": 0.4, "tokens": 10, "steps": 2, "skipped": 1, "tolerance_used": 0.1}
+    totals |= {"responses": 8, "far": 2, "masked": 1, "opens": 4}
     metrics = update_metrics(totals, updates=3, learning_rate=1e-6)
     assert (metrics["loss"], metrics["grad_norm"], metrics["skipped_updates"]) == (2, 2, 1)
     assert (metrics["entropy"], metrics["kl"]) == (2, 0.5)
     assert (metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]) == (0.1, 0.2)
     assert metrics["sampling/sampling_logp_difference/mean"] == 0.05
     assert metrics["sampling/sampling_logp_difference/max"] == 0.4
+    assert (metrics["sampling/sequence_ratio_far"], metrics["sampling/sequence_masked"]) == (2 / 8, 1 / 8)
+    assert metrics["tools/call_probability"] == 4 / 8
 
 
 def test_a_trajectory_holds_every_token_and_can_be_written() -> None:

@@ -68,6 +68,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rollout__max_completion_length=120,
         executor__kind="process",
         algorithm__kl_coef=0.01,
+        algorithm__sequence_mask=[0.1, 10.0],
         train__output_dir=str(folder / "run"),
         train__steps=2,
         train__eval_every=1,

@@ -95,6 +95,15 @@ def test_where_every_group_is_flat_the_batch_keeps_its_size(tmp_path: Path) -> N
     assert drawn(collect(collector)) == [("A", 0), ("B", 1)]
 
 
+def test_resample_on_correct_draws_twice_as_many_and_keeps_g(tmp_path: Path) -> None:
+    rewards = {"A": [1, 0, 0, 1], "B": [0, 0, 0, 0], "C": [1, 1, 1, 0]}
+    collector = make_collector(tmp_path, rewards, algorithm__resample_on_correct=True)
+    first = collect(collector)
+    assert collector.expected == 8, "two problems, 2 x 2 samples each"
+    assert [sorted(group.rewards) for group in first] == [[0, 1], [0, 0]]
+    assert sorted(collect(collector, 2)[0].rewards) == [1, 1]
+
+
 def test_an_unjudged_rollout_is_neither_compared_nor_trained(tmp_path: Path) -> None:
     groups = collect(make_collector(tmp_path, {"A": [1, None], "B": [1, 0]}))
     (judged, unjudged), _ = (group.rollouts for group in groups)
