@@ -62,6 +62,14 @@ def test_one_update_per_batch_has_ratio_one_and_clips_nothing(tmp_path: Path) ->
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_with_one_update_per_batch_cispo_has_the_gradient_of_the_clipped_objective(tmp_path: Path) -> None:
+    """At ratio 1 both are -A times the gradient of the log-prob."""
+    plain = gradient_of(tiny_qwen2(), make_groups(), tmp_path)
+    cispo = gradient_of(tiny_qwen2(), make_groups(), tmp_path, algorithm__objective="cispo")
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cispo[name], gradient, rtol=1e-4, atol=1e-7)
+
+
 def test_later_epochs_clip_once_the_policy_has_moved(tmp_path: Path) -> None:
     metrics = update(make_learner(tiny_qwen2(), optim__lr=0.05, algorithm__epochs=3), make_groups(), 0, tmp_path)
     low, high = metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]
