@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from grpo_tir.curation.balance import balance, difficulty_class
 from grpo_tir.curation.limr import History, LimScores, lim_scores, read_history
 from grpo_tir.data.problems import load_problems
+from grpo_tir.data.rows import short
 from grpo_tir.errors import DataError
+from grpo_tir.grading.grader import GOLD_SECONDS, Grader
 from grpo_tir.utils.files import write_atomically
 
 
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Check the rows. Returns 0 only if every row can be used."""
+    """Check the rows and their golds. Returns 0 only if every row can be used."""
     problems, skipped = load_problems(
         args.file,
         problem_field=args.problem_field,
@@ -109,6 +112,12 @@ def run_check(args: argparse.Namespace) -> int:
         id_field=args.id_field,
         on_bad="skip",
     )
+    with Grader(timeout=GOLD_SECONDS) as grader, ThreadPoolExecutor(grader.workers) as threads:
+        faults = list(threads.map(grader.check_gold, (problem.answer for problem in problems)))
+    for problem, fault in zip(problems, faults):
+        if fault:
+            skipped.append(f"{args.file} id {short(problem.id)}: {fault}: {short(problem.answer)}")
+    problems = [problem for problem, fault in zip(problems, faults) if not fault]
     for line in skipped:
         print(line)
     print(f"{args.file}: {len(problems)} problems, {len(skipped)} rows that cannot be used")
@@ -136,7 +145,7 @@ def run_build(args: argparse.Namespace) -> int:
         print(
             "no --bench: training problems may be those of a benchmark (--bench aime24,aime25,math500,… keeps out)"
         )
-    benchmarks = [open_benchmark(name, args.bench_dir, args.problem_field) for name in named]
+    benchmarks = [open_benchmark(name, args.bench_dir, args.problem_field, args.answer_field) for name in named]
     forbidden = Benchmarks(entry for _, problems in benchmarks for entry in problems)
     build = Build(
         sources, [source for source, _ in benchmarks], forbidden, args.out, settings, args.on_bad, args.workers

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from grpo_tir.errors import DataError, GraderOutage
+from grpo_tir.errors import DataError
 from grpo_tir.grading.extract import extract_answer
 from grpo_tir.grading.grader import Grade, Grader
 
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         with Grader(args.workers, args.timeout) as grader, part.open("w", encoding="utf-8") as out:
             for row, grade in _graded(rows, grader, args):
-                if grade.outcome == "unjudged" and "does not start" in grade.reason:
-                    raise GraderOutage(f"nothing can be judged here: {grade.reason}")
+                if grade.outcome == "unjudged":
+                    grader.check_gold(row["answer"])  # raises GraderOutage if the fault is not the gold's
                 counts[grade.outcome] += 1
                 record = {"id": row["id"], "outcome": grade.outcome, "extracted": grade.extracted}
                 out.write(json.dumps({**record, "seconds": round(grade.seconds, 6)}) + "\n")

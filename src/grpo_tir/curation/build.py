@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -33,15 +34,14 @@ from grpo_tir.curation.examine import BAD, Examiner, Settings
 from grpo_tir.curation.sources import Source
 from grpo_tir.data.rows import short
 from grpo_tir.errors import DataError, GraderOutage, OutputError
-from grpo_tir.grading.grader import Grader
+from grpo_tir.grading.grader import GOLD_SECONDS, Grader
 from grpo_tir.utils.files import replacing
 
 COMMIT_EVERY = 500
 """Rows between two commits: at most so many are read again after a kill."""
-GOLD_SECONDS = 10.0
-"""Time limit for one gold: five times the limit in training, so that a busy machine does not change the result."""
 AHEAD = 16
 """Rows for each worker that are read before the first of them is judged."""
+_OPTION = re.compile(r"(?:\\text(?:bf)?\{)?\(?[A-H]\)?\}?")
 
 
 class Build:
@@ -73,7 +73,7 @@ class Build:
         self.settings, self.on_bad, self.log = settings, on_bad, log
         self.workers = max(1, workers)
         self.grader = Grader(self.workers, GOLD_SECONDS)
-        self.examiner = Examiner([source.name for source in sources], forbidden, settings)
+        self.examiner = Examiner([source.name for source in sources], forbidden, settings, self._other_answer)
 
     def run(self) -> dict[str, Any]:
         """Build the data set and return its card.
@@ -163,7 +163,18 @@ class Build:
                 yield _judged(*pending.popleft())
 
     def _same_answer(self, one: str, other: str) -> bool:
-        return "".join(one.split()) == "".join(other.split()) or self.grader.grade(one, other).outcome == "right"
+        return "".join(one.split()) == "".join(other.split()) or self._outcome(one, other) == "right"
+
+    def _other_answer(self, mine: str, gold: str) -> bool:
+        """Return True if the answers differ. The letter of an option beside a value proves nothing."""
+        letters = _OPTION.fullmatch(mine), _OPTION.fullmatch(gold)
+        return bool(letters[0]) == bool(letters[1]) and self._outcome(mine, gold) == "wrong"
+
+    def _outcome(self, answer: str, gold: str) -> str:
+        outcome = self.grader.grade(answer, gold).outcome
+        if outcome == "unjudged":
+            self.grader.check_gold(gold)  # raises an outage, which says nothing about the answers
+        return outcome
 
     def _write(self, store: Store) -> dict[str, Any]:
         """Write the rejects, the problems and last the card."""
@@ -187,9 +198,10 @@ def _delete(work: Path) -> None:
 
 
 def _judged(row: SourceRow, judging: Future[str] | None) -> SourceRow:
-    fault = judging.result() if judging else ""
-    if any(outage in fault for outage in ("does not start", "no processor time")):
-        raise GraderOutage(f"{row.place}: {fault}; the row was not judged: run the same command again")
+    try:
+        fault = judging.result() if judging else ""
+    except GraderOutage as outage:
+        raise GraderOutage(f"{row.place}: {outage}; the row was not judged: run the same command again") from None
     if fault:
         row.reason, row.detail = "unverifiable answer", fault
     return row

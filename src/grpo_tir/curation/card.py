@@ -20,7 +20,7 @@ REASONS = {
     "picture": "needs a picture that is not in the text",
     "no answer": "no answer is given",
     "several answers": "the solution boxes different answers",
-    "in a benchmark": "copies or paraphrases a benchmark problem",
+    "similar to a benchmark": "similar to a benchmark problem: a copy, a paraphrase or a near sibling",
     "too long": "its prompt has too many tokens",
     "unverifiable answer": "the grader cannot judge an answer against it",
     "duplicate": "has the words and the answer of an earlier row",
@@ -63,10 +63,10 @@ def counts(store: Store, names: list[str]) -> dict[str, dict[str, int]]:
 
 
 def overlap(store: Store) -> dict[str, dict[str, int]]:
-    """Count the rows that copy each benchmark, and its copied problems. The rejects file has the pairs."""
+    """Count the rows that are similar to each benchmark, and its problems. The rejects file has the pairs."""
     found = store.db.execute(
         "SELECT substr(detail, 1, instr(detail, ':') - 1) AS name, count(*), count(DISTINCT other) "
-        "FROM rows WHERE reason = 'in a benchmark' GROUP BY name ORDER BY name"
+        "FROM rows WHERE reason = 'similar to a benchmark' GROUP BY name ORDER BY name"
     )
     return {name: {"rows": rows, "problems": problems} for name, rows, problems in found}
 
@@ -83,12 +83,15 @@ def markdown(name: str, card: dict[str, Any]) -> str:
         for key in table["all"]
         if key in ("read", "kept") or table["all"][key]
     ]
-    overlap = [f"- {b}: {n['rows']} rows copy {n['problems']} of its problems" for b, n in card["overlap"].items()]
+    similar = [
+        f"- {name}: {found['rows']} rows are similar to {found['problems']} of its problems"
+        for name, found in card["overlap"].items()
+    ]
     sections = {
         "Sources": pins["sources"],
         "Benchmarks that must not be in it": pins["benchmarks"],
         "From row to problem": [f"| | {' | '.join(table)} | |", f"|---|{'---:|' * len(table)}---|", *rows],
-        "Overlap with the benchmarks": overlap or ["none found" if card["benchmarks"] else "not checked"],
+        "Similar to the benchmarks": similar or ["none found" if card["benchmarks"] else "not checked"],
         "Difficulty": [f"- {label}: {number:,}" for label, number in card["difficulty"].items()],
         "Settings": [f"- {key}: {value}" for key, value in card["settings"].items()],
         "sha256": [f"- {file}: `{digest}`" for file, digest in card["sha256"].items()],

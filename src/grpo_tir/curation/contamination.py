@@ -1,4 +1,4 @@
-"""Detect training problems that copy or paraphrase a benchmark problem.
+"""Detect training problems that are similar to a benchmark problem: copies, paraphrases, nearest siblings.
 
 Word overlap alone cannot separate a copy from a similar problem: "divisors of 1764" and "divisors of 1690" share
 nearly all words. But a copy keeps the numbers, however it is worded. So the numbers set the threshold:
@@ -11,6 +11,10 @@ nearly all words. But a copy keeps the numbers, however it is worded. So the num
         fewer than five different numbers                                      >= 0.5
         five different numbers or more                                         >= 0.3
 
+    C. another answer: if the two answers differ, A and B are not enough. MATH has many siblings of MATH500 with
+       the same numbers in another question. A copy with a wrong gold has all numbers, operators and commands of
+       the benchmark problem, and nearly all of its runs or stems            >= 0.9
+
 Weights: a run that occurs in n benchmark problems counts 1/n; a stem in n of N problems counts log(1 + N/(n+1)).
 A long text that contains the runs of a short problem by chance is not a copy, unless it contains at least 0.8 of
 them. A text that is a part of a benchmark problem is detected by the share of its own runs. docs/experiments.md
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +34,7 @@ from grpo_tir.curation.fingerprint import Fingerprint, Hashes, fingerprint, jacc
 SAME_NUMBERS = 0.35
 NO_NUMBERS = 0.4
 OTHER_NUMBERS = 0.9
+COMPLETE = 0.9
 WHOLE = 0.8
 """Share of runs from which a copy may be part of a text of any length."""
 MIN_JACCARD = 0.2
@@ -45,7 +50,7 @@ COMMON = 50
 
 @dataclass(frozen=True)
 class Overlap:
-    """The benchmark problem that a training problem copies."""
+    """The benchmark problem that a training problem is similar to."""
 
     benchmark: str
     id: str
@@ -57,19 +62,25 @@ class Benchmarks:
     """Index the runs and stems of all benchmark problems. Its memory depends on the benchmarks only.
 
     Args:
-        problems: (benchmark, id, problem) of each benchmark problem.
+        problems: (benchmark, id, problem) of each benchmark problem, and its answer if it is known.
     """
 
-    def __init__(self, problems: Iterable[tuple[str, str, str]]) -> None:
+    def __init__(self, problems: Iterable[tuple[str, ...]]) -> None:
         listed = list(problems)
-        self._names = [(benchmark, name) for benchmark, name, _ in listed]
-        self._prints = [fingerprint(problem) for _, _, problem in listed]
+        self._names = [(benchmark, name) for benchmark, name, *_ in listed]
+        self._prints = [fingerprint(problem) for _, _, problem, *_ in listed]
+        self._answers = ["".join(answer) for _, _, _, *answer in listed]
         self._numbers = [frozenset(text.numerals) for text in self._prints]
         self._runs = _Index([text.runs for text in self._prints], worth=0.15)
         self._stems = _Index([text.stems for text in self._prints], worth=0.15)
 
-    def find(self, training: Fingerprint) -> Overlap | None:
-        """Return the benchmark problem with the largest copied share; None if nothing is copied."""
+    def find(self, training: Fingerprint, differs: Callable[[str], bool] = lambda gold: False) -> Overlap | None:
+        """Return the most similar benchmark problem; None if none is similar enough.
+
+        Args:
+            training: fingerprint of the training problem.
+            differs: True if the answer of the training problem differs from that of a benchmark problem.
+        """
         numbers = set(training.numerals)
         reworded = {n for n in self._stems.candidates(training.stems) if self._numbers[n] <= numbers}
         found = [
@@ -77,10 +88,12 @@ class Benchmarks:
             for number in self._runs.candidates(training.runs) | reworded
             if (share := self._copied(number, training))
         ]
-        if not found:
-            return None
-        share, _, number = max(found)
-        return Overlap(*self._names[-number], round(share, 3))
+        for share, _, number in sorted(found, reverse=True):
+            answer, signs = self._answers[-number], self._prints[-number].signs
+            complete = share >= COMPLETE and share_of(signs, training.signs) == 1
+            if complete or not (answer and differs(answer)):
+                return Overlap(*self._names[-number], round(share, 3))
+        return None
 
     def _copied(self, number: int, training: Fingerprint) -> float:
         """Return the copied share of one benchmark problem; 0 if the two are different problems."""

@@ -1,8 +1,9 @@
-"""Check one raw row on its own: is it a usable problem, does it copy a benchmark, is its prompt short enough?"""
+"""Check one raw row on its own: is it a usable problem, unlike those of the benchmarks, with a short prompt?"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,19 +49,22 @@ class Examiner:
         names: names of the sources, by number.
         forbidden: index of the benchmark problems.
         settings: columns, tokenizer and limits.
+        differ: True if two answers differ.
 
     Raises:
         DataError, TemplateError: the tokenizer or the template cannot be loaded.
     """
 
-    def __init__(self, names: list[str], forbidden: Benchmarks, settings: Settings) -> None:
-        self.names, self.forbidden, self.settings = names, forbidden, settings
+    def __init__(
+        self, names: list[str], forbidden: Benchmarks, settings: Settings, differ: Callable[[str, str], bool]
+    ) -> None:
+        self.names, self.forbidden, self.settings, self.differ = names, forbidden, settings, differ
         self.tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer else None
         self.tokenizer_sha256 = self.tokenizer and hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
         self.render = make_renderer(settings.template)
 
     def examine(self, number: int, place: str, raw: Any) -> SourceRow:
-        """Check one row, without the other rows and without the grader.
+        """Check one row, without the other rows.
 
         Args:
             number: number of the source.
@@ -93,10 +97,10 @@ class Examiner:
         return row
 
     def _compare_and_measure(self, row: SourceRow, text: Fingerprint) -> None:
-        copied = self.forbidden.find(text)
-        if copied:
-            row.reason, row.other = "in a benchmark", copied.id
-            row.detail = f"{copied.benchmark}: {copied.share:.2f} of its words"
+        similar = self.forbidden.find(text, lambda gold: self.differ(row.answer, gold))
+        if similar:
+            row.reason, row.other = "similar to a benchmark", similar.id
+            row.detail = f"{similar.benchmark}: {similar.share:.2f} of its words"
         elif self.tokenizer:
             prompt = self.render(Problem(row.id, row.problem, row.answer))
             tokens = len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)

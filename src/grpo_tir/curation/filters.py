@@ -6,7 +6,7 @@ a row is rejected, with a reason, if
 - its source marks it as broken,
 - it needs a picture that is not in the text,
 - it has no answer, or several different answers,
-- its answer is a sentence, or our grader cannot read it (see `build`).
+- our grader cannot judge an answer against it (see `build`).
 Kept rows are cleaned of typesetting only: a change to a gold answer would give wrong rewards.
 """
 
@@ -18,9 +18,7 @@ from typing import Any
 
 from grpo_tir.data.problems import check_answer, column_text
 from grpo_tir.grading.extract import boxed_answers
-
-MAX_WORDS = 5
-"""Maximum number of words in an answer. A longer one is a sentence, and no rule can compare sentences."""
+from grpo_tir.grading.grader import NO_ANSWER
 
 _PROVE = re.compile(
     r"(?:^|[.!?:;,\n]\s*|\band\s+|\bto\s+|\bplease\s+)(?:prove|show|demonstrate|verify|justify)\b", re.I
@@ -31,8 +29,6 @@ _ASK = re.compile(
     re.I,
 )
 _PICTURE = re.compile(r"!\[[^\]]*\]\(|\\includegraphics|<img\b", re.I)
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_NOTHING = {"", "none", "null", "nan", "n/a", "na", "notfound", "not found", "no answer", "unknown"}
 _FLAGS = ("problem_is_valid", "solution_is_valid")
 _INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff\u00ad]")
 _IN_MATH = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]", re.S)
@@ -72,8 +68,6 @@ def read_problem(row: dict[str, Any], problem_field: str, answer_field: str) -> 
         raise Unfit("picture", "the problem contains a picture")
     answer = clean_answer(find_answer(row, answer_field))
     check_answer(answer)
-    if len(_WORD.findall(answer)) > MAX_WORDS:
-        raise Unfit("unverifiable answer", "a sentence")
     return problem, answer
 
 
@@ -85,9 +79,9 @@ def find_answer(row: dict[str, Any], answer_field: str) -> str:
     """
     value, solution = row.get(answer_field), row.get("solution")
     given = str(value).strip() if isinstance(value, str) else ""
-    if given.lower() not in _NOTHING or not isinstance(solution, str):
+    if given.lower() not in NO_ANSWER or not isinstance(solution, str):
         answer = column_text(row, answer_field, "answer")
-        if answer.strip().lower() in _NOTHING:
+        if answer.strip().lower() in NO_ANSWER:
             raise Unfit("no answer", f"the answer is `{answer.strip()}`")
         return answer
     boxes = {"".join(box.split()): box for box in boxed_answers(solution)}

@@ -65,6 +65,11 @@ class Fingerprint:
         return _numerals(self.words)
 
     @cached_property
+    def signs(self) -> list[str]:
+        """Numbers, operators and commands among the words: the formulas without their letters."""
+        return [word for word in self.words if not word.isalpha()]
+
+    @cached_property
     def runs(self) -> Hashes:
         """Hashes of all runs of `RUN` words; a shorter text is one run."""
         same = ["v" if len(word) == 1 and word.isalpha() else word for word in self.words]

@@ -97,14 +97,15 @@ def open_source(argument: str) -> Source:
 
 
 def open_benchmark(
-    argument: str, folder: str | None, problem_field: str
-) -> tuple[Source, list[tuple[str, str, str]]]:
-    """Read a benchmark to keep out. Returns its source and (benchmark, id, problem) of each row.
+    argument: str, folder: str | None, problem_field: str, answer_field: str
+) -> tuple[Source, list[tuple[str, str, str, str]]]:
+    """Read a benchmark to keep out. Returns its source and (benchmark, id, problem, answer) of each row.
 
     Args:
         argument: name of a pinned benchmark, or a source.
         folder: folder with NAME.jsonl of the pinned benchmarks; None: read them from the Hub.
         problem_field: column of the problem.
+        answer_field: column of the answer, which may be missing.
 
     Raises:
         DataError: it does not exist, does not match its pin, or has a row without a problem.
@@ -112,7 +113,7 @@ def open_benchmark(
     if argument in PINS and find_file(argument) is None:
         pinned = load_benchmark(argument, folder)
         source = Source(argument, pinned.source, pinned.sha256, len(pinned.problems))
-        return source, [(argument, problem.id, problem.problem) for problem in pinned.problems]
+        return source, [(argument, p.id, p.problem, p.answer) for p in pinned.problems]
     source = open_source(argument)
     problems = []
     for where, row in source.read():
@@ -122,7 +123,8 @@ def open_benchmark(
             problem = clean_problem(column_text(fields, next(known, problem_field), "problem"))
         except ValueError as error:
             raise DataError(f"{source.location} {where}: {error}") from None
-        problems.append((source.name, str(fields.get("id") or f"{source.name} {where}"), problem))
+        answer = str(fields.get(answer_field) or fields.get("answer") or "")
+        problems.append((source.name, str(fields.get("id") or f"{source.name} {where}"), problem, answer))
     return source, problems
 
 

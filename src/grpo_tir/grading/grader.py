@@ -33,15 +33,19 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from grpo_tir.errors import GraderOutage
 from grpo_tir.grading.extract import extract_answer
-from grpo_tir.grading.worker import Worker, WorkerDied, WorkerLate
+from grpo_tir.grading.worker import Worker, WorkerDied, WorkerLate, WorkerOutage
 
 Outcome = Literal["right", "wrong", "unjudged"]
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+GOLD_SECONDS = 10.0
+"""Time limit to check one gold: five times that of training, so that a busy machine does not change the result."""
 _COUNTED = 3
 """Digits from which a rounded answer is counted where none is accepted."""
-_UNUSABLE = {"", "None", "none", "null", "nan", "NaN", "N/A"}
+NO_ANSWER = {"", "none", "null", "nan", "n/a", "na", "notfound", "not found", "no answer", "unknown"}
+"""Golds, in lower case, by which data sets say that there is no answer."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,14 @@ class Grader:
         quick = _quick(answer, gold)
         if quick is not None:
             return Grade(quick[0], answer, time.perf_counter() - began, quick[1])
-        outcome, reason, seconds = self._ask({"answer": answer, "gold": gold, "digits": rounding or _COUNTED})
-        if outcome in ("late", "died"):
-            why = "the answer hangs" if outcome == "late" else "the answer kills the worker"
-            fault = self.check_gold(gold)
-            outcome, reason = ("unjudged", fault) if fault else ("wrong", why)
+        try:
+            outcome, reason, seconds = self._ask({"answer": answer, "gold": gold, "digits": rounding or _COUNTED})
+            if outcome in ("late", "died"):
+                why = "the answer hangs" if outcome == "late" else "the answer kills the worker"
+                fault = self.check_gold(gold)
+                outcome, reason = ("unjudged", fault) if fault else ("wrong", why)
+        except GraderOutage as outage:
+            outcome, reason, seconds = "unjudged", str(outage), time.perf_counter() - began
         if rounded := outcome == "rounded":
             outcome = "right" if rounding else "wrong"
         return Grade(_outcome(outcome), answer, seconds, reason, rounded)
@@ -108,8 +115,12 @@ class Grader:
         return self._threads.submit(self.grade, answer, gold)
 
     def check_gold(self, gold: str) -> str:
-        """Return why no answer can be judged against this gold; empty if it can be used."""
-        if not isinstance(gold, str) or gold.strip() in _UNUSABLE:
+        """Return why no answer can be judged against this gold; empty if it can be used.
+
+        Raises:
+            GraderOutage: the workers do not start, or get no processor time.
+        """
+        if not isinstance(gold, str) or gold.strip().lower() in NO_ANSWER:
             return "the gold is empty"
         if len(gold) <= 1000 and _PLAIN_NUMBER.fullmatch(gold.strip()):
             return ""
@@ -118,7 +129,7 @@ class Grader:
                 return self._golds[gold]
         outcome, reason, _ = self._ask({"answer": None, "gold": gold, "digits": 0})
         fault = "" if outcome == "right" else reason or f"the grader fails on the gold alone ({outcome})"
-        if outcome != "died":  # that may be an outage which passes
+        if outcome != "died":  # it may have been killed from outside
             with self._lock:
                 self._golds[gold] = fault
                 while len(self._golds) > 10_000:
@@ -137,9 +148,13 @@ class Grader:
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, job: dict[str, Any]) -> tuple[str, str, float]:
-        """(outcome, reason, seconds) from a worker; a death is tried once more on a fresh one."""
+        """(outcome, reason, seconds) from a worker; a death is tried once more on a fresh one.
+
+        Raises:
+            GraderOutage: the second worker did not run either.
+        """
         with self._free:
-            reason, seconds = "", 0.0
+            death: WorkerDied | None = None
             for _ in range(2):
                 worker = self._take()
                 try:
@@ -153,8 +168,10 @@ class Grader:
                     return "late", f"no verdict within {self.timeout:g} s", time.perf_counter() - began
                 except WorkerDied as error:
                     self._replace(worker)
-                    reason = str(error)
-            return "died", reason, seconds
+                    death = error
+            if isinstance(death, WorkerOutage):
+                raise GraderOutage(str(death))
+            return "died", str(death), 0.0
 
     def _take(self) -> Worker:
         with self._lock:
@@ -184,7 +201,7 @@ class Grader:
 
 def _quick(answer: str | None, gold: str) -> tuple[Outcome, str] | None:
     """Grade the cases that need no worker: no answer, no gold, the same text, or two plain numbers."""
-    if not isinstance(gold, str) or gold.strip() in _UNUSABLE:
+    if not isinstance(gold, str) or gold.strip().lower() in NO_ANSWER:
         return "unjudged", "the gold is empty"
     if answer is None or not answer.strip():
         return "wrong", "no answer"

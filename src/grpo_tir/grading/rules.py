@@ -44,6 +44,8 @@ _MAX_LENGTH = 5_000
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,]*\d)")
 _BRACKETED_THOUSAND = re.compile(r"\((-?\d{1,3}(?:,0\d\d)(?:,\d{3})*)\)")
 _DECIMAL = re.compile(r"-?\d*\.\d+")
+_SENTENCE = re.compile(r"(?:[A-Za-z]{2,} +){3}[A-Za-z]{2,}")
+"""Four words in a row: "either of the foci" cannot be compared by words."""
 
 
 def warm_up() -> None:
@@ -59,7 +61,7 @@ def gold_fault(gold: str) -> str:
     if not text:
         return "the gold is empty"
     if read_letters(text) or is_words(text):
-        return "" if len(text) <= 120 else "the gold is a text, not an answer"
+        return "the gold is a sentence, not an answer" if len(text) > 120 or _SENTENCE.search(text) else ""
     try:
         _gold_readings(text)
     except Unreadable as error:

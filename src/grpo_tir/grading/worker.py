@@ -32,7 +32,11 @@ STARVED = 5
 
 
 class WorkerDied(Exception):
-    """The worker ended, or got no processor: says nothing about the answer yet."""
+    """The worker ended before it replied."""
+
+
+class WorkerOutage(WorkerDied):
+    """The worker did not start, or got no processor time: the fault is ours."""
 
 
 class WorkerLate(Exception):
@@ -59,7 +63,7 @@ class Worker:
             except WorkerDied:
                 hello = {"error": f"{sys.executable} ended at once"}
             if "error" in hello:
-                raise WorkerDied(f"a grading worker does not start: {hello['error']}")
+                raise WorkerOutage(f"a grading worker does not start: {hello['error']}")
             self._ready = True
 
     def ask(self, job: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -78,7 +82,7 @@ class Worker:
                     raise WorkerLate
                 reply = self._read_line(time.monotonic() + 0.05 * timeout)
             if reply is None:
-                raise WorkerDied("a grading worker got no processor time")
+                raise WorkerOutage("a grading worker got no processor time")
         if reply is None:
             raise WorkerLate
         return reply

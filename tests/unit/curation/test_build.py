@@ -31,7 +31,7 @@ NUMINA = [
     {"problem": "Find $k$ if $5k = 85$.", "answer": "17", "problem_is_valid": "No", "source": "olympiads"},
     {
         "problem": "Compute the sum of the 14 numbers that Olga wrote on 3 cards.",
-        "answer": "the larger of both",
+        "answer": "the larger one",
         "source": "x",
     },
 ]
@@ -65,7 +65,7 @@ BENCH = [
 FATES = [
     "", "proof", "no answer", "marked as broken", "",
     "duplicate", "", "near duplicate", "contradiction", "several answers",
-    "contradiction", "in a benchmark", "",
+    "contradiction", "similar to a benchmark", "",
 ]  # fmt: skip
 
 
@@ -110,10 +110,10 @@ def test_each_row_of_three_sources_has_its_fate(build: Callable[..., int], tmp_p
     names = ["numina"] * 5 + ["math"] * 5 + ["deepscaler"] * 3
     assert [fate.get(place, "") for place in zip(names, problems)] == FATES
     assert [row["problem"] for row in kept] == [text for text, reason in zip(problems, FATES) if not reason]
-    assert [row["answer"] for row in kept] == ["11", "the larger of both", "36\\pi", "12"]
+    assert [row["answer"] for row in kept] == ["11", "the larger one", "36\\pi", "12"]
     assert [row["source"] for row in kept] == ["numina/aops", "numina/x", "math", "deepscaler"]
     assert rejects[0]["where"] == f"{tmp_path / 'numina.jsonl'} line 2"
-    assert {row["other"] for row in rejects if row["reason"] == "in a benchmark"} == {"b1"}
+    assert {row["other"] for row in rejects if row["reason"] == "similar to a benchmark"} == {"b1"}
     loaded, skipped = load_problems(tmp_path / "out.jsonl")
     assert [problem.id for problem in loaded] == [row["id"] for row in kept] and not skipped
 
@@ -188,14 +188,22 @@ def test_an_id_may_be_used_by_two_sources_but_not_twice_by_one(
     assert f"{place} 2: the id 1 is taken by {place} 1" in capsys.readouterr().err
 
 
-def test_a_gold_that_no_rule_can_read_goes_out(build: Callable[..., int], tmp_path: Path) -> None:
-    save(
-        tmp_path / "a.jsonl",
-        [{"problem": "What is it?", "answer": "\\frac{1}{"}, {"problem": "And that?", "answer": "1"}],
-    )
+def test_check_and_build_refuse_the_same_golds(
+    build: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [r"\frac{540^\circ}{7}", "two lines", r"\text{no real solutions}", "ab + bc + cd + da", "1"]
+    bad = ["None", "either of the foci", r"\text{the larger of both}", "\\frac{1}{", "notfound"]
+    rows = [{"id": n, "problem": f"What is {n} of it?", "answer": gold} for n, gold in enumerate(good + bad)]
+    save(tmp_path / "a.jsonl", rows)
     assert build(sources=("a.jsonl",)) == 0
-    (row,) = read(tmp_path / "out.jsonl.rejects.jsonl")
-    assert row["reason"] == "unverifiable answer" and "cannot be read" in row["detail"]
+    assert [row["answer"] for row in read(tmp_path / "out.jsonl")] == good
+    reasons = {row["answer"]: row["reason"] for row in read(tmp_path / "out.jsonl.rejects.jsonl")}
+    assert reasons == dict.fromkeys(bad, "unverifiable answer") | dict.fromkeys(("None", "notfound"), "no answer")
+    capsys.readouterr()
+    assert main(["data", "check", str(tmp_path / "a.jsonl")]) == 2
+    said = capsys.readouterr().out
+    assert f"{len(good)} problems, {len(bad)} rows" in said
+    assert f"{tmp_path / 'a.jsonl'} id 6: the gold is a sentence, not an answer: either of the foci" in said
 
 
 def test_equal_answers_in_other_words_are_no_contradiction(build: Callable[..., int], tmp_path: Path) -> None:
@@ -305,6 +313,20 @@ def test_a_data_set_is_streamed_through_the_hub_s_own_library(tmp_path: Path) ->
     assert open_source(str(folder)).pin != source.pin, "a folder is pinned by what is in it"
     with pytest.raises(DataError, match=r"cannot load the data set .*set \(ValueError: .*validation"):
         list(open_source(f"{folder}#validation").read())
+
+
+def test_a_sibling_with_another_answer_is_kept(build: Callable[..., int], tmp_path: Path) -> None:
+    """The same words and numbers in other places. An option's letter says nothing about a value, and an equal
+    answer may be spelt otherwise."""
+    sibling = "Lea has 31 marbles and finds 17 of them on the way. How many marbles were lost?"
+    rows = [{"problem": f"{sibling}{' ' * n}", "answer": answer} for n, answer in enumerate(["7", "B", "14.0"])]
+    for n, row in enumerate(rows):
+        save(tmp_path / "a.jsonl", [row, {"problem": "What is 1 + 2?", "answer": "3"}])
+        assert build(sources=("a.jsonl",)) == 0
+        rejects = read(tmp_path / "out.jsonl.rejects.jsonl")
+        assert [row["reason"] for row in rejects] == ["similar to a benchmark"] * (n > 0)
+    page = (tmp_path / "out.jsonl.card.md").read_text()
+    assert "bench: 1 rows are similar to 1 of its problems" in page
 
 
 def test_benchmarks_are_kept_out_by_name_and_held_to_their_pins(

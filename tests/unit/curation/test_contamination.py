@@ -1,4 +1,4 @@
-"""Copies and light paraphrases of benchmark problems are found; their siblings with other numbers are not."""
+"""Copies and light paraphrases of benchmark problems are found; siblings with other numbers or answers are not."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from grpo_tir.curation.contamination import Benchmarks
 from grpo_tir.curation.fingerprint import fingerprint
 from grpo_tir.data.problems import load_problems
+from grpo_tir.grading.grader import Grader
 from grpo_tir.quickstart.world import WorldConfig, make_problems
 from grpo_tir.types import Problem
 
@@ -91,6 +92,20 @@ def test_a_sibling_or_a_stranger_is_not(text: str) -> None:
     assert found(text) is None
 
 
+def test_a_sibling_with_the_same_numbers_is_told_by_its_answer() -> None:
+    """A copy with a wrong gold is told by the rest: it has all signs of the problem and nearly all words."""
+    bench = Benchmarks([("math", "short", SHORT, "35")])
+    sibling = fingerprint("Let $f(x) = 4x - 9$ and compute the $x$ with $f(x) = 5$.")
+    copy = fingerprint("If $h(t) = 4t - 9$, find $h(h(5))$.")
+    for other, is_found in ((False, True), (True, False)):
+        asked: list[str] = []
+        overlap = bench.find(sibling, lambda gold, other=other, asked=asked: bool(asked.append(gold)) or other)
+        assert (overlap is not None) is is_found
+        assert asked == ["35"]
+    assert bench.find(copy, lambda gold: True) is not None
+    assert BENCH.find(sibling, lambda gold: True) is not None, "the benchmark's answer is not known"
+
+
 def test_no_benchmarks_forbid_nothing() -> None:
     assert Benchmarks([]).find(fingerprint(WALK)) is None
 
@@ -165,14 +180,25 @@ def test_a_changed_copy_of_any_made_problem_is_found(change: Callable[[str], str
     assert found_share(long, change) >= CHANGES[change]
 
 
+LIMR_COPIES = (
+    "math500-339 math500-378 math500-386 ob-2607 ob-2644 ob-2713 ob-2791 ob-2794 ob-2890 ob-2895 ob-2918 ob-2958"
+)
+"""Benchmark problems that LIMR's prompts contain, found by reading all pairs with similar texts."""
+
+
 def test_changed_copies_of_the_published_five_are_found_and_few_other_problems_are_lost(shared_data: Path) -> None:
-    """LIMR's prompts are MATH's training set, the nearest siblings of MATH500: about 1% of them are lost."""
+    """LIMR's prompts are MATH's training set, the nearest siblings of MATH500."""
     names = ("aime24", "aime25", "amc23", "math500", "olympiadbench")
     problems = [p for name in names for p in load_problems(shared_data / "bench" / f"{name}.jsonl")[0]]
     assert len(problems) == 1275
     for change, least in CHANGES.items():
         assert found_share(problems, change) >= least, change.__name__
-    math500 = Benchmarks((p.source, p.id, p.problem) for p in problems if p.source == "math500")
-    prompts = load_problems(shared_data / "limr" / "prompts.jsonl", on_bad="skip")[0][::4]
-    lost = sum(math500.find(fingerprint(prompt.problem)) is not None for prompt in prompts)
-    assert lost / len(prompts) < 0.012
+    five = Benchmarks((p.source, p.id, p.problem, p.answer) for p in problems)
+    prompts = load_problems(shared_data / "limr" / "prompts.jsonl", on_bad="skip")[0]
+    with Grader() as grader:
+        similar = [
+            five.find(fingerprint(p.problem), lambda gold, p=p: grader.grade(p.answer, gold).outcome == "wrong")
+            for p in prompts
+        ]
+    found = [one.id for one in similar if one]
+    assert set(found) >= set(LIMR_COPIES.split()) and len(found) - len(LIMR_COPIES.split()) < 10
