@@ -8,9 +8,7 @@ are rejected as a contradiction, because it is unknown which is right. A problem
 row has the same numbers, the same answer and a Jaccard index of 3-word runs of at least `NEAR`. ("Find m + n" and
 "Find m - n" for the same m and n have different answers: they are two problems.)
 
-Near duplicates are looked up by MinHash: the minimum of the hashed runs under each of K = B R permutations. Two
-problems with Jaccard index J agree under one permutation with probability J, in a band of R permutations with J^R,
-and in at least one of B bands with 1 - (1 - J^R)^B.
+Near duplicates are looked up by one key of their numbers and answer. If many rows share it, the latest are compared.
 """
 
 from __future__ import annotations
@@ -20,18 +18,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from grpo_tir.curation.fingerprint import Fingerprint, fingerprint, hash64, jaccard
 from grpo_tir.errors import DataError
 
 NEAR = 0.4
 """Minimum Jaccard index of near duplicates. In LIMR's prompts all pairs of at least 0.35 with the same numbers and
 answer are one problem in other words. In a sentence of ten words, one new word lowers the index to about half."""
-BANDS, ROWS = 24, 2
-"""1 - (1 - J^2)^24: finds 0.985 of the pairs at J = 0.4, and 0.9999 at 0.6."""
 MOST = 50
-"""Maximum number of candidates to compare: those with the most bands in common."""
+"""Maximum number of candidates to compare."""
 CACHE_KB = 65_536
 
 _SCHEMA = """
@@ -80,7 +74,6 @@ class Store:
     def __init__(self, path: Path, equal: Callable[[str, str], bool]) -> None:
         self.path = path
         self._equal = equal
-        self._permutations = _permutations(BANDS * ROWS)
         self.db = sqlite3.connect(path, timeout=0, isolation_level=None)
         try:
             self.db.executescript(
@@ -126,7 +119,7 @@ class Store:
         keys = [_id_key(row.source, row.id)] if row.has_own_id else []
         # 1. Look for an earlier row with the same words, then for a near duplicate.
         if row.print and not row.reason:
-            same, near = hash64(f"same/{_exact(row.print)}"), self._bands(row.print, row.answer)
+            same, near = hash64(f"same/{_exact(row.print)}"), _near_key(row.print, row.answer)
             earlier = self._first(same)
             if earlier is not None:
                 self._compare(row, earlier)
@@ -136,7 +129,7 @@ class Store:
         if row.print and not row.reason:
             if self._first(_id_key(-1, row.id)) is not None:  # a row of another source has this id
                 row.id = f"{row.origin.partition('/')[0]}/{row.id}"
-            keys += [same, *near, _id_key(-1, row.id)]
+            keys += [same, near, _id_key(-1, row.id)]
         # 3. Store it, kept or rejected.
         values = [getattr(row, column) for column in COLUMNS.split(", ")]
         self.db.execute(f"INSERT INTO rows (n, {COLUMNS}) VALUES (?{', ?' * len(values)})", [number, *values])
@@ -162,27 +155,17 @@ class Store:
         elif reason:
             row.reason = reason
 
-    def _look_for_near(self, row: SourceRow, text: Fingerprint, keys: list[int]) -> None:
-        marks = ", ".join("?" * len(keys))
+    def _look_for_near(self, row: SourceRow, text: Fingerprint, key: int) -> None:
         candidates = self.db.execute(
             f"SELECT id, problem FROM rows WHERE reason = '' AND n IN "
-            f"(SELECT n FROM seen WHERE key IN ({marks}) GROUP BY n ORDER BY count(*) DESC, n LIMIT {MOST}) "
-            f"ORDER BY n",
-            keys,
+            f"(SELECT n FROM seen WHERE key = ? ORDER BY n DESC LIMIT {MOST}) ORDER BY n",
+            (key,),
         )
         for name, problem in candidates:
             share = jaccard(text.runs, fingerprint(problem).runs)
             if share >= NEAR:
                 row.reason, row.other, row.detail = "near duplicate", name, f"{share:.2f} of the runs of words"
                 return
-
-    def _bands(self, text: Fingerprint, answer: str) -> list[int]:
-        """Return one key a band. Near duplicates probably share a key; other numbers or answers never do."""
-        multiply, add = self._permutations
-        values = np.fromiter(text.runs, dtype=np.int64, count=len(text.runs)).view(np.uint64)
-        least = (values * multiply + add).min(axis=1).reshape(BANDS, ROWS)
-        exact = f"{' '.join(sorted(text.numerals))}/{' '.join(text.figure)}/{' '.join(fingerprint(answer).words)}"
-        return [hash64(f"near/{band}/{part.tobytes().hex()}/{exact}") for band, part in enumerate(least)]
 
 
 def _id_key(source: int, name: str) -> int:
@@ -193,12 +176,9 @@ def _exact(text: Fingerprint) -> str:
     return f"{' '.join(text.words)}/{' '.join(text.figure)}"
 
 
-def _permutations(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the factors a and summands b of x -> a x + b mod 2^64, (number, 1) each; they never change."""
-    factors = [hash64(f"factor {i}") | 1 for i in range(number)]
-    summands = [hash64(f"summand {i}") for i in range(number)]
-    column = lambda values: np.array(values, dtype=np.int64).view(np.uint64)[:, None]  # noqa: E731
-    return column(factors), column(summands)
+def _near_key(text: Fingerprint, answer: str) -> int:
+    numbers = f"{' '.join(sorted(text.numerals))}/{' '.join(text.figure)}"
+    return hash64(f"near/{numbers}/{' '.join(fingerprint(answer).words)}")
 
 
 def stored(store: Store, condition: str) -> Iterator[SourceRow]:
