@@ -34,7 +34,7 @@ def test_the_history_of_a_run_is_scored(tmp_path: Path, capsys: pytest.CaptureFi
     assert lim.filled == 0 and len(lim.dropped) == 1 and len(lim.scores) == 4
     capsys.readouterr()
     out = tmp_path / "chosen.jsonl"
-    arguments = ["data", "limr", str(tmp_path / "run"), "--threshold", "-9", "--missing", "observed"]
+    arguments = ["data", "limr", str(tmp_path / "run"), "--threshold", "-9"]
     assert cli.main([*arguments, "--problems", str(tmp_path / "problems.jsonl"), "--out", str(out)]) == 0
-    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [f"p{n}" for n in range(5)]
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == list(lim.scores)
     assert "5 problems in 3 epochs; 0 visits without a verdict" in capsys.readouterr().out

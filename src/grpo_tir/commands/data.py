@@ -80,19 +80,7 @@ def add_limr_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the chosen ids, one a line")
     parser.add_argument("--problems", help="write the rows of this problem file to --out, not the bare ids")
     parser.add_argument("--save-scores", type=Path, metavar="FILE", help="write all scores, as JSON {id: score}")
-    parser.add_argument(
-        "--missing",
-        choices=["next", "drop", "observed"],
-        default="next",
-        help="a problem that an epoch lacks: take its next epoch as LIMR did, else drop it (default); drop it; or "
-        "score it by the epochs it has",
-    )
-    parser.add_argument(
-        "--balance", type=int, metavar="N", help="keep N of the chosen, equally of each difficulty"
-    )
-    parser.add_argument(
-        "--difficulty", type=Path, help="JSON {id: level or accuracy} for --balance (default: accuracy in the run)"
-    )
+    parser.add_argument("--balance", type=int, metavar="N", help="keep N, equally of each tenth of accuracy")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of --balance")
     parser.add_argument("--on-bad", choices=["stop", "skip"], default="stop", help="a row that cannot be used")
 
@@ -163,7 +151,7 @@ def run_limr(args: argparse.Namespace) -> int:
     if (args.history is None) == (args.scores is None):
         raise DataError("name either the folder of a run (or its problem_rewards.jsonl) or --scores FILE")
     history = read_history(args.scores or args.history, args.on_bad)
-    lim = lim_scores(history.visits, args.missing) if history.visits else LimScores(history.scores)
+    lim = lim_scores(history.visits) if history.visits else LimScores(history.scores)
     chosen = [name for name, score in lim.scores.items() if score >= args.threshold]
     describe_history(history, lim)
     above = f"{len(chosen)} of {len(lim.scores)} scores are {args.threshold:g} or more"
@@ -196,30 +184,14 @@ def describe_history(history: History, lim: LimScores) -> None:
 
 def balanced(chosen: list[str], args: argparse.Namespace, lim: LimScores) -> list[str]:
     """Return the chosen ids that stay after balancing, in their order."""
-    known: dict[str, float | str] = dict(lim.accuracy)
-    if args.difficulty:
-        known = read_difficulty(args.difficulty)
-    elif not known:
-        raise DataError("--balance needs the difficulty of each problem: give a history, or --difficulty FILE")
-    classes = {name: difficulty_class(known[name]) if name in known else "unknown" for name in chosen}
+    if not lim.accuracy:
+        raise DataError("--balance needs the accuracy of each problem: give the history of a run, not scores")
+    classes = {name: difficulty_class(lim.accuracy[name]) for name in chosen}
     kept = balance(classes, args.balance, args.seed)
     for label in sorted(set(classes.values())):
         members = [name for name in chosen if classes[name] == label]
         print(f"  difficulty {label}: {len(members)}, kept {sum(name in kept for name in members)}")
     return [name for name in chosen if name in kept]
-
-
-def read_difficulty(path: Path) -> dict[str, float | str]:
-    """Read the difficulty of each id: a level or an accuracy."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(value, str | int | float) for value in found.values()):
-        raise DataError(f"{path} must be one JSON object {{id: level or accuracy}}")
-    return found
 
 
 def chosen_rows(chosen: list[str], args: argparse.Namespace) -> str:

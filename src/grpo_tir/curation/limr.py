@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from grpo_tir.data.rows import Numeral, kind, read_rows, short
 from grpo_tir.errors import DataError
 
-Missing = Literal["next", "drop", "observed"]
 MIN_SEEN = 0.5
 """Share of the problems that an epoch must cover. An epoch in which the run stopped covers only some of them."""
 _DIGITS = 9
@@ -59,48 +59,39 @@ class LimScores:
     dropped: list[str] = field(default_factory=list)
 
 
-def lim_scores(visits: Mapping[str, Mapping[int, float]], missing: Missing = "next") -> LimScores:
+def lim_scores(visits: Mapping[str, Mapping[int, float]]) -> LimScores:
     """Compute the LIM score of every problem.
+
+    A missing value is taken from the problem's next epoch, as the reference does. A problem with a value missing
+    in two epochs running, or in the last one, is dropped.
 
     Args:
         visits: accuracy in [0, 1] by problem and epoch.
-        missing: how to treat a problem that has no value in an epoch. `next`: take the value of its next epoch if
-            there is one (as the reference does), otherwise drop the problem; `drop`: drop it; `observed`: score
-            the epochs that it has.
     """
     # 1. Leave out epochs that cover too few problems.
-    seen = {epoch: 0 for epoch in sorted({epoch for by_epoch in visits.values() for epoch in by_epoch})}
-    for by_epoch in visits.values():
-        for epoch in by_epoch:
-            seen[epoch] += 1
-    kept = [epoch for epoch, number in seen.items() if number >= MIN_SEEN * len(visits)]
-    result = LimScores({}, epochs=kept, thin_epochs={e: n for e, n in seen.items() if e not in kept})
+    seen = Counter(epoch for by_epoch in visits.values() for epoch in by_epoch)
+    kept = [epoch for epoch in sorted(seen) if seen[epoch] >= MIN_SEEN * len(visits)]
+    result = LimScores({}, epochs=kept, thin_epochs={e: seen[e] for e in sorted(seen) if e not in kept})
     # 2. Fill or drop missing values.
-    curves: dict[str, list[float | None]] = {}
+    curves: dict[str, list[float]] = {}
     for name, by_epoch in visits.items():
-        curve = [by_epoch.get(epoch) for epoch in kept]
-        if missing == "next":
-            following = [*curve[1:], None]
-            result.filled += sum(r is None and after is not None for r, after in zip(curve, following))
-            curve = [after if r is None else r for r, after in zip(curve, following)]
-        if None in curve and (missing != "observed" or not any(r is not None for r in curve)):
+        following = [*(by_epoch.get(epoch) for epoch in kept[1:]), None]
+        filled = [by_epoch.get(epoch, after) for epoch, after in zip(kept, following)]
+        curve = [r for r in filled if r is not None]
+        result.filled += len(curve) - sum(epoch in by_epoch for epoch in kept)
+        if not curve or len(curve) < len(kept):
             result.dropped.append(name)
         else:
             curves[name] = curve
     # 3. Compare each accuracy curve with the average curve.
-    average = [fmean(r for r in column if r is not None) for column in zip(*curves.values())]
+    average = [fmean(column) for column in zip(*curves.values())]
+    headroom = sum((1 - mean) ** 2 for mean in average)
     for name, curve in curves.items():
-        result.scores[name] = _score(curve, average)
-        result.accuracy[name] = fmean(r for r in curve if r is not None)
+        distance = sum((r - mean) ** 2 for r, mean in zip(curve, average))
+        # No headroom: every problem is always right. The score is 0, as for such a problem among others.
+        result.scores[name] = round(1 - distance / headroom, _DIGITS) if headroom else 0.0
+        result.accuracy[name] = fmean(curve)
     return result
-
-
-def _score(curve: Sequence[float | None], average: Sequence[float]) -> float:
-    pairs = [(r, mean) for r, mean in zip(curve, average) if r is not None]
-    distance = sum((r - mean) ** 2 for r, mean in pairs)
-    headroom = sum((1 - mean) ** 2 for _, mean in pairs)
-    # No headroom: every problem is always right. The score is 0, as for such a problem among others.
-    return round(1 - distance / headroom, _DIGITS) if headroom else 0.0
 
 
 def read_history(path: Path, on_bad: str = "stop") -> History:

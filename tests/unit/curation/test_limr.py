@@ -36,13 +36,8 @@ def test_a_missing_epoch_is_filled_from_the_next_once() -> None:
     assert found.scores == pytest.approx({"a": 1 - 0.0625 / 1.0625, "b": 1 - 0.0625 / 1.0625})
 
 
-def test_dropping_and_scoring_what_was_observed_are_the_other_ways() -> None:
-    gaps = visits(a=[0, 0.5], b=[0, None], c=[0.5, 1])
-    assert lim_scores(gaps, "drop").dropped == ["b"]
-    observed = lim_scores(gaps, "observed")
-    # avg = 1/6, 3/4; b has epoch 0 only: 1 - (1/6)^2 / (5/6)^2
-    assert observed.scores["b"] == pytest.approx(1 - 1 / 25)
-    assert not observed.dropped
+def test_a_history_without_a_verdict_scores_nothing() -> None:
+    assert lim_scores({"a": {}, "b": {}}).dropped == ["a", "b"]
 
 
 def test_an_epoch_that_the_run_only_began_is_left_out() -> None:
@@ -168,9 +163,7 @@ def test_a_fault_in_finished_scores_is_named_by_id_or_line(text: bytes, fault: s
         (["run", "--scores", "s.json"], "name either the folder of a run"),
         (["."], "a run writes it from its first step on"),
         (["--scores", "none.json"], "cannot read none.json: No such file"),
-        (["--scores", "s.json", "--balance", "1"], "--balance needs the difficulty"),
-        (["--scores", "s.json", "--balance", "1", "--difficulty", "none.json"], "cannot read none.json"),
-        (["--scores", "s.json", "--balance", "1", "--difficulty", "list.json"], "must be one JSON object"),
+        (["--scores", "s.json", "--balance", "1"], "--balance needs the accuracy of each problem"),
     ],
 )
 def test_arguments_that_cannot_work_are_one_line(
@@ -182,7 +175,6 @@ def test_arguments_that_cannot_work_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "s.json", {"a": 1})
-    save(tmp_path / "list.json", [1])
     assert main(["data", "limr", *arguments, "--threshold", "0.6", "--out", "out.txt"]) == 2
     said = capsys.readouterr().err
     assert fault in said and said.count("\n") == 1
