@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         with Grader(args.workers, args.timeout) as grader, part.open("w", encoding="utf-8") as out:
             for row, grade in _graded(rows, grader, args):
                 if grade.outcome == "unjudged":
-                    grader.check_gold(row["answer"])  # raises GraderOutage if the fault is not the gold's
+                    grader.check_gold(row["answer"])  # raises GraderOutage
                 counts[grade.outcome] += 1
                 record = {"id": row["id"], "outcome": grade.outcome, "extracted": grade.extracted}
                 out.write(json.dumps({**record, "seconds": round(grade.seconds, 6)}) + "\n")

@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpo_tir
 from grpo_tir.curation.balance import water_fill
 from grpo_tir.curation.card import write_card
-from grpo_tir.curation.contamination import Benchmarks
+from grpo_tir.curation.contamination import Benchmarks, answers_differ
 from grpo_tir.curation.dedup import SourceRow, Store, stored
 from grpo_tir.curation.examine import BAD, Examiner, Settings
 from grpo_tir.curation.sources import Source
@@ -41,7 +41,6 @@ COMMIT_EVERY = 500
 """Rows between two commits: at most so many are read again after a kill."""
 AHEAD = 16
 """Rows for each worker that are read before the first of them is judged."""
-_OPTION = re.compile(r"(?:\\text(?:bf)?\{)?\(?[A-H]\)?\}?")
 
 
 class Build:
@@ -73,7 +72,8 @@ class Build:
         self.settings, self.on_bad, self.log = settings, on_bad, log
         self.workers = max(1, workers)
         self.grader = Grader(self.workers, GOLD_SECONDS)
-        self.examiner = Examiner([source.name for source in sources], forbidden, settings, self._other_answer)
+        names = [source.name for source in sources]
+        self.examiner = Examiner(names, forbidden, settings, partial(answers_differ, self.grader))
 
     def run(self) -> dict[str, Any]:
         """Build the data set and return its card.
@@ -163,18 +163,7 @@ class Build:
                 yield _judged(*pending.popleft())
 
     def _same_answer(self, one: str, other: str) -> bool:
-        return "".join(one.split()) == "".join(other.split()) or self._outcome(one, other) == "right"
-
-    def _other_answer(self, mine: str, gold: str) -> bool:
-        """Return True if the answers differ. The letter of an option beside a value proves nothing."""
-        letters = _OPTION.fullmatch(mine), _OPTION.fullmatch(gold)
-        return bool(letters[0]) == bool(letters[1]) and self._outcome(mine, gold) == "wrong"
-
-    def _outcome(self, answer: str, gold: str) -> str:
-        outcome = self.grader.grade(answer, gold).outcome
-        if outcome == "unjudged":
-            self.grader.check_gold(gold)  # raises an outage, which says nothing about the answers
-        return outcome
+        return "".join(one.split()) == "".join(other.split()) or self.grader.outcome(one, other) == "right"
 
     def _write(self, store: Store) -> dict[str, Any]:
         """Write the rejects, the problems and last the card."""

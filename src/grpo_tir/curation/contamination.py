@@ -24,12 +24,14 @@ lists what this finds and what it costs.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from grpo_tir.curation.fingerprint import Fingerprint, Hashes, fingerprint, jaccard, share_of
+from grpo_tir.grading.grader import Grader
 
 SAME_NUMBERS = 0.35
 NO_NUMBERS = 0.4
@@ -46,6 +48,7 @@ OWN_NUMBERS = 0.8
 """Share of the training problem's numbers that the benchmark problem must have; a paraphrase may add one."""
 COMMON = 50
 """A run or stem that occurs in more benchmark problems than this is not used to look up candidates."""
+_OPTION = re.compile(r"(?:\\text(?:bf)?\{)?\(?[A-H]\)?\}?")
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,12 @@ class Benchmarks:
 
     def _stem_weight(self, stems: frozenset[str]) -> float:
         return math.fsum(math.log1p(len(self._prints) / (self._stems.holders[stem] + 1)) for stem in stems)
+
+
+def answers_differ(grader: Grader, mine: str, gold: str) -> bool:
+    """Return True if the grader finds two answers different. An option's letter beside a value proves nothing."""
+    letters = [bool(_OPTION.fullmatch(answer)) for answer in (mine, gold)]
+    return letters[0] == letters[1] and grader.outcome(mine, gold) == "wrong"
 
 
 class _Index:

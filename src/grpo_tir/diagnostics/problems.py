@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from grpo_tir.config import Config
 from grpo_tir.diagnostics.finding import Finding, fault, fine, warning
@@ -40,24 +41,29 @@ def check_problems(config: Config, into: list[Problem], bench_dir: str | None = 
 
 def check_overlap(train: list[Problem], bench_dir: str | None) -> Finding:
     """Look for problems of the paper's benchmarks in the training data."""
-    from grpo_tir.curation.contamination import Benchmarks
+    from grpo_tir.curation.contamination import Benchmarks, answers_differ
     from grpo_tir.curation.fingerprint import fingerprint
     from grpo_tir.data.benchmarks import PINS, load_benchmark
+    from grpo_tir.grading.grader import default_grader
 
     try:
         loaded = [load_benchmark(name, bench_dir, log=lambda line: None) for name in PINS]
     except DataError as error:
         return warning("problems", f"not compared with the benchmarks: {error}")
-    known = Benchmarks((one.name, problem.id, problem.problem) for one in loaded for problem in one.problems)
-    copies = [(problem, found) for problem in train if (found := known.find(fingerprint(problem.problem)))]
+    known = Benchmarks((one.name, p.id, p.problem, p.answer) for one in loaded for p in one.problems)
+    similar = []
+    for problem in train:
+        differs = partial(answers_differ, default_grader(), problem.answer)
+        if found := known.find(fingerprint(problem.problem), differs):
+            similar.append((problem, found))
     number = sum(len(one.problems) for one in loaded)
-    if not copies:
-        return fine("problems", f"none of them is among the {number} of {', '.join(PINS)}")
-    (problem, found), names = copies[0], sorted({found.benchmark for _, found in copies})
+    if not similar:
+        return fine("problems", f"none of them is similar to the {number} of {', '.join(PINS)}")
+    (problem, found), names = similar[0], sorted({found.benchmark for _, found in similar})
     return fault(
         "problems",
-        f"{len(copies)} of {len(train)} copy a problem of {', '.join(names)}; the first, {problem.id}, is "
-        f"{found.benchmark} {found.id}. Keep them out: grpo-tir data build --bench {','.join(names)}",
+        f"{len(similar)} of {len(train)} are similar to a problem of {', '.join(names)}; the first, {problem.id}, "
+        f"to {found.benchmark} {found.id}. Keep them out: grpo-tir data build --bench {','.join(names)}",
     )
 
 

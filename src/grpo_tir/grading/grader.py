@@ -107,6 +107,17 @@ class Grader:
             outcome = "right" if rounding else "wrong"
         return Grade(_outcome(outcome), answer, seconds, reason, rounded)
 
+    def outcome(self, answer: str, gold: str) -> Outcome:
+        """Return the outcome of `grade` where no outage may pass for one.
+
+        Raises:
+            GraderOutage: the workers do not start, or get no processor time.
+        """
+        outcome = self.grade(answer, gold).outcome
+        if outcome == "unjudged":
+            self.check_gold(gold)
+        return outcome
+
     def submit(self, answer: str | None, gold: str) -> Future[Grade]:
         """`grade` in the background."""
         with self._lock:

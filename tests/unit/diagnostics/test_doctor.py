@@ -154,7 +154,7 @@ def test_training_on_a_benchmark_is_named(
         own = change(config, data__train=str(folder / f"{name}.jsonl"), rollout__prompts_per_step=2)
         found = faults(check_problems(own, [], str(tmp_path)))
         assert len(found) == named
-    assert "1 of 5 copy a problem of aime24; the first, mine, is aime24 " in found[0]
+    assert "1 of 5 are similar to a problem of aime24; the first, mine, to aime24 " in found[0]
 
 
 def test_benchmarks_that_cannot_be_had_are_a_warning(folder: Path, config: Config, tmp_path: Path) -> None:
