@@ -246,7 +246,7 @@ def test_auto_falls_back_and_says_so() -> None:
 
 
 def sandbox(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "grpo_tir.commands.sandbox", "run", "--executor", "process", *arguments]
+    command = [sys.executable, "-m", "grpo_tir", "sandbox", "run", "--executor", "process", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
 
@@ -295,5 +295,5 @@ def test_bad_input_is_one_line_and_exit_2(arguments: list[str], message: str) ->
 def test_a_bad_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "in").write_text('{"id": 1, "code": "print(1)"}\n{"id": 2}\n')
     done = sandbox("--jsonl", str(tmp_path / "in"), str(tmp_path / "out"))
-    assert done.returncode == 2 and f"{tmp_path}/in:2" in done.stderr
+    assert done.returncode == 2 and f"{tmp_path}/in line 2: " in done.stderr
     assert os.path.exists(tmp_path / "in") and not os.path.exists(tmp_path / "out")

@@ -19,9 +19,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from grpo_tir.data.problems import check_answer
+from grpo_tir.data.rows import Numeral, kind, read_rows
 from grpo_tir.errors import DataError
 from grpo_tir.grading.extract import extract_answer
 from grpo_tir.grading.grader import Grade, Grader
+from grpo_tir.utils.files import replacing
 
 _VERDICTS = {
     **dict.fromkeys(("right", "correct", "true", "1", "1.0", "yes"), "right"),
@@ -55,26 +58,19 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{args.out.parent} is no folder: make it first, or name another --out")
     if args.out.exists() and args.input.exists() and args.out.samefile(args.input):
         raise DataError(f"--out {args.out} is the input itself: name another file")
-    part = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")
     bad: list[str] = []
     counts: Counter[str] = Counter()
     disagreements: list[str] = []
     rows = _rows(args.input, args.against, bad, skip=args.on_bad == "skip")
-    try:
-        with Grader(args.workers, args.timeout) as grader, part.open("w", encoding="utf-8") as out:
-            for row, grade in _graded(rows, grader, args):
-                if grade.outcome == "unjudged":
-                    grader.check_gold(row["answer"])  # raises GraderOutage
-                counts[grade.outcome] += 1
-                record = {"id": row["id"], "outcome": grade.outcome, "extracted": grade.extracted}
-                out.write(json.dumps({**record, "seconds": round(grade.seconds, 6)}) + "\n")
-                if args.against and row["verdict"] != grade.outcome:
-                    disagreements.append(_disagreement(row, grade))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(part, args.out)
-    finally:
-        part.unlink(missing_ok=True)
+    with Grader(args.workers, args.timeout) as grader, replacing(args.out) as out:
+        for row, grade in _graded(rows, grader, args):
+            if grade.outcome == "unjudged":
+                grader.check_gold(row["answer"])  # raises GraderOutage
+            counts[grade.outcome] += 1
+            record = {"id": row["id"], "outcome": grade.outcome, "extracted": grade.extracted}
+            out.write(json.dumps({**record, "seconds": round(grade.seconds, 6)}) + "\n")
+            if args.against and row["verdict"] != grade.outcome:
+                disagreements.append(_disagreement(row, grade))
     _summarise(counts, bad, disagreements if args.against else None, args.out)
     return 0
 
@@ -98,58 +94,44 @@ def _graded(
 
 def _rows(path: Path, against: str | None, bad: list[str], *, skip: bool) -> Iterator[dict[str, Any]]:
     """Yield usable rows. A bad row ends the run with its file and line, or is left out and noted in `bad`."""
-    seen: dict[str, int] = {}
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = _row(line, against)
-                    key = json.dumps(row["id"])
-                    if key in seen:
-                        raise ValueError(f"the id {key} is that of line {seen[key]} too")
-                except ValueError as error:
-                    fault = f"{path}:{number}: {error}"
-                    if not skip:
-                        raise DataError(
-                            f"{fault}; mend the row, or leave such rows out with --on-bad skip"
-                        ) from None
-                    bad.append(fault)
-                    continue
-                seen[key] = number
-                yield row
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    seen: dict[str, str] = {}
+    for where, raw in read_rows(str(path)):
+        try:
+            row = _row(raw, against)
+            key = json.dumps(row["id"])
+            if key in seen:
+                raise ValueError(f"the id {key} is that of {seen[key]} too")
+        except ValueError as error:
+            fault = f"{path} {where}: {error}"
+            if not skip:
+                raise DataError(f"{fault} (`--on-bad skip` leaves such rows out)") from None
+            bad.append(fault)
+            continue
+        seen[key] = where
+        yield row
 
 
-def _row(line: bytes, against: str | None) -> dict[str, Any]:
+def _row(row: Any, against: str | None) -> dict[str, Any]:
     """Check one row.
 
     Raises:
         ValueError: what is wrong with it.
     """
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start} of the line)") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-    except ValueError:
-        raise ValueError("a number with thousands of digits: write it as a string") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read: nested too deeply") from None
+    if isinstance(row, ValueError):
+        raise row
     if not isinstance(row, dict):
-        raise ValueError(f"an object is expected, this is a {type(row).__name__}")
+        raise ValueError(f"an object is expected, this is {kind(row)}")
     for name in filter(None, ("id", "output", "answer", against)):
         if name not in row:
             raise ValueError(f"`{name}` is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
-    if not isinstance(row["output"], str):
-        raise ValueError(f"`output` must be text, not {row['output']!r:.40}")
-    answer = row["answer"]
-    if isinstance(answer, bool | list | dict) or (isinstance(answer, float) and not abs(answer) < 1e300):
-        raise ValueError(f"`answer` must be text or a number, not {answer!r:.40}")
-    row["answer"] = "" if answer is None else str(answer)
+    if not isinstance(row["output"], str) or isinstance(row["output"], Numeral):
+        raise ValueError(f"`output` must be text, this is {kind(row['output'])}")
+    if not isinstance(row["answer"], str | None):
+        raise ValueError(f"`answer` must be text or a number, this is {kind(row['answer'])}")
+    row["answer"] = row["answer"] or ""
+    check_answer(row["answer"])
+    if isinstance(row["id"], Numeral):
+        row["id"] = json.loads(row["id"])
     if against:
         said = str(row[against]).strip().lower()
         if said not in _VERDICTS:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from grpo_tir.config import ExecutorConfig
+from grpo_tir.data.rows import Numeral, read_rows
 from grpo_tir.errors import DataError, GrpoTirError
 from grpo_tir.types import ToolResult
 
@@ -129,20 +130,12 @@ def read_code(name: str) -> str:
 
 def read_programs(path: Path) -> Iterator[tuple[object, str]]:
     """Read programs from a JSONL file. Raises DataError with file and line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold what splitlines takes for ends
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                identity, code = row["id"], row["code"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f'{path}:{number}: want {{"id": …, "code": "…"}} ({error})') from None
-            if not isinstance(code, str):
-                raise DataError(f"{path}:{number}: `code` must be text, not {type(code).__name__}")
-            yield identity, code
+    for where, row in read_rows(str(path)):
+        if isinstance(row, ValueError):
+            raise DataError(f"{path} {where}: {row}")
+        if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("code"), str):
+            raise DataError(f'{path} {where}: want {{"id": …, "code": "…"}}')
+        yield json.loads(row["id"]) if isinstance(row["id"], Numeral) else row["id"], row["code"]
 
 
 def run_many(executor, programs, out: Path, concurrency: int) -> int:  # type: ignore[no-untyped-def]
@@ -168,13 +161,3 @@ def run_many(executor, programs, out: Path, concurrency: int) -> int:  # type: i
 
 def line_of(identity: object, result: ToolResult) -> str:
     return json.dumps({"id": identity, **asdict(result)}) + "\n"
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="grpo-tir sandbox")
-    add_arguments(parser)
-    try:
-        sys.exit(run(parser.parse_args()))
-    except GrpoTirError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)

@@ -14,10 +14,8 @@ All data is embedded as base64 of gzip. The figures are decoded at once, a group
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import html
-import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -25,6 +23,7 @@ from pathlib import Path
 from grpo_tir.errors import UserError
 from grpo_tir.report.read import Run, pack, read_runs
 from grpo_tir.report.traces import Traces
+from grpo_tir.utils.files import write_atomically
 
 MAX_CHUNK_CHARACTERS = 45_000_000
 """Maximum size of all embedded trajectories, so that the page stays under 50 MB."""
@@ -42,13 +41,9 @@ def write_report(runs: list[Path], out: Path, *, title: str | None = None) -> Pa
         UserError: a folder is not a run, or `out` cannot be written.
     """
     page = build_page(read_runs(runs), title=title)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(out)
+        write_atomically(out, page)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(
             f"cannot write the report {out}: {error.strerror or error}; choose another --out"
         ) from None
