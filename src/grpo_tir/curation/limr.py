@@ -13,7 +13,6 @@ finished scores, a JSON object {id: score}.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from grpo_tir.data.rows import Numeral, kind, read_rows, short
+from grpo_tir.data.rows import kind, parse_json, read_rows, short
 from grpo_tir.errors import DataError
 
 MIN_SEEN = 0.5
@@ -106,9 +105,12 @@ def read_history(path: Path, on_bad: str = "stop") -> History:
             raise DataError(f"no {path}: a run writes it from its first step on; name a run's folder or a file")
     history = History()
     finished = path.suffix == ".json"
-    for where, row in _score_items(path) if finished else read_rows(str(path)):
+    for where, row in _finished_scores(path) if finished else read_rows(str(path)):
         try:
-            (_take_score if finished else _take_visit)(history, row)
+            if finished:
+                history.scores |= {name: _number(score) for name, score in row.items()}
+            else:
+                _take_visit(history, row)
         except ValueError as error:
             fault = f"{path} {where}: {error}"
             if on_bad != "skip":
@@ -119,29 +121,18 @@ def read_history(path: Path, on_bad: str = "stop") -> History:
     return history
 
 
-def _score_items(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield ("id ID", (ID, score)) of a JSON object. Equal ids are kept, so that the second one is reported."""
+def _finished_scores(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield ("id ID", {ID: score}) of a JSON object."""
     try:
-        text = path.read_text(encoding="utf-8")
-        items = json.loads(text, object_pairs_hook=tuple, parse_int=Numeral, parse_float=Numeral)
+        found = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8: convert it with `iconv -t UTF-8`") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: wrong JSON: {error}") from None
-    if not isinstance(items, tuple):
-        raise DataError(f"{path} must be one JSON object {{id: score}}, this is {kind(items)}")
-    for name, score in items:
-        yield f"id {short(name)}", (name, score)
-
-
-def _take_score(history: History, item: tuple[str, Any]) -> None:
-    """Add one finished score. ValueError: what is wrong with it."""
-    name, score = item
-    if name in history.scores:
-        raise ValueError("the same id occurs twice")
-    history.scores[name] = _number(score)
+    if isinstance(found, ValueError):
+        raise DataError(f"{path}: {found}")
+    if not isinstance(found, dict):
+        raise DataError(f"{path} must be one JSON object {{id: score}}, this is {kind(found)}")
+    for name, score in found.items():
+        yield f"id {short(name)}", {name: score}
 
 
 def _take_visit(history: History, row: Any) -> None:
