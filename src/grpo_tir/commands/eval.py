@@ -65,15 +65,7 @@ def run(args: argparse.Namespace) -> int:
     plans = plan_cells(args)
     from grpo_tir.evaluation.session import Session
 
-    options = EvalOptions(
-        samples=args.samples,
-        sample=args.sample,
-        batch=args.batch,
-        overlap=args.overlap,
-        float64=args.float64,
-        compare_paper=args.compare == "paper",
-        out=args.out,
-    )
+    options = EvalOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(EvalOptions)})
     return Session(options, plans, load_benchmarks(args, plans[0].config)).run()
 
 

@@ -23,6 +23,7 @@ from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.errors import ExecutorOutage
 from grpo_tir.evaluation.held_out import EVALUATION, complete
 from grpo_tir.evaluation.responses import ResponseLog, digest
+from grpo_tir.evaluation.spec import EvalOptions
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.grading.extract import model_answer
 from grpo_tir.monitor.metrics import summarize
@@ -45,13 +46,8 @@ class Cell:
     """Everything that the responses depend on, as plain data; written into the result."""
     config: Config
     """Recipe with the prompt and the number of calls (c) of this row."""
-    condition: str
-    """`tool`, `no tool`, `blanked` or `shuffled`."""
     sampling: Sampling
-    samples: int
-    batch: int
-    """Rows sampled together."""
-    overlap: bool = False
+    options: EvalOptions
 
     def key(self, benchmark: Benchmark) -> str:
         """Return the hash that keys responses to this benchmark."""
@@ -79,8 +75,8 @@ def run_cell(cell: Cell, benchmark: Benchmark, bench: EvalContext) -> list[dict[
         ExecutorOutage: some responses were lost. The finished ones are stored.
     """
     key = cell.key(benchmark)
-    wanted = [(problem, sample) for problem in benchmark.problems for sample in range(cell.samples)]
-    waves = [wanted[start : start + cell.batch] for start in range(0, len(wanted), cell.batch)]
+    wanted = [(problem, sample) for problem in benchmark.problems for sample in range(cell.options.samples)]
+    waves = [wanted[start : start + cell.options.batch] for start in range(0, len(wanted), cell.options.batch)]
     mine = bench.runtime.share(waves)
     names = [[(key, benchmark.name, problem.id, sample) for problem, sample in wave] for wave in mine]
     lost = 0
@@ -116,7 +112,7 @@ def _make(cell: Cell, name: str, wave: Sequence[tuple[Problem, int]], bench: Eva
         cell.config,
         bench.runtime,
         cell.sampling,
-        fixed_waves=not cell.overlap,
+        fixed_waves=not cell.options.overlap,
         check=bench.check,
     )
     fits = {id(rollout) for rollout in fitting}

@@ -93,7 +93,7 @@ class Session:
                     rows = run_cell(cell, benchmark, bench)
                     if condition == "tool":
                         true_results[benchmark.name] = results_of(rows)
-                    results[benchmark.name] = summary.score(rows, cell.samples, same_answer)
+                    results[benchmark.name] = summary.score(rows, self.options.samples, same_answer)
                     self.console.log(
                         f"{cell.label} on {benchmark.name}: {100 * results[benchmark.name]['score']:.1f}"
                     )
@@ -136,7 +136,7 @@ class Session:
         }
         extra = "" if condition in ("tool", "no tool") else f" {condition}"
         label = f"{short_name(plan.model)} ({plan.prompt}, c={c}{extra})"
-        return Cell(label, facts, config, condition, sampling, options.samples, options.batch, options.overlap)
+        return Cell(label, facts, config, sampling, options)
 
     def write(self, started: float) -> None:
         """Write results.json and results.md; print the table, and one JSON object last."""
@@ -150,13 +150,14 @@ class Session:
             "differences": pairs,
             "tool_benefit": summary.tool_benefit(self.finished, pairs),
         }
-        if self.options.compare_paper:
+        with_paper = self.options.compare == "paper"
+        if with_paper:
             result["paper"] = [dataclasses.asdict(row) | {"true_average": row.true_average} for row in paper.TABLE]
         times = {"started": round(started), "seconds": round(time.time() - started, 1)}
         write_atomically(self.folder / "results.json", json.dumps({**result, "times": times}, indent=1) + "\n")
         write_atomically(self.folder / "results.md", tables.page(result))
         log = self.console.log
-        log("\n" + tables.table(self.finished, [b.name for b in self.benchmarks], self.options.compare_paper))
+        log("\n" + tables.table(self.finished, [b.name for b in self.benchmarks], with_paper))
         if pairs:
             log("\n" + tables.difference_table(pairs))
         for line in result["tool_benefit"]:
@@ -190,7 +191,7 @@ class Session:
             [plan.model, plan.prompt, plan.conditions, dataclasses.asdict(plan.config)] for plan in self.plans
         ]
         hashes = [benchmark.sha256 for benchmark in self.benchmarks]
-        asked = dataclasses.asdict(dataclasses.replace(self.options, out=None, compare_paper=False))
+        asked = dataclasses.asdict(dataclasses.replace(self.options, out=None, compare=None))
         return digest({"plans": plans, "benchmarks": hashes, "asked": asked})
 
 

@@ -25,8 +25,8 @@ class EvalOptions:
     """Let rows go on while others wait for their tool. Results then repeat only up to near-ties of logits."""
     float64: bool = False
     """Compute in float64, so that no greedy response depends on `batch`."""
-    compare_paper: bool = False
-    """Print the paper's Table 3 beside the result."""
+    compare: str | None = None
+    """`paper`: print its Table 3 beside the result."""
     out: str | None = None
     """Folder for responses and results; None: one below runs/eval, named by a hash of what is evaluated."""
 

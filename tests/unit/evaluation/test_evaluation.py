@@ -21,6 +21,7 @@ from grpo_tir.evaluation.held_out import GREEDY
 from grpo_tir.evaluation.responses import ResponseLog
 from grpo_tir.evaluation.run import Cell, EvalContext, run_cell
 from grpo_tir.evaluation.session import alter, results_of
+from grpo_tir.evaluation.spec import EvalOptions
 from grpo_tir.evaluation.tool_ablation import seen, shuffle
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.rollouts.policy import Policy
@@ -82,7 +83,9 @@ def evaluate(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
         policy = Policy(
             model.eval(), BYTES, CodeBlockStopping(BYTES), lambda p: p.problem, [BYTES.eos_token_id], "scripted"
         )
-        cell = Cell(condition, {"condition": condition}, config, condition, GREEDY, 1, settings.get("batch", 4))
+        cell = Cell(
+            condition, {"condition": condition}, config, GREEDY, EvalOptions(batch=settings.get("batch", 4))
+        )
         journal = ResponseLog(tmp_path / settings.get("out", "journal"))
         quiet = [lambda *_: None, lambda *_: None]
         bench = EvalContext(policy, alter(condition, tool, true), math_reward, Runtime("fp32"), journal, *quiet)
