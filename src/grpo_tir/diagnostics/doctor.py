@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from grpo_tir.config import Config, check_for_training
@@ -110,13 +111,20 @@ def dry_run(config: Config, machine: Hardware, certain: bool, log: Callable[[str
     shape = shape_of(config.model.path, config.model.revision)
     check_positions(config, shape)
     lengths = [len(encode(tokenizer, render(problem))) for problem in train]
-    log(prompt_line(lengths, config))
-    fitting = sum(length <= config.data.max_prompt_length for length in lengths)
+    longest = config.data.max_prompt_length
+    fitting = sum(length <= longest for length in lengths)
+    if not fitting:
+        raise DataError(f"{config.data.train}: no problem is short enough for data.max_prompt_length")
+    log(
+        f"prompts    {min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):.0f}; "
+        f"{len(lengths) - fitting} of {len(lengths)} are longer than data.max_prompt_length {longest} and left out"
+    )
     log(
         f"problems   {fitting} to train on ({fitting / rollout.prompts_per_step:.1f} steps an epoch), "
         f"{len(held_out)} held out"
     )
-    log(f"the first prompt, {lengths[0]} tokens:\n{indent(render(train[0]))}\n")
+    first = indent(render(train[0]), "  | ", lambda line: True)
+    log(f"the first prompt, {lengths[0]} tokens:\n{first}\n")
     found = plan(config, shape, machine)
     log(describe(found, shape, machine))
     try:
@@ -157,25 +165,3 @@ def check_positions(config: Config, shape: Shape) -> None:
             f"data.max_prompt_length + rollout.max_completion_length = {wanted}, "
             f"but {config.model.path} has {shape.positions} positions"
         )
-
-
-def prompt_line(lengths: Sequence[int], config: Config) -> str:
-    """Describe the prompt lengths in tokens, and how many prompts a run would leave out.
-
-    Raises:
-        DataError: all prompts are too long.
-    """
-    longest = config.data.max_prompt_length
-    out = sum(length > longest for length in lengths)
-    if out == len(lengths):
-        raise DataError(f"{config.data.train}: no problem is short enough for data.max_prompt_length")
-    middle = statistics.median(lengths)
-    return (
-        f"prompts    {min(lengths)} to {max(lengths)} tokens, median {middle:.0f}; "
-        f"{out} of {len(lengths)} are longer than data.max_prompt_length {longest} and left out"
-    )
-
-
-def indent(text: str) -> str:
-    """Prefix each line with a bar."""
-    return "\n".join(f"  | {line}" for line in text.split("\n"))
