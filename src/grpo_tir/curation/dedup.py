@@ -33,7 +33,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (value TEXT);
 CREATE TABLE IF NOT EXISTS rows (
     n INTEGER PRIMARY KEY, source INTEGER, place TEXT, id TEXT, problem TEXT, answer TEXT, origin TEXT,
-    difficulty TEXT, lot INTEGER, reason TEXT, detail TEXT, other TEXT);
+    difficulty TEXT, reason TEXT, detail TEXT, other TEXT);
 CREATE TABLE IF NOT EXISTS seen (key INTEGER, n INTEGER, PRIMARY KEY (key, n)) WITHOUT ROWID;
 """
 
@@ -49,7 +49,6 @@ class SourceRow:
     answer: str = ""
     origin: str = ""
     difficulty: str = ""
-    lot: int = 0
     reason: str = ""
     detail: str = ""
     other: str = ""
@@ -58,7 +57,7 @@ class SourceRow:
     has_own_id: bool = False
 
 
-COLUMNS = "source, place, id, problem, answer, origin, difficulty, lot, reason, detail, other"
+COLUMNS = "source, place, id, problem, answer, origin, difficulty, reason, detail, other"
 
 
 class Store:

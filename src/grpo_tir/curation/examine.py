@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_tir.curation.balance import difficulty_class, lot
+from grpo_tir.curation.balance import difficulty_class
 from grpo_tir.curation.contamination import Benchmarks
 from grpo_tir.curation.dedup import SourceRow
 from grpo_tir.curation.filters import Unfit, read_problem
@@ -91,7 +91,6 @@ class Examiner:
         row.id = row.id or f"{name}-{hashlib.sha256(row.problem.encode()).hexdigest()[:16]}"
         level = fields.get(settings.difficulty_field)
         row.difficulty = difficulty_class(level if isinstance(level, str) and level else row.origin)
-        row.lot = lot(settings.seed, row.id)
         if not row.reason:
             self._compare_and_measure(row, row.print)
         return row
