@@ -128,8 +128,9 @@ def _row(row: Any, against: str | None) -> dict[str, Any]:
         raise ValueError(f"`output` must be text, this is {kind(row['output'])}")
     if not isinstance(row["answer"], str | None):
         raise ValueError(f"`answer` must be text or a number, this is {kind(row['answer'])}")
-    row["answer"] = row["answer"] or ""
-    check_answer(row["answer"])
+    answer: str = row["answer"] or ""
+    check_answer(answer)
+    row["answer"] = answer
     if isinstance(row["id"], Numeral):
         row["id"] = json.loads(row["id"])
     if against:
