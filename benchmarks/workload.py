@@ -30,7 +30,6 @@ import torch
 from torch.nn.functional import linear
 from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, StoppingCriteriaList
 
-from grpo_tir.commands.bench import SHAPES
 from grpo_tir.engine.decode_weights import BlockedWeights
 from grpo_tir.engine.engine import Engine
 from grpo_tir.engine.scheduler import SequenceState
@@ -44,6 +43,15 @@ from grpo_tir.learning.packing import packed_attention
 from grpo_tir.monitor.utilization import copy_rate
 
 INSERTED = list(range(100, 120))
+SHAPES: dict[str, dict[str, Any]] = {
+    # large enough for matrix products to dominate on a CPU
+    "small": {"vocab_size": 32_000, "hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6,
+              "intermediate_size": 1200},
+    "qwen2.5-0.5b": {"vocab_size": 151_936, "hidden_size": 896, "num_hidden_layers": 24,
+                     "num_attention_heads": 14, "intermediate_size": 4864},
+    "qwen2.5-1.5b": {"vocab_size": 151_936, "hidden_size": 1536, "num_hidden_layers": 28,
+                     "num_attention_heads": 12, "intermediate_size": 8960},
+}  # fmt: skip
 
 
 def random_model(shape: str = "small", device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:

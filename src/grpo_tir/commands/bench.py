@@ -16,21 +16,10 @@ if TYPE_CHECKING:
 
     from grpo_tir.types import RolloutGroup
 
-SHAPES: dict[str, dict[str, Any]] = {
-    # large enough for matrix products to dominate on a CPU
-    "small": {"vocab_size": 32_000, "hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6,
-              "intermediate_size": 1200},
-    "qwen2.5-0.5b": {"vocab_size": 151_936, "hidden_size": 896, "num_hidden_layers": 24,
-                     "num_attention_heads": 14, "intermediate_size": 4864},
-    "qwen2.5-1.5b": {"vocab_size": 151_936, "hidden_size": 1536, "num_hidden_layers": 28,
-                     "num_attention_heads": 12, "intermediate_size": 8960},
-}  # fmt: skip
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the model and the workload."""
-    parser.add_argument("--model", help="a Hub id or a folder; default: random weights of --shape")
-    parser.add_argument("--shape", default="small", choices=[*SHAPES])
+    parser.add_argument("--model", help="a Hub id or a folder; default: a Qwen2 of 26.5M random weights")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=8, help="responses a prompt")
     parser.add_argument("--prompt-tokens", type=int, default=80)
@@ -50,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(args.threads)
     runtime = Runtime("auto")
-    model = load_model(args.model)[0] if args.model else random_model(args.shape)
+    model = load_model(args.model)[0] if args.model else random_model()
     model = model.to(runtime.device).eval()
     limits = MachineLimits(model, runtime.bf16)
     where = torch.cuda.get_device_name() if runtime.device.type == "cuda" else f"CPU, {args.threads} thread(s)"
@@ -81,14 +70,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def random_model(shape: str) -> PreTrainedModel:
-    """Make a Qwen2 of that shape with random weights: speed does not depend on their values."""
+def random_model() -> PreTrainedModel:
+    """Make a Qwen2 with random weights, large enough for matrix products to dominate on a CPU."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    fixed = {"num_key_value_heads": 2, "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": None}
-    return Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape], **fixed))
+    sizes = {"vocab_size": 32_000, "hidden_size": 384, "num_hidden_layers": 8, "intermediate_size": 1200}
+    sizes |= {"num_attention_heads": 6, "num_key_value_heads": 2}
+    return Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None))
 
 
 def make_groups(prompts: int, samples: int, length: int, model: PreTrainedModel) -> list[RolloutGroup]:
