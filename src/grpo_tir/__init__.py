@@ -11,57 +11,75 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from grpo_tir.config import Config
+    from grpo_tir.config import (
+        AlgorithmConfig,
+        Config,
+        DataConfig,
+        ExecutorConfig,
+        ModelConfig,
+        OptimConfig,
+        RewardConfig,
+        RolloutConfig,
+        ToolConfig,
+        TrainConfig,
+    )
     from grpo_tir.engine.engine import Engine
     from grpo_tir.executor.open import open_executor, run_code
     from grpo_tir.generation.stopping import CodeBlockStopping
     from grpo_tir.grading.grader import Grade, Grader, grade
     from grpo_tir.learning.advantages import group_advantages
     from grpo_tir.learning.loss import grpo_loss
+    from grpo_tir.rollouts.rollout import rollout
     from grpo_tir.tools.protocol import Tool
     from grpo_tir.tools.python import PythonTool
     from grpo_tir.train import Trainer
     from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup, ToolResult
 
-_MODULES = {
-    "Config": "config",
-    "Engine": "engine.engine",
-    "open_executor": "executor.open",
-    "run_code": "executor.open",
-    "CodeBlockStopping": "generation.stopping",
-    "Grade": "grading.grader",
-    "Grader": "grading.grader",
-    "grade": "grading.grader",
-    "group_advantages": "learning.advantages",
-    "grpo_loss": "learning.loss",
-    "Tool": "tools.protocol",
-    "PythonTool": "tools.python",
-    "Trainer": "train",
-    "Problem": "types",
-    "Reward": "types",
-    "Rollout": "types",
-    "RolloutGroup": "types",
-    "ToolResult": "types",
+_NAMES = {
+    "config": "AlgorithmConfig Config DataConfig ExecutorConfig ModelConfig OptimConfig RewardConfig "
+    "RolloutConfig ToolConfig TrainConfig",
+    "engine.engine": "Engine",
+    "executor.open": "open_executor run_code",
+    "generation.stopping": "CodeBlockStopping",
+    "grading.grader": "Grade Grader grade",
+    "learning.advantages": "group_advantages",
+    "learning.loss": "grpo_loss",
+    "rollouts.rollout": "rollout",
+    "tools.protocol": "Tool",
+    "tools.python": "PythonTool",
+    "train": "Trainer",
+    "types": "Problem Reward Rollout RolloutGroup ToolResult",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
+    "AlgorithmConfig",
     "CodeBlockStopping",
     "Config",
+    "DataConfig",
     "Engine",
+    "ExecutorConfig",
     "Grade",
     "Grader",
+    "ModelConfig",
+    "OptimConfig",
     "Problem",
     "PythonTool",
     "Reward",
+    "RewardConfig",
     "Rollout",
+    "RolloutConfig",
     "RolloutGroup",
     "Tool",
+    "ToolConfig",
     "ToolResult",
+    "TrainConfig",
     "Trainer",
     "grade",
     "group_advantages",
     "grpo_loss",
     "open_executor",
+    "rollout",
     "run_code",
 ]
 

@@ -306,7 +306,8 @@ def _open_policy(
     """Load the policy, from the checkpoint if there is one. With LoRA a checkpoint holds only the adapters."""
     adapts = config.model.lora_rank > 0
     path = str(checkpoint) if checkpoint and not adapts else config.model.path
-    loaded = (given.model, given.tokenizer) if given.model is not None and path == config.model.path else None
+    is_given = given.model is not None and path == config.model.path
+    loaded = (given.model.float(), given.tokenizer) if is_given else None
     policy = load_policy(config, path, runtime.device, runtime.full_weights, loaded=loaded)
     if adapts:
         add_adapters(policy.model, config.model, checkpoint)

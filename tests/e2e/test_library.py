@@ -7,9 +7,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import grpo_tir
@@ -21,6 +23,8 @@ from grpo_tir.tools.python import PythonTool
 from grpo_tir.types import ToolResult
 from tiny_policy import tiny_qwen2
 from training_run import BOXES, CALLS
+
+QUESTION = {"problem": "What is 1 + 1?", "answer": 2}
 
 
 def settings(folder: Path, steps: int) -> Config:
@@ -99,6 +103,59 @@ def test_the_reference_policy_of_a_given_model_is_its_copy(tmp_path: Path) -> No
     with Trainer(config, problems=problems, reward=likes_seven, **made_here()) as trainer:
         first, second = trainer.train()
     assert first["kl"] == pytest.approx(0, abs=1e-6) and second["kl"] > 1e-6
+
+
+def test_rollout_samples_what_the_trainer_samples(tmp_path: Path) -> None:
+    """The same ids, tool output included, and a mask that leaves out exactly what the tool inserted."""
+    config = settings(tmp_path / "run", 1)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, shuffle=False))
+    problems = [{"problem": f"What is {i} + 1?", "answer": i + 1} for i in range(2)]
+    tool, seen = PythonTool(ScriptedExecutor(lambda code: ToolResult("ok", "41\n"))), list[Any]()
+    here = made_here()
+    groups = grpo_tir.rollout(
+        here["model"].train(), here["tokenizer"], problems, samples=4, tool=tool, config=config
+    )
+    assert here["model"].training, "left as it was"
+    watcher = SimpleNamespace(on_rollouts=seen.extend)
+    with Trainer(config, problems=problems, tool=tool, reward=likes_seven, callbacks=[watcher], **here) as trainer:
+        trainer.step()
+    sampled, trained = ([r for group in made for r in group.rollouts] for made in (groups, seen))
+    assert [r.token_ids for r in sampled] == [r.token_ids for r in trained] and len(sampled) == 8
+    assert [r.reward for r in sampled] == [None] * 8
+    decode = here["tokenizer"].decode
+    inserted = [
+        decode([token for token, own in zip(r.token_ids, r.loss_mask) if not own]) for r in sampled if r.calls
+    ]
+    assert "41\n```\n" in {text.lstrip("\n") for text in inserted}, "the model of this seed calls the tool"
+
+
+class ClosingTool(PythonTool):
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_rollout_leaves_alone_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The precision of the model stays, and only a tool that it opened itself is closed."""
+    here, config = made_here(), settings(Path("unused"), 1)
+    here["model"].bfloat16()
+    tool = ClosingTool(ScriptedExecutor(lambda code: ToolResult("ok", "41\n")))
+    (group,) = grpo_tir.rollout(problems=[QUESTION], config=config, tool=tool, **here)
+    assert len(group.rollouts[0].token_ids) > 0 and here["model"].dtype == torch.bfloat16
+    assert tool.closed == 0
+    monkeypatch.setattr("grpo_tir.rollouts.rollout.open_tool", lambda config, log: tool)
+    grpo_tir.rollout(problems=[QUESTION], config=config, **here)
+    assert tool.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("problems", "words"),
+    [([], "problems is empty"), ([Problem("0", "x" * 5000, "1")], "has 4096 positions")],
+)
+def test_rollout_names_what_it_cannot_use(problems: list[Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        grpo_tir.rollout(problems=problems, config=settings(Path("unused"), 1), **made_here())
 
 
 @pytest.mark.parametrize(

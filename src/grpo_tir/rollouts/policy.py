@@ -97,14 +97,14 @@ def load_policy(
         full_weights: gathers the parameters of a model that ZeRO-3 sharded while it was loaded.
         prompt_length: prompt tokens that must fit in the model's positions together with the completion; default:
             `data.max_prompt_length`.
-        loaded: a model and its tokenizer, instead of those at `path`. The model's weights become float32.
+        loaded: a model and its tokenizer, instead of those at `path`. The model keeps its precision.
 
     Raises:
         ModelError: there is no such model, it is no causal language model, or its tokenizer does not fit.
         ConfigError: prompt and completion together exceed the model's positions.
     """
     if loaded is not None:
-        model, tokenizer = loaded[0].float(), loaded[1]
+        model, tokenizer = loaded
         check_model(path, model, tokenizer, full_weights)
     else:
         revision = config.model.revision if path == config.model.path else None

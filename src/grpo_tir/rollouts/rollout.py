@@ -13,20 +13,22 @@ nothing else is appended (bugs 2, 3 and 4).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_tir.config import Config
-from grpo_tir.data.prompts import Renderer, encode
+from grpo_tir.config import Config, ExecutorConfig
+from grpo_tir.data.prompts import Renderer, encode, make_renderer
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.generation.protocol import Generator, Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import decode
-from grpo_tir.rollouts.policy import Policy
+from grpo_tir.rollouts.policy import Policy, load_policy
+from grpo_tir.tools.open import open_tool
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment, ToolCall, ToolResult
+from grpo_tir.utils.objects import as_problems, name_of
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,48 @@ def sample_responses(
     finally:
         generator.close()
     return SamplingCost(loop.idle, getattr(generator, "counts", {}).get("forwards", 0))
+
+
+def rollout(
+    model: Any,
+    tokenizer: Any,
+    problems: Iterable[Any],
+    *,
+    samples: int = 1,
+    tool: Tool | None = None,
+    config: Config | None = None,
+) -> list[RolloutGroup]:
+    """Sample responses with tool calls, outside of any run. The rollouts have no rewards.
+
+    Args:
+        model: a causal language model. It stays on its device, in its precision.
+        tokenizer: of the model.
+        problems: `Problem`s, or mappings with `problem` and `answer`.
+        samples: number of responses to each problem.
+        tool: default: the tool of the config, opened for this call. A tool given here is not closed.
+        config: its sections `data`, `rollout`, `tool`, `executor` and `train.seed` are read. Default: `Config()`
+            with the executor `auto`.
+
+    Raises:
+        UserError: the problems, the model or the executor cannot be used.
+    """
+    # 1. Render the prompts.
+    config = config or Config(executor=ExecutorConfig(kind="auto"))
+    render = make_renderer(config.data.template, tokenizer, config.data.system)
+    groups = make_groups(as_problems(problems, config, "problems"), render, tokenizer, samples, first_group=0)
+    # 2. Make a policy of the model.
+    longest, was_training = int(max(map(prompt_length, groups))), model.training
+    policy = load_policy(config, name_of(model), model.device, prompt_length=longest, loaded=(model, tokenizer))
+    # 3. Sample.
+    used = tool or open_tool(config, lambda line: None)
+    try:
+        rollouts = [each for group in groups for each in group.rollouts]
+        sample_responses(rollouts, policy, used, config, Runtime(config.model.precision))
+    finally:
+        model.train(was_training)
+        if used is not None and used is not tool:
+            used.close()
+    return groups
 
 
 class RolloutLoop:
