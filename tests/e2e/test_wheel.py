@@ -8,6 +8,7 @@ are not followed twice, so `import grpo_tir` can only find the wheel (the first 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,9 +54,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Ins
         else:
             shutil.copy(original, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    _succeed(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(base), str(source))
+    # the wheel is built from the sdist, so that what holds for one holds for the other
+    _succeed(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(base / "dist"), str(source))
     shutil.rmtree(source)  # what still works now does not depend on it
-    (wheel,) = base.glob("*.whl")
+    (wheel,) = (base / "dist").glob("*.whl")
 
     environment = base / "environment"
     _succeed(sys.executable, "-m", "venv", "--without-pip", str(environment))
@@ -81,6 +83,21 @@ def test_the_wheel_holds_nothing_beside_the_package(installed: Installed) -> Non
     names = zipfile.ZipFile(installed.wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"grpo_tir"}
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", "~"))]
+
+
+def test_sdist_and_wheel_can_be_published(installed: Installed) -> None:
+    files = sorted(installed.wheel.parent.iterdir())
+    assert [file.suffix for file in files] == [".whl", ".gz"]
+    _succeed(sys.executable, "-m", "twine", "check", "--strict", *map(str, files))
+
+
+def test_the_version_is_written_in_one_place(installed: Installed, repository: Path) -> None:
+    """`grpo_tir.__version__`: the wheel has it, and no other file of the project repeats it."""
+    version = installed.python("import grpo_tir; print(grpo_tir.__version__)")
+    assert installed.wheel.name.split("-")[1] == version
+    assert version == installed.python("from importlib.metadata import version; print(version('grpo-tir'))")
+    for name in ("setup.cfg", "pyproject.toml", "CITATION.cff", "README.md"):
+        assert not re.search(rf"\b{re.escape(version)}\b", (repository / name).read_text()), name
 
 
 @pytest.mark.parametrize("command", [["grpo-tir", "--help"], ["python", "-m", "grpo_tir", "--help"]])
@@ -130,3 +147,38 @@ def test_bad_input_is_one_line_and_exit_code_2(installed: Installed) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "did you mean `quickstart`?" in done.stderr
+
+
+STRICT = """[mypy]
+strict = True
+[mypy-torch.*,transformers.*,accelerate.*,tokenizers.*,sympy.*,docker.*]
+follow_imports = skip
+"""  # torch and transformers would cost a minute, and prove nothing about this package
+
+
+@pytest.mark.parametrize(
+    ("line", "faults"),
+    [
+        ("", ""),
+        ('Config(train="runs")', 'Argument "train" to "Config" has incompatible type "str"'),
+        ("train('runs', 1).step(2)", 'Too many arguments for "step" of "Trainer"'),
+    ],
+)
+def test_a_users_program_passes_mypy_strict(
+    line: str, faults: str, installed: Installed, repository: Path, tmp_path: Path
+) -> None:
+    """The annotations reach a user (py.typed), and a wrong use of them is reported."""
+    (tmp_path / "strict.ini").write_text(STRICT)
+    text = (repository / "tests/e2e/user_program.py").read_text()
+    (tmp_path / "program.py").write_text(f"{text}\n\n{line}\n")
+    found = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "strict.ini", "--no-color-output", "program.py"]
+        + ["--python-executable", str(installed.environment / "bin/python")]
+        + ["--cache-dir", str(installed.folder.parent / "mypy")],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == bool(faults) and faults in found.stdout, found.stdout + found.stderr
