@@ -17,7 +17,7 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help train report test test-all test-faults lint types sandbox bench clean
+.PHONY: help train report test test-all test-faults lint types docs tutorial dist sandbox bench clean
 
 help:  ## this list
 	@echo "grpo-tir: every command makes what it needs first (a virtual environment in $(VENV), pinned packages)."
@@ -28,7 +28,7 @@ help:  ## this list
 	@echo "  PYTHON=python3.12   the interpreter to use (from 3.11 on; unset: the first found; to change it: make clean)"
 	@echo "  TORCH_INDEX=URL     index to install torch from; unset: on Linux without an NVIDIA card"
 	@echo "                      $(CPU_INDEX), else the ordinary registry"
-	@echo "  EXTRAS=...          extras that test, lint and types install, of dev, deepspeed, data, tracking, peft"
+	@echo "  EXTRAS=...          extras that test, lint and types install, of dev, docs, deepspeed, data, tracking, peft"
 	@echo "                      (unset: $(EXTRAS))"
 
 train: $(VENV)/installed  ## teach a tiny model to use Python, in minutes, on any machine  [SEED=1]
@@ -53,6 +53,18 @@ lint: $(VENV)/installed-$(EXTRAS)  ## ruff, rules and format
 
 types: $(VENV)/installed-$(EXTRAS)  ## mypy
 	@$(BIN)/python -m mypy
+
+docs:  ## build the site in build/docs; a broken link or an undocumented public name is an error
+	@$(MAKE) --no-print-directory EXTRAS=docs $(VENV)/installed-docs
+	@$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs $(ARGS)
+	@echo "make docs: open build/docs/index.html"
+
+tutorial:  ## write the notebook docs/tutorial.ipynb from docs/tutorial.py
+	@$(MAKE) --no-print-directory EXTRAS=docs $(VENV)/installed-docs
+	@$(BIN)/python -m jupytext --to ipynb docs/tutorial.py
+
+dist: $(VENV)/installed-$(EXTRAS)  ## build sdist and wheel in dist/ and check that a registry takes them
+	@$(BIN)/python -m build -q && $(BIN)/python -m twine check --strict dist/*
 
 sandbox: $(VENV)/installed  ## build the executor's container  [BASE=image to build on]
 	@$(BIN)/grpo-tir sandbox build $(if $(BASE),--base $(BASE)) $(ARGS)

@@ -16,7 +16,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-OURS = ("src", "sandbox", "recipes", "benchmarks", "tests")
+OURS = ("src", "sandbox", "recipes", "benchmarks", "tests", "docs")
 EXAMPLES = {"program.py", "FILE.py", "recipe/simpletir/agent_utils.py"}
 """Names that stand for a file of the reader's, or of another project."""
 
