@@ -144,8 +144,8 @@ def as_rst(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: li
 
 
 def no_signature(app: Sphinx, what: str, name: str, *_: Any) -> tuple[str, None] | None:
-    """Omit the signature of a settings class: its fields follow."""
-    return ("", None) if what == "class" and name.endswith("Config") else None
+    """Omit the signature of a protocol, and of a settings class, whose fields follow."""
+    return ("", None) if what == "class" and (name.endswith("Config") or name == "grpo_tir.Tool") else None
 
 
 def formula(translator: Any, node: Any) -> None:

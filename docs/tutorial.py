@@ -232,7 +232,7 @@ def plot(names, width=560, height=160):
         places = [(10 + step * (width - 20) / STEPS, height - 10 - y * 130) for step, y in shown]
         points = " ".join(f"{x:.0f},{y:.0f}" for x, y in places)
         lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        lines.append(f'<text x="14" y="{20 + 16 * row}" fill="{colour}" font-size="13">{name}</text>')
+        lines.append(f'<text x="{14 + 150 * row}" y="14" fill="{colour}" font-size="13">{name}</text>')
     frame = f'<rect x="10" y="20" width="{width - 20}" height="{height - 30}" fill="none" stroke="#999"/>'
     display(HTML(f'<svg width="{width}" height="{height}">{frame}{"".join(lines)}</svg>'))
 
@@ -251,5 +251,6 @@ IFrame(str(report), width="100%", height=600)
 # and the whole algorithm in one file, [minimal.py](../src/grpo_tir/minimal.py).
 
 # %%
-(group,) = rollout(model, tokenizer, held_out[:1], config=config)
+greedy = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, temperature=0))
+(group,) = rollout(model, tokenizer, held_out[:1], config=greedy)
 show(group.rollouts[0])
