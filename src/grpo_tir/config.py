@@ -92,7 +92,12 @@ class RolloutConfig:
     max_rows: int = 0
     """Maximum number of rollouts decoded at the same time on one rank. 0 means no limit."""
     kv_tokens: int = 0
-    """Capacity of the engine's KV cache on one rank, in tokens. 0 means as many as its rollouts need."""
+    """Capacity of the engine's KV cache on one rank, in tokens. 0 means as many as its rollouts need or, on a GPU
+    with static steps, as many of them as fit into its free memory."""
+    step: Literal["auto", "eager", "captured", "compiled"] = "auto"
+    """Decode step of the engine. `eager`: operators launched one by one. `captured`: replayed as a CUDA graph.
+    `compiled`: its layers compiled, and on a GPU captured too. `auto`: eager on a CPU and under
+    `train.deterministic`; else the fastest one that agrees with eager, measured at the first rollout batch."""
 
 
 @dataclass(frozen=True)

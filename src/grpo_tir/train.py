@@ -153,7 +153,7 @@ class Trainer:
         learned = learner.report()
         self.steps_done += 1
         seconds = sampled - started, time.perf_counter() - sampled
-        cost = SamplingCost(collector.idle, collector.forwards)
+        cost = SamplingCost(collector.idle, collector.forwards, [])
         problems = len(collector.problems.problems)
         self.line = self.parts.recorder.measure(groups, self.steps_done, learned, seconds, cost, problems)
         self.finish_step()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -25,7 +26,9 @@ from transformers import PreTrainedModel
 from grpo_tir.engine.decode_weights import BlockedWeights
 from grpo_tir.engine.fast_draw import fast_draw
 from grpo_tir.engine.kv_cache import RaggedBatch
+from grpo_tir.engine.paged_cache import PAGE, PagedCache
 from grpo_tir.engine.scheduler import Scheduler, SequenceState
+from grpo_tir.engine.static_step import STEPS, Mode, StaticStep
 from grpo_tir.engine.support import decoding, make_cache, unsupported_reason
 from grpo_tir.errors import ConfigError, ModelError
 from grpo_tir.generation.protocol import Request, Stopped
@@ -35,6 +38,8 @@ from grpo_tir.generation.stopping import CodeBlockStopping
 __all__ = ["Engine", "unsupported_reason"]
 
 SORT_EVERY = 32  # forwards between sorts: a sort copies the cache once, but every forward reads it
+FED_BY_STEPS = 32  # tokens, at most, that static steps feed one by one; more get a forward of their own
+KV_SHARE = 0.85  # of the GPU's free memory that the pages may take
 CHUNK_TOKENS = 2048  # prefilled in one forward by all rows: limits activation memory and the delay of other rows
 
 
@@ -49,6 +54,9 @@ class Engine:
         eos_ids: tokens that end a row.
         max_rows: largest number of rows that run at the same time; 0 means no limit.
         kv_tokens: capacity of the KV cache in tokens, padding included; 0 means as many as the rows need.
+        step: `eager`: forwards of all rows, as above. Other values: `static_step.Mode`; see `choose_step`.
+        block: largest number of static steps between two reads of their tokens.
+        page: tokens in a page of the KV cache of static steps.
     """
 
     barrier = False
@@ -61,6 +69,9 @@ class Engine:
         eos_ids: Sequence[int],
         max_rows: int = 0,
         kv_tokens: int = 0,
+        step: Literal["eager"] | Mode = "eager",
+        block: int = STEPS,
+        page: int = PAGE,
     ) -> None:
         if reason := unsupported_reason(model):
             raise ModelError(f"the engine cannot decode this model: {reason}; set rollout.generator to `generate`")
@@ -68,15 +79,19 @@ class Engine:
         self.eos_ids = frozenset(eos_ids)
         self.closers = stopping.closers if stopping else frozenset()
         self.max_rows, self.kv_tokens = max_rows, kv_tokens
+        self.mode, self.block, self.page = step, block, 0 if step == "eager" else page
         self.ready: Callable[[], bool] = lambda: False
         self.counts: Counter[str] = Counter()
-        """Work done so far: `forwards`, `tokens` fed, `evictions`, `sorts`."""
+        """Work done so far: `forwards`, `tokens` fed, `evictions`, `sorts`, `blocks` of static steps."""
+        self.failed: str | None = None
+        """Why the engine went back to eager steps; None if it did not."""
         self.submitted = 0
         self.weights = BlockedWeights(model)
         self._clear()
 
     def _clear(self) -> None:
-        self.scheduler = Scheduler(make_cache(self.model), self.max_rows, self.kv_tokens, self.counts)
+        self.scheduler = Scheduler(make_cache(self.model, self.kv_tokens, self.page), self.max_rows, self.counts)
+        self.static: dict[int, StaticStep] = {}  # by number of rows
         self.weights.drop()
         self.prompts: dict[tuple[int, ...], tuple[int, ...]] = {}  # one object for each prompt, compared by `is`
 
@@ -102,7 +117,9 @@ class Engine:
 
     def step(self) -> list[Stopped]:
         """Decode until a row stops or the caller is `ready`. Returns [] at once if no row can continue."""
-        with decoding(self.model), self.weights.used():
+        if self.page and not self.scheduler.owners and self.scheduler.rows:
+            self._allocate()
+        with decoding(self.model), nullcontext() if self.page else self.weights.used():
             while self.scheduler.admit():
                 stopped = self._advance()
                 if not self.scheduler.rows:
@@ -132,61 +149,83 @@ class Engine:
     # --- one forward ----------------------------------------------------------------------------------------
 
     def _advance(self) -> list[Stopped]:
-        """Feed every running row, then draw a token for each row that has no more tokens to feed."""
-        # 1. Choose the tokens to feed.
+        """Feed every running row, then draw a token for each row that has no more tokens to feed. With static
+        steps, only rows with a long text to feed get a forward of their own."""
         if self.counts["forwards"] % SORT_EVERY == 0:
             self.scheduler.sort()
+        # 1. Choose the tokens to feed.
         feeds = self._feed()
+        if not feeds:
+            return self._decode_block()
         # 2. Run the model. Its attention writes their KV into the slots.
-        batch = RaggedBatch(self.scheduler.cache, feeds)
+        batch = RaggedBatch(
+            self.scheduler.cache, [(row.slot, row.cached, tokens) for row, tokens in feeds if row.slot is not None]
+        )
         output = self.model(
             input_ids=batch.input_ids[None],
             position_ids=batch.positions[None],
             logits_to_keep=batch.rows,
             use_cache=False,
-            ragged=batch,
+            batch=batch,
         )
         self.counts.update(forwards=1, tokens=len(batch.input_ids))
         # 3. Draw for the rows whose tokens all have KV now.
         due = []
-        for row, (start, tokens) in zip(self.scheduler.running_rows(), feeds):
-            row.cached = start + len(tokens)
+        for n, (row, tokens) in enumerate(feeds):
+            row.cached += len(tokens)
             if row.cached == len(row.tokens):
-                due.append(row)
+                due.append(n)
         logits = output.logits[0]  # (B, V)
         if 0 < len(due) < len(feeds):
-            logits = logits[torch.tensor([row.slot for row in due], device=logits.device)]
-        return self._sample(due, logits) if due else []
+            logits = logits[torch.tensor(due, device=logits.device)]
+        return self._sample([feeds[n][0] for n in due], logits) if due else []
 
-    def _feed(self) -> list[tuple[int, list[int]]]:
-        """Return for each running row the position and ids of the tokens to feed. Widens the slots if needed."""
+    def _feed(self) -> list[tuple[SequenceState, list[int]]]:
+        """Return the tokens to feed to each row, and make room for their KV. Returns [] if static steps can feed
+        them all."""
         while True:
             room, feeds = CHUNK_TOKENS, []  # room: tokens that may still be prefilled
-            for row in self.scheduler.running_rows():
+            rows = self.scheduler.running_rows()
+            if self.page and not any(_unfed(row) > FED_BY_STEPS for row in rows):
+                return []
+            for row in rows:
+                if self.page and _unfed(row) == 1:
+                    continue  # it decodes in static steps
                 tokens = row.tokens[row.cached : row.cached + max(room, 1)]
                 room -= len(tokens) if len(tokens) > 1 else 0
-                feeds.append((row.cached, tokens))
-            width = max(start + len(tokens) for start, tokens in feeds)
-            if width <= self.scheduler.cache.width:
+                feeds.append((row, tokens))
+            if self._grow([(row, row.cached + len(tokens)) for row, tokens in feeds]):
                 return feeds
-            self.scheduler.widen(width)
+
+    def _grow(self, lengths: list[tuple[SequenceState, int]]) -> bool:
+        """Give each row room for so many tokens. Returns False if that changed which rows run."""
+        for row, length in sorted(lengths, key=lambda each: -each[1]):
+            assert row.slot is not None
+            if not self.scheduler.cache.grow(row.slot, length):
+                self.scheduler.make_room(length)
+                return False
+        return True
 
     def _sample(self, rows: list[SequenceState], logits: torch.Tensor) -> list[Stopped]:
         """Draw a token for each row from `logits` (B, V). Returns the rows that stop."""
         keys = torch.tensor([row.request.key for row in rows])
         positions = torch.tensor([len(row.tokens) - len(row.prompt) for row in rows])
         ids, logprobs = fast_draw(logits, uniforms(keys, positions).to(logits.device), self.sampling)
-        stopped = []
-        for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist()):
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
-            if reason := self._ends(row, token):
-                if reason == "call":
-                    self.scheduler.park(row)
-                else:
-                    self.scheduler.remove(row)
-                stopped.append(Stopped(row.request.row, row.tokens[row.start :], row.logprobs, reason))
-        return stopped
+        ended = [self._append(*drawn) for drawn in zip(rows, ids.tolist(), logprobs.tolist())]
+        return [stopped for stopped in ended if stopped]
+
+    def _append(self, row: SequenceState, token: int, logprob: float) -> Stopped | None:
+        """Append a drawn token. If it stops the row, take the row out of the running ones."""
+        row.tokens.append(token)
+        row.logprobs.append(logprob)
+        reason = self._ends(row, token)
+        if reason is None:
+            return None
+        if reason == "call":
+            self.scheduler.park(row)
+        else:
+            self.scheduler.remove(row)
+        return Stopped(row.request.row, row.tokens[row.start :], row.logprobs, reason)
 
     def _ends(self, row: SequenceState, token: int) -> Literal["eos", "call", "length"] | None:
         """Return why the newest token stops the row, or None. The last token of the budget may still be an eos or
@@ -201,3 +240,105 @@ class Engine:
         ):
             return "call"
         return None if row.budget_left else "length"
+
+    # --- a block of static steps ----------------------------------------------------------------------------
+
+    def _decode_block(self) -> list[Stopped]:
+        """Run static steps for all running rows, and append what they drew."""
+        # 1. Choose their number, and give every row pages for it.
+        while True:
+            rows = self.scheduler.running_rows()
+            steps = self._steps(rows)
+            if self._grow([(row, min(row.cached + steps, _limit(row))) for row in rows]):
+                break
+        # 2. Run them.
+        cache = self.scheduler.cache
+        assert isinstance(cache, PagedCache)
+        static = self._static_step(len(rows))
+        if static is None:
+            return []
+        tables = cache.table([row.slot for row in rows if row.slot is not None], static.width)
+        state = [
+            [row.tokens[row.cached], row.cached, row.request.key, len(row.prompt), _limit(row), 1] for row in rows
+        ]
+        drawn, logprobs = static.run(tables, state, [row.tokens[row.cached + 1 :] for row in rows], steps)
+        self.counts.update(forwards=steps, blocks=1)
+        # 3. Append the tokens of each row, up to its first stop.
+        stopped = []
+        for n, row in enumerate(rows):
+            for step in range(steps):
+                row.cached += 1
+                self.counts["tokens"] += 1
+                if row.cached < len(row.tokens):
+                    continue  # the next token was known
+                if stop := self._append(row, drawn[step][n], logprobs[step][n]):
+                    stopped.append(stop)
+                    break
+        return stopped
+
+    def _steps(self, rows: list[SequenceState]) -> int:
+        """Return the number of steps until the tokens are read: 1 if many rows may complete a call with their next
+        token, because a row that has stopped decodes in vain until then."""
+        near = sum(
+            row.may_call and self.stopping is not None and self.stopping.may_stop_next(row.tokens[row.start :])
+            for row in rows
+        )
+        if 4 * near > len(rows):
+            return 1
+        return min(self.block, max(_limit(row) - row.cached - 1 for row in rows))
+
+    def _static_step(self, running: int) -> StaticStep | None:
+        """Return the step for so many rows, rounded up to a power of two; None if it cannot be made."""
+        rows = 1 << (running - 1).bit_length()
+        if rows not in self.static:
+            cache = self.scheduler.cache
+            assert isinstance(cache, PagedCache) and self.mode != "eager"
+            longest = max(map(_limit, self.scheduler.rows.values()))
+            shared = next(iter(self.static.values()), None)
+            try:
+                self.static[rows] = StaticStep(
+                    self.model, cache, rows, longest, self.sampling, self.eos_ids, self.mode, shared
+                )
+            except Exception as error:  # compilers and drivers raise anything
+                self._use_eager(error)
+                return None
+        return self.static[rows]
+
+    def _use_eager(self, error: Exception) -> None:
+        """Go on with eager steps. Rows keep their tokens; their KV is computed again."""
+        self.failed = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        self.mode, self.page = "eager", 0
+        old, parked = self.scheduler, {id(row) for row in self.scheduler.rows.values()}
+        parked -= {id(row) for row in [*old.queue, *old.running_rows()]}
+        rows, prompts = old.rows, self.prompts
+        self._clear()
+        self.scheduler.rows, self.prompts = rows, prompts
+        for row in rows.values():
+            row.slot, row.cached = None, 0
+            if id(row) not in parked:
+                self.scheduler.enqueue(row)
+
+    def _allocate(self) -> None:
+        """Allocate the pages: those that all rows can need, or as many as fit into the GPU's free memory."""
+        cache = self.scheduler.cache
+        assert isinstance(cache, PagedCache)
+        limits = [_limit(row) for row in self.scheduler.rows.values()]
+        tokens = self.kv_tokens or sum(-(-limit // self.page) * self.page for limit in limits)
+        if not self.kv_tokens:
+            unit = 1 << max(tokens.bit_length() - 3, 0)
+            tokens = -(-tokens // unit) * unit  # three significant bits: few shapes to compile
+            if cache.device.type == "cuda":
+                torch.cuda.empty_cache()
+                free = int(KV_SHARE * torch.cuda.mem_get_info(cache.device)[0]) // cache.token_bytes
+                tokens = max(min(tokens, free), max(limits))
+        cache.allocate(tokens)
+
+
+def _limit(row: SequenceState) -> int:
+    """Return the largest number of tokens of a row, its prompt included."""
+    return len(row.prompt) + row.request.budget
+
+
+def _unfed(row: SequenceState) -> int:
+    """Return the number of tokens that have no KV yet."""
+    return len(row.tokens) - row.cached

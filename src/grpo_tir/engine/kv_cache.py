@@ -22,16 +22,18 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-ATTENTION = "grpo_tir_ragged"
+from grpo_tir.engine.paged_cache import PagedCache
+
+ATTENTION = "grpo_tir_cached"
 
 
 class KVCache:
-    """Hold keys and values of `slots` x `width` tokens for each layer."""
+    """Hold keys and values of `slots` x `width` tokens for each layer; at most `tokens` of them, if not 0."""
 
     def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype, tokens: int = 0
     ) -> None:
-        self.slots, self.width = 0, 0
+        self.slots, self.width, self.tokens = 0, 0, tokens
         empty = torch.zeros(2, 0, kv_heads, 0, head_dim, device=device, dtype=dtype)
         self.layers = [empty] * layers  # each (2, S, K, L, D)
 
@@ -50,10 +52,28 @@ class KVCache:
             self.layers[i] = new
         self.slots, self.width = slots, width
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` tokens of one slot into another."""
+    def limit(self, width: int) -> int:
+        """Return the number of slots that `tokens` allows, if the widest has `width` tokens."""
+        return self.tokens // max(self.width, width) if self.tokens else 1 << 40
+
+    def fits(self, width: int) -> bool:
+        """True: an empty slot has room for a row, because all are widened together."""
+        return True
+
+    def grow(self, slot: int, length: int) -> bool:
+        """True if a slot holds `length` tokens."""
+        return length <= self.width
+
+    def trim(self, slot: int, length: int) -> None:
+        """Do nothing: an empty slot keeps its memory."""
+
+    def copy(self, source: int, target: int, length: int) -> int:
+        """Copy the first `length` tokens of one slot into another. Returns their number."""
         for layer in self.layers:
             layer[:, target, :, :length] = layer[:, source, :, :length]
+        return length
+
+    move = copy
 
     def permute(self, order: list[int], live: int) -> None:
         """Move slot `order[i]` to slot i for every i, the first `live` tokens of each."""
@@ -67,6 +87,27 @@ class KVCache:
             layer[:, a, :, :length_b] = layer[:, b, :, :length_b]
             layer[:, b, :, :length_a] = kept
 
+    def places(self, slots: list[int], positions: list[int]) -> Any:
+        """Return where tokens are stored: token n is at position `positions[n]` of slot `slots[n]`."""
+        slot, position = torch.tensor([slots, positions]).to(self.device)
+        return slot, position
+
+    def write(self, layer: int, places: Any, new: torch.Tensor) -> None:
+        """Store keys and values `new`, (2, K, N, D)."""
+        keys, values = self.layers[layer]  # each (S, K, L, D)
+        slots, positions = places
+        keys[slots, :, positions] = new[0].transpose(0, 1)
+        values[slots, :, positions] = new[1].transpose(0, 1)
+
+    def view(self, slots: list[int], length: int) -> Any:
+        """Return what `read` needs to read the first `length` tokens of some neighbouring slots."""
+        return slice(slots[0], slots[-1] + 1), length
+
+    def read(self, layer: int, view: Any) -> torch.Tensor:
+        """Return keys and values of the slots of a view, (2, B, K, length, D). Nothing is copied."""
+        slots, length = view
+        return self.layers[layer][:, slots, :, :length]
+
 
 def bands(lengths: list[int]) -> list[tuple[slice, int]]:
     """Split slots into at most four bands of neighbours. Returns the slots and the longest length of each band."""
@@ -79,18 +120,18 @@ def bands(lengths: list[int]) -> list[tuple[slice, int]]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one row before the last one fed: `tokens` of the batch are positions `start:stop` of `slot`."""
+    """Tokens of one row before the last one fed: `tokens` of the batch are positions `start:stop` of its slot."""
 
     tokens: slice
-    slot: int
     start: int
     stop: int
+    view: Any
 
 
 class RaggedBatch:
-    """Lay out the tokens of one forward. `feeds` holds (first position, token ids) for slot 0, 1, …"""
+    """Lay out the tokens of one forward. `feeds` holds (slot, first position, token ids) for each row."""
 
-    def __init__(self, cache: KVCache, feeds: list[tuple[int, list[int]]]) -> None:
+    def __init__(self, cache: KVCache | PagedCache, feeds: list[tuple[int, int, list[int]]]) -> None:
         device, dtype = cache.device, cache.layers[0].dtype
         self.cache, self.rows = cache, len(feeds)
         self.chunks: list[Chunk] = []
@@ -98,24 +139,49 @@ class RaggedBatch:
         slots: list[int] = []
         positions: list[int] = []
         # 1. Chunks: all tokens of a row but the last.
-        for slot, (start, tokens) in enumerate(feeds):
+        for slot, start, tokens in feeds:
             if len(tokens) > 1:
                 stop = start + len(tokens) - 1
-                self.chunks.append(Chunk(slice(len(ids), len(ids) + stop - start), slot, start, stop))
+                part = slice(len(ids), len(ids) + stop - start)
+                self.chunks.append(Chunk(part, start, stop, cache.view([slot], stop)))
                 ids += tokens[:-1]
                 slots += [slot] * (stop - start)
                 positions += range(start, stop)
         # 2. The last token of each row.
-        ids += [tokens[-1] for _, tokens in feeds]
-        slots += range(self.rows)
-        positions += [start + len(tokens) - 1 for start, tokens in feeds]
-        self.input_ids, self.slots, self.positions = torch.tensor([ids, slots, positions]).to(device)  # each (N,)
+        ids += [tokens[-1] for _, _, tokens in feeds]
+        slots += [slot for slot, _, _ in feeds]
+        positions += [start + len(tokens) - 1 for _, start, tokens in feeds]
+        self.input_ids, self.positions = torch.tensor([ids, positions]).to(device)  # each (N,)
+        self.places = cache.places(slots, positions)
         # 3. Bands of the last tokens, each with its mask.
         ends = self.positions[-self.rows :, None]  # (B, 1)
         self.bands = [
-            (slots, longest, _hide(longest, ends[slots], dtype))
-            for slots, longest in bands([position + 1 for position in positions[-self.rows :]])
+            (rows, cache.view(slots[-self.rows :][rows], longest), _hide(longest, ends[rows], dtype))
+            for rows, longest in bands([position + 1 for position in positions[-self.rows :]])
         ]
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float | None
+    ) -> torch.Tensor:
+        """Compute attention of all tokens: `query` (1, H, N, D), `key`, `value` (1, K, N, D) to (1, N, H, D)."""
+        cache = self.cache
+        # 1. Write keys and values into their slots. Under autocast, RoPE returns float32 queries and keys.
+        query, key, value = (tensor.to(cache.layers[layer].dtype) for tensor in (query, key, value))
+        cache.write(layer, self.places, torch.cat([key, value]))
+        heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
+        queries = query[0].unflatten(0, (kv_heads, heads // kv_heads))  # (K, H/K, N, D)
+        # 2. Attend from each chunk.
+        parts = [
+            _attend_chunk(queries[:, :, each.tokens], cache.read(layer, each.view)[:, 0], each, scaling)
+            for each in self.chunks
+        ]
+        # 3. Attend from the last tokens, band by band. The heads of a KV group take the axis that is usually time.
+        last = queries[:, :, -self.rows :].permute(2, 0, 1, 3)  # (B, K, H/K, D)
+        for rows, view, mask in self.bands:
+            keys, values = cache.read(layer, view)
+            out = scaled_dot_product_attention(last[rows], keys, values, attn_mask=mask, scale=scaling)
+            parts.append(out.reshape(-1, heads, dim))
+        return torch.cat(parts)[None]
 
 
 def _hide(longest: int, ends: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -126,7 +192,7 @@ def _hide(longest: int, ends: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     ]
 
 
-def ragged_attention(
+def cached_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -134,39 +200,19 @@ def ragged_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     *,
-    ragged: RaggedBatch,
+    batch: Any,
+    pool: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention for transformers: `query` (1, H, N, D), `key` and `value` (1, K, N, D) to (1, N, H, D).
-    Registered in `AttentionInterface`."""
-    keys, values = ragged.cache.layers[module.layer_idx]  # type: ignore[index]  # each (S, K, L, D)
-    # 1. Write keys and values into their slots. Under autocast, RoPE returns float32 queries and keys.
-    query, key, value = (tensor.to(keys.dtype) for tensor in (query, key, value))
-    keys[ragged.slots, :, ragged.positions] = key[0].transpose(0, 1)
-    values[ragged.slots, :, ragged.positions] = value[0].transpose(0, 1)
-    heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
-    queries = query[0].unflatten(0, (kv_heads, heads // kv_heads))  # (K, H/K, N, D)
-    # 2. Attend from each chunk.
-    parts = [
-        _attend_chunk(queries[:, :, each.tokens], keys[each.slot], values[each.slot], each, scaling)
-        for each in ragged.chunks
-    ]
-    # 3. Attend from the last tokens, band by band. The heads of a KV group take the axis that is usually time.
-    last = queries[:, :, -ragged.rows :].permute(2, 0, 1, 3)  # (B, K, H/K, D)
-    for slots, longest, mask in ragged.bands:
-        live = (slots, slice(None), slice(longest))
-        out = scaled_dot_product_attention(last[slots], keys[live], values[live], attn_mask=mask, scale=scaling)
-        parts.append(out.reshape(-1, heads, dim))
-    return torch.cat(parts)[None], None
+    """Compute attention for transformers by the `attend` of a `RaggedBatch` or a `static_step.StaticBatch`, which
+    gets the layer's `pool`. Registered in `AttentionInterface`."""
+    return batch.attend(query, key, value, module.layer_idx if pool is None else pool, scaling), None
 
 
-def _attend_chunk(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: Chunk, scaling: float | None
-) -> torch.Tensor:
-    """Attend from a chunk of n tokens: `query` (K, H/K, n, D), `keys` and `values` (K, L, D) to (n, H, D)."""
+def _attend_chunk(query: torch.Tensor, cached: torch.Tensor, chunk: Chunk, scaling: float | None) -> torch.Tensor:
+    """Attend from a chunk of n tokens: `query` (K, H/K, n, D), `cached` (2, K, L, D) to (n, H, D)."""
     groups, count = query.shape[1], query.shape[2]
-    keys = keys[:, None, : chunk.stop].expand(-1, groups, -1, -1)  # a view: no copy in memory
-    values = values[:, None, : chunk.stop].expand(-1, groups, -1, -1)
+    keys, values = cached[:, :, None].expand(-1, -1, groups, -1, -1)  # a view: no copy in memory
     mask = None
     if chunk.start > 0:
         mask = torch.ones(count, chunk.stop, dtype=torch.bool, device=query.device).tril(chunk.start)
@@ -174,4 +220,4 @@ def _attend_chunk(
     return out.flatten(0, 1).transpose(0, 1)
 
 
-AttentionInterface.register(ATTENTION, ragged_attention)
+AttentionInterface.register(ATTENTION, cached_attention)

@@ -17,6 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from grpo_tir.engine.kv_cache import KVCache, bands
+from grpo_tir.engine.paged_cache import PagedCache
 from grpo_tir.generation.protocol import Request
 
 
@@ -58,12 +59,11 @@ class Scheduler:
     Args:
         cache: empty KV cache.
         max_rows: largest number of rows that run at the same time; 0 means no limit.
-        kv_tokens: largest slots x width of the cache; 0 means what the rows need.
         counts: counter for `evictions` and `sorts`.
     """
 
-    def __init__(self, cache: KVCache, max_rows: int, kv_tokens: int, counts: Counter[str]) -> None:
-        self.cache, self.max_rows, self.kv_tokens, self.counts = cache, max_rows, kv_tokens, counts
+    def __init__(self, cache: KVCache | PagedCache, max_rows: int, counts: Counter[str]) -> None:
+        self.cache, self.max_rows, self.counts = cache, max_rows, counts
         self.rows: dict[int, SequenceState] = {}
         self.queue: list[SequenceState] = []  # rows that wait to run, oldest first
         self.owners: list[SequenceState | Prefix | None] = []  # by slot; the first `running` are running rows
@@ -122,7 +122,7 @@ class Scheduler:
         if source is not None and source.slot is not None:
             row.cached = min(len(row.prompt), len(row.tokens) - 1)
             if slot != source.slot:
-                self.cache.copy(source.slot, slot, row.cached)
+                row.cached = self.cache.copy(source.slot, slot, row.cached)
         self.owners[slot], row.slot = row, slot
         # 3. Free the prefix if no other sample waits for it.
         if isinstance(source, Prefix) and slot != source.slot and not self._awaited(row.prompt):
@@ -131,9 +131,9 @@ class Scheduler:
 
     def _free_slot(self, width: int, source: SequenceState | Prefix | None) -> int | None:
         """Return the slot for a new row of `width` tokens; None if there is no room."""
-        if None in self.owners[self.running :]:  # 1. an empty slot
+        if None in self.owners[self.running :] and self.cache.fits(width):  # 1. an empty slot
             return self.owners.index(None, self.running)
-        limit = self._limit(max(self.cache.width, width))
+        limit = self.cache.limit(width)
         slots = len(self.owners)
         if slots < limit:  # 2. a new slot, if the memory allows it
             self._resize(min(limit, max(slots + 1, min(len(self.rows), 2 * slots))), max(self.cache.width, width))
@@ -144,15 +144,15 @@ class Scheduler:
             return self.owners.index(None, self.running)
         return None
 
-    def _limit(self, width: int) -> int:
-        """Return the number of slots of `width` tokens that `kv_tokens` allows."""
-        return self.kv_tokens // width if self.kv_tokens else 1 << 40
-
-    def widen(self, width: int) -> None:
-        """Widen every slot to `width` tokens plus a reserve of a quarter. Evicts if fewer slots then fit."""
+    def make_room(self, width: int) -> None:
+        """Free pages by an eviction. Without pages, widen every slot to `width` tokens plus a reserve of a
+        quarter, and evict if fewer slots then fit."""
+        if isinstance(self.cache, PagedCache):
+            self._evict(parked=True, running=True)
+            return
         longest = max(len(row.prompt) + row.request.budget for row in self.rows.values())
         width = min(max(width * 5 // 4, 64), longest)
-        slots = min(self._limit(width), max(len(self.rows), 1))
+        slots = min(self.cache.limit(width), max(len(self.rows), 1))
         while sum(owner is not None for owner in self.owners) > slots:
             self._evict(parked=True, running=True)
         self._resize(slots, width)
@@ -167,6 +167,8 @@ class Scheduler:
 
     def sort(self) -> None:
         """Sort running rows by length if attention otherwise reads over 1.2 times as many tokens."""
+        if isinstance(self.cache, PagedCache):
+            return  # attention reads each row up to its own length
         rows = self.running_rows()
         order = sorted(rows, key=lambda row: -row.cached)
         if _padded(rows) > 1.2 * _padded(order):
@@ -220,6 +222,7 @@ class Scheduler:
         )
         if awaited and self._find(owner.prompt) is None:
             self.owners[slot] = Prefix(owner.prompt, slot)
+        self.cache.trim(slot, len(owner.prompt) if self.owners[slot] else 0)
 
     def _swap(self, a: int, b: int) -> None:
         """Exchange two slots. Either may be empty."""
@@ -229,9 +232,9 @@ class Scheduler:
         if first and second:
             self.cache.swap(a, b, first.cached, second.cached)
         elif first:
-            self.cache.copy(a, b, first.cached)
+            self.cache.move(a, b, first.cached)
         elif second:
-            self.cache.copy(b, a, second.cached)
+            self.cache.move(b, a, second.cached)
         for slot, owner in ((a, second), (b, first)):
             self.owners[slot] = owner
             if owner:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from grpo_tir.engine.kv_cache import ATTENTION, KVCache, RaggedBatch
+from grpo_tir.engine.paged_cache import PagedCache
 
 _REASONS: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
 
@@ -48,14 +49,14 @@ def _probe(model: PreTrainedModel) -> str | None:
     cache.resize(2, 8, 0)
     try:
         with decoding(model):
-            for feeds in ([(0, rows[0][:2]), (0, rows[1][:1])], [(2, rows[0][2:]), (1, rows[1][1:])]):
+            for feeds in ([(0, 0, rows[0][:2]), (1, 0, rows[1][:1])], [(0, 2, rows[0][2:]), (1, 1, rows[1][1:])]):
                 batch = RaggedBatch(cache, feeds)
                 ours = model(
                     input_ids=batch.input_ids[None],
                     position_ids=batch.positions[None],
                     logits_to_keep=2,
                     use_cache=False,
-                    ragged=batch,
+                    batch=batch,
                 ).logits[0]
     except Exception as error:  # a model of another library may raise anything
         return f"its forward fails on a ragged batch ({type(error).__name__}: {str(error).splitlines()[0]})"
@@ -68,12 +69,14 @@ def _probe(model: PreTrainedModel) -> str | None:
     return None if gap < 0.1 else f"its ragged forward differs from a plain one by {gap:.2g} standard deviations"
 
 
-def make_cache(model: PreTrainedModel) -> KVCache:
-    """Make an empty cache in the model's compute type."""
+def make_cache(model: PreTrainedModel, tokens: int = 0, page: int = 0) -> KVCache | PagedCache:
+    """Make an empty cache in the model's compute type, in pages of `page` tokens if that is not 0."""
     device = model.device
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else model.dtype
-    return KVCache(*kv_shape(model), device, dtype)
+    if page:
+        return PagedCache(*kv_shape(model), device, dtype, page)
+    return KVCache(*kv_shape(model), device, dtype, tokens)
 
 
 def kv_shape(model: PreTrainedModel) -> tuple[int, int, int]:

@@ -187,6 +187,8 @@ class Collector:
         )
         self.idle += cost.idle
         self.forwards += cost.forwards
+        for note in cost.notes:
+            self.console.log(note)
 
     def _finish(self, rollout: Rollout) -> None:
         self.journal.record(rollout)

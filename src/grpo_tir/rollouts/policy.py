@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from grpo_tir.config import Config, RolloutConfig
 from grpo_tir.data.prompts import Renderer, make_renderer
+from grpo_tir.engine.choose_step import TRIAL_TOKENS, Choice, choose_step
 from grpo_tir.engine.decode_weights import make_decode_copy, refresh_decode_copy
 from grpo_tir.engine.engine import Engine, unsupported_reason
 from grpo_tir.errors import ConfigError, ModelError
 from grpo_tir.generation.generate import GenerateRounds, find_eos_ids
-from grpo_tir.generation.protocol import Generator
-from grpo_tir.generation.sampling import Sampling
+from grpo_tir.generation.protocol import Generator, Request
+from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import CodeBlockStopping
+from grpo_tir.types import Rollout
 from grpo_tir.utils import hub
 
 FullWeights = Callable[[Any], AbstractContextManager[None]]
@@ -46,6 +48,8 @@ class Policy:
     """Reason why the engine cannot decode this model; None if it can."""
     decode_copy: Any = None
     """bf16 copy of the weights that a GPU decodes with."""
+    choice: Choice | None = None
+    """The measured decode step, after the first rollout batch on a GPU with `rollout.step: auto`."""
 
     def decoder(self, precision: str) -> Any:
         """Return the model to decode with: the trained one or, on a GPU, its bf16 copy, refreshed here."""
@@ -58,15 +62,38 @@ class Policy:
             refresh_decode_copy(self.decode_copy, self.model)
         return self.decode_copy
 
-    def generator(self, config: Config, sampling: Sampling | None = None) -> Generator:
-        """Make a generator for one batch of rollouts, with the current weights."""
+    def generator(
+        self, config: Config, sampling: Sampling | None = None, rollouts: Sequence[Rollout] = ()
+    ) -> Generator:
+        """Make a generator for one batch of rollouts, with the current weights. The decode step is chosen at the
+        first batch (`rollouts`)."""
         self.model.eval()  # in train mode, gradient checkpointing switches the KV cache off
         settings = config.rollout
         sampling = sampling or sampling_of(settings)
         if self.engine_refused or settings.generator == "generate":
             return GenerateRounds(self.model, self.stopping, sampling, self.eos_ids, settings.max_rows)
         decoder = self.decoder(config.model.precision)
-        return Engine(decoder, self.stopping, sampling, self.eos_ids, settings.max_rows, settings.kv_tokens)
+
+        def engine(step: Any) -> Engine:
+            return Engine(
+                decoder, self.stopping, sampling, self.eos_ids, settings.max_rows, settings.kv_tokens, step
+            )
+
+        if settings.step == "captured" and decoder.device.type != "cuda":
+            raise ConfigError("rollout.step: captured needs a CUDA device; use auto, eager or compiled")
+        if settings.step != "auto":
+            return engine(settings.step)
+        if decoder.device.type != "cuda" or config.train.deterministic:
+            return engine("eager")  # a choice by time could differ from run to run
+        if self.choice is None and rollouts:
+            requests = [
+                Request(
+                    row, each.prompt_ids, row_key(config.train.seed, each.group, each.sample), TRIAL_TOKENS, False
+                )
+                for row, each in enumerate(rollouts)
+            ]
+            self.choice = choose_step(engine, requests)
+        return engine(self.choice.mode if self.choice else "eager")
 
 
 def sampling_of(settings: RolloutConfig) -> Sampling:

@@ -69,6 +69,8 @@ class SamplingCost:
     """Seconds in which no row could continue, because all waited for their tool."""
     forwards: int
     """Forward passes of the generator; 0 where it does not count them."""
+    notes: list[str]
+    """Lines about the decode step: how it was chosen in this batch, or why it failed."""
 
 
 def sample_responses(
@@ -100,7 +102,8 @@ def sample_responses(
         ExecutorOutage: the executor lost so many calls that it gave up.
     """
     budget, calls = config.rollout.max_completion_length, config.tool.max_tool_calls
-    generator = policy.generator(config, sampling)
+    chosen = policy.choice
+    generator = policy.generator(config, sampling, rollouts)
     loop = RolloutLoop(
         generator, tool, policy.tokenizer, limits or Limits(budget, calls, fixed_waves), config.train.seed, **hooks
     )
@@ -109,7 +112,10 @@ def sample_responses(
             loop.run(rollouts)
     finally:
         generator.close()
-    return SamplingCost(loop.idle, getattr(generator, "counts", {}).get("forwards", 0))
+    notes = [policy.choice.describe()] if policy.choice and policy.choice is not chosen else []
+    if failed := getattr(generator, "failed", None):
+        notes.append(f"decode step: eager from here on ({failed})")
+    return SamplingCost(loop.idle, getattr(generator, "counts", {}).get("forwards", 0), notes)
 
 
 def rollout(

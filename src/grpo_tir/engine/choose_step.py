@@ -1,0 +1,102 @@
+"""Choose the decode step by measurement: the fastest one that agrees with the eager step.
+
+Each candidate decodes a few tokens of the first rollout batch: its own prompts, rows and draws. A candidate that
+fails (no compiler, an operator that cannot be captured) or disagrees is not used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from grpo_tir.engine.static_step import STEPS
+from grpo_tir.generation.protocol import Request, Stopped
+
+if TYPE_CHECKING:
+    from grpo_tir.engine.engine import Engine
+
+TRIAL_TOKENS = 2 * STEPS + 1  # of a row: a block to compile and capture, and one to time
+MEAN_GAP = 0.03  # nats between two steps: the bf16 tolerance of `learning.certificate`
+
+
+@dataclass
+class Choice:
+    """The step to decode with, and what was measured."""
+
+    mode: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds of a step, by candidate."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Why a candidate is not used."""
+
+    def describe(self) -> str:
+        """Return one line."""
+        parts = [f"{mode} {seconds * 1e3:.1f} ms" for mode, seconds in self.seconds.items()]
+        parts += [f"{mode} not used: {reason}" for mode, reason in self.refused.items()]
+        return f"decode step: {self.mode} ({', '.join(parts)})"
+
+
+def choose_step(
+    make_engine: Callable[[str], Engine],
+    requests: Sequence[Request],
+    modes: Sequence[str] = ("captured", "compiled"),
+) -> Choice:
+    """Time the eager step and each of `modes` on the first tokens of `requests`.
+
+    Args:
+        make_engine: makes an engine with a given step.
+        requests: the rows of a rollout batch.
+        modes: candidates beside the eager step.
+    """
+    seconds, wanted = time_step(make_engine("eager"), requests)
+    choice = Choice("eager", {"eager": seconds})
+    for mode in modes:
+        engine = make_engine(mode)
+        seconds, found = time_step(engine, requests)
+        if reason := engine.failed or _disagreement(wanted, found):
+            choice.refused[mode] = reason
+        else:
+            choice.seconds[mode] = seconds
+    choice.mode = min(choice.seconds, key=lambda mode: choice.seconds[mode])
+    return choice
+
+
+def time_step(engine: Engine, requests: Sequence[Request]) -> tuple[float, dict[int, Stopped]]:
+    """Decode `TRIAL_TOKENS` tokens of each row. Returns the seconds of a step after the first block, in which a
+    static step compiles, and the rows."""
+    for each in requests:
+        engine.submit(Request(each.row, each.prompt_ids, each.key, min(each.budget, TRIAL_TOKENS), False))
+    done: dict[int, Stopped] = {}
+    engine.ready = lambda: True  # return after every forward or block
+    started, before = 0.0, 0
+    while engine.scheduler.rows:
+        done |= {stopped.row: stopped for stopped in engine.step()}
+        decoding = engine.counts["blocks"] or engine.counts["forwards"] >= STEPS
+        if decoding and not started:
+            started, before = _now(engine), engine.counts["forwards"]
+    return (_now(engine) - started) / max(engine.counts["forwards"] - before, 1), done
+
+
+def _now(engine: Engine) -> float:
+    if engine.model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _disagreement(wanted: dict[int, Stopped], found: dict[int, Stopped]) -> str | None:
+    """Compare the log-probs of each row up to its first other token, which rounding may cause."""
+    gaps: list[float] = []
+    for row, ours in wanted.items():
+        theirs = found[row]
+        for a, b, p, q in zip(ours.token_ids, theirs.token_ids, ours.logprobs, theirs.logprobs):
+            if a != b:
+                break
+            gaps.append(abs(p - q))
+    if len(gaps) < len(wanted):
+        return "it draws other tokens"
+    mean = sum(gaps) / len(gaps)
+    return f"its log-probs differ by {mean:.2g} nats" if not mean <= MEAN_GAP else None

@@ -1,0 +1,153 @@
+"""Store keys and values in pages of a fixed pool, so that no tensor moves while rows grow, stop and return.
+
+A slot has a list of pages, its block table; token t of the slot is entry `t % page` of its page `t // page`:
+
+    slot 0   pages 5 9 2      prompt prompt response
+    slot 1   pages 5 9 7      same prompt: its full pages are shared, its last page is copied before a write
+    free     pages 1 3 4 6 8
+    page 0   scratch: rows of a bucket that do not run write there
+
+The interface is that of `kv_cache.KVCache`, so that `scheduler` works with either.
+
+Shapes: P pages, K KV heads, D head dimension, S slots.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+PAGE = 128  # tokens of a page: the block size of FlexAttention's kernels
+
+
+class PagedCache:
+    """Hold a pool of `tokens` tokens for each layer.
+
+    Args:
+        layers: number of layers.
+        kv_heads: K.
+        head_dim: D.
+        device: device of the pool.
+        dtype: type of keys and values.
+        page: tokens of a page.
+    """
+
+    def __init__(
+        self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype, page: int = PAGE
+    ) -> None:
+        self.page, self.device = page, device
+        empty = torch.zeros(2, kv_heads, 0, head_dim, device=device, dtype=dtype)
+        self.layers = [empty] * layers  # each (2, K, P * page, D)
+        self.tables: list[list[int]] = []  # by slot
+        self.free: list[int] = []
+        self.users: list[int] = []  # by page: number of slots that have it in their table
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return len(self.tables)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token, over all layers."""
+        first = self.layers[0]
+        return len(self.layers) * 2 * first.shape[1] * first.shape[3] * first.dtype.itemsize
+
+    @property
+    def width(self) -> int:
+        """Tokens of the widest slot."""
+        return max(map(len, self.tables), default=0) * self.page
+
+    def allocate(self, tokens: int) -> None:
+        """Make the pool, with room for `tokens` tokens and the scratch page."""
+        pages = 1 + -(-tokens // self.page)
+        kind = self.layers[0]
+        # zeros, not empty: masked values are still multiplied by 0, and 0 x NaN is NaN
+        self.layers = [kind.new_zeros(2, kind.shape[1], pages * self.page, kind.shape[3]) for _ in self.layers]
+        self.free, self.users = list(range(pages - 1, 0, -1)), [0] * pages
+
+    def fits(self, width: int) -> bool:
+        """True if a slot can get `width` tokens without sharing any."""
+        return len(self.free) * self.page >= width
+
+    def limit(self, width: int) -> int:
+        """Return the number of slots that the pool allows, if new ones have `width` tokens."""
+        return self.slots + len(self.free) * self.page // width
+
+    def grow(self, slot: int, length: int) -> bool:
+        """Add pages until the slot holds `length` tokens. Returns False, and adds none, if too few are free."""
+        table = self.tables[slot]
+        missing = -(-length // self.page) - len(table)
+        if missing > len(self.free):
+            return False
+        for _ in range(missing):
+            table.append(self._take())
+        return True
+
+    def trim(self, slot: int, length: int) -> None:
+        """Give back the pages after the first `length` tokens. A page is free when no slot has it any more."""
+        keep = -(-length // self.page)
+        for page in self.tables[slot][keep:]:
+            self.users[page] -= 1
+            if not self.users[page]:
+                self.free.append(page)
+        del self.tables[slot][keep:]
+
+    def resize(self, slots: int, width: int, live: int) -> None:
+        """Set the number of slots. The pool stays as it is."""
+        self.tables = (self.tables + [[] for _ in range(slots)])[:slots]
+
+    def copy(self, source: int, target: int, length: int) -> int:
+        """Give `target` the first `length` tokens of `source`: full pages are shared, the last one is copied, if a
+        page is free. Returns the number of tokens that it got."""
+        self.trim(target, 0)
+        full, rest = divmod(length, self.page)
+        for page in self.tables[source][:full]:
+            self.users[page] += 1
+            self.tables[target].append(page)
+        if rest and self.free:
+            old, new = self.tables[source][full], self._take()
+            self.tables[target].append(new)
+            for layer in self.layers:
+                pages = layer.unflatten(2, (-1, self.page))
+                pages[:, :, new] = pages[:, :, old]
+            return length
+        return full * self.page
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Move a slot to an empty one."""
+        self.swap(source, target, length, 0)
+
+    def swap(self, a: int, b: int, length_a: int, length_b: int) -> None:
+        """Exchange two slots."""
+        self.tables[a], self.tables[b] = self.tables[b], self.tables[a]
+
+    def places(self, slots: list[int], positions: list[int]) -> Any:
+        """Return where tokens are stored in the pool, (N,): token n at position `positions[n]` of `slots[n]`."""
+        page = self.page
+        entries = [self.tables[slot][at // page] * page + at % page for slot, at in zip(slots, positions)]
+        return torch.tensor(entries).to(self.device)
+
+    def write(self, layer: int, places: Any, new: torch.Tensor) -> None:
+        """Store keys and values `new`, (2, K, N, D)."""
+        self.layers[layer][:, :, places] = new
+
+    def view(self, slots: list[int], length: int) -> Any:
+        """Return what `read` needs to read the first `length` tokens of some slots."""
+        return torch.tensor(self.table(slots, -(-length // self.page))).to(self.device), length
+
+    def read(self, layer: int, view: Any) -> torch.Tensor:
+        """Return keys and values of the slots of a view, (2, B, K, length, D). The pages are copied."""
+        pages, length = view  # (B, W)
+        pool = self.layers[layer].unflatten(2, (-1, self.page))  # (2, K, P, page, D)
+        return pool[:, :, pages].flatten(3, 4)[:, :, :, :length].transpose(1, 2)
+
+    def table(self, slots: list[int], width: int) -> list[list[int]]:
+        """Return the first `width` pages of each slot, filled up with the scratch page."""
+        return [(self.tables[slot] + [0] * width)[:width] for slot in slots]
+
+    def _take(self) -> int:
+        page = self.free.pop()
+        self.users[page] = 1
+        return page

@@ -1,0 +1,270 @@
+"""Decode in steps of fixed shapes, which a GPU can replay without the host.
+
+A decode step of a large model is some thousand small kernels; launched one by one from Python they take 10 times
+longer than the GPU needs. Here all that a step reads and writes has a fixed shape and address: B rows (the running
+ones, filled up to a bucket), their newest token, position, draw key and limit, and the block table of their pages.
+
+    host    upload state ─────────────────────────────── read (steps, B) tokens, log-probs ── stops, next block
+    GPU              step step step step step step step
+                      └ forward → logits → keyed draw → record, next position, ended rows stay where they are
+
+The host learns afterwards which rows stopped. Tokens drawn after a stop are dropped. Draws are keyed by position,
+so that nothing else changes. Tokens that are known (tool output) are fed in place of drawn ones.
+
+Shapes: B rows of a bucket, W pages of a row, K KV heads, H query heads, D head dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Literal
+
+import torch
+import torch._dynamo
+from torch.nn import ModuleList
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+from grpo_tir.engine.fast_draw import fast_draw
+from grpo_tir.engine.paged_cache import PagedCache
+from grpo_tir.generation.sampling import Sampling, uniforms
+
+Mode = Literal["plain", "captured", "compiled"]
+"""`plain`: ordinary operators, the readable twin. `captured`: a CUDA graph of them, with FlexAttention's kernel.
+`compiled`: the layers compiled; on CUDA also captured."""
+
+STEPS = 16  # of the longest block
+_STATE = ("token", "position", "key", "first", "limit", "live")
+
+
+@dataclass
+class StaticBatch:
+    """The tokens of one step, one for each row."""
+
+    places: torch.Tensor  # (B,): where the keys and values of the new tokens are stored in the pool
+    ends: torch.Tensor  # (B,): positions of the new tokens
+    table: torch.Tensor  # (B, W)
+    page: int
+    mask: BlockMask | None  # for FlexAttention; None: gather the pages
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        pool: torch.Tensor,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        """Store the new keys and values in `pool` (2, K, P * page, D), and attend to the pages of each row:
+        `query` (1, H, B, D), `key` and `value` (1, K, B, D) to (1, B, H, D)."""
+        query, key, value = (tensor.to(pool.dtype) for tensor in (query, key, value))
+        pool[:, :, self.places] = torch.cat([key, value])
+        heads, kv_heads = query.shape[1], key.shape[1]
+        # The heads of a KV group take the axis that is usually time, so that each page is read once.
+        query = query[0].unflatten(0, (kv_heads, heads // kv_heads)).permute(2, 0, 1, 3)  # (B, K, H/K, D)
+        if self.mask is not None:
+            # as a part of a compiled layer, or (`captured`) compiled on its own: uncompiled it ignores the tables
+            attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention)
+            # torch 2.13's CPU kernel for single queries misreads a batch of one row: a size that no page divides
+            # keeps it from being chosen
+            options = {"PARTITION_SIZE": 1} if pool.device.type == "cpu" else None
+            out = attention(query, pool[:1], pool[1:], block_mask=self.mask, scale=scaling, kernel_options=options)
+        else:
+            pages = pool.unflatten(2, (-1, self.page))[:, :, self.table]  # (2, K, B, W, page, D)
+            keys, values = pages.flatten(3, 4).transpose(1, 2)  # each (B, K, W * page, D)
+            shown = torch.arange(keys.shape[2], device=pool.device) <= self.ends[:, None]  # (B, W * page)
+            out = scaled_dot_product_attention(query, keys, values, attn_mask=shown[:, None, None], scale=scaling)
+        return out.reshape(1, len(query), heads, -1)
+
+
+def block_mask(table: torch.Tensor, last: torch.Tensor, ends: torch.Tensor, group: int, page: int) -> BlockMask:
+    """Tell FlexAttention which pages each row reads: all before its last page whole, the last one up to position
+    `ends`.
+
+    Args:
+        table: (B, P): the pages of each row; P is that of the pool, though a row has fewer.
+        last: (B, P) int32: its first column is overwritten with the last page of each row.
+        ends: (B,): newest position of each row.
+        group: queries of a row, H/K: the heads of a KV group.
+        page: tokens of a page.
+    """
+    full, offset = ends // page, ends % page
+    last[:, 0] = table.gather(1, full[:, None])[:, 0]
+
+    def visible(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
+        return entry % page <= offset[row]
+
+    return BlockMask.from_kv_blocks(
+        torch.ones_like(full, dtype=torch.int32)[:, None, None],
+        last[:, None, None],
+        full.to(torch.int32)[:, None, None],
+        table[:, None, None],
+        BLOCK_SIZE=page,
+        mask_mod=visible,
+        seq_lengths=(group, table.shape[1] * page),
+        compute_q_blocks=False,
+    )
+
+
+class StaticStep:
+    """Decode the rows of one bucket.
+
+    Args:
+        model: decoder; see `engine.support`.
+        cache: the pool. It must not be allocated anew while this object is used.
+        rows: B.
+        longest: largest number of tokens of a row.
+        sampling: distribution of the draws.
+        eos_ids: tokens that end a row.
+        mode: how the step is run.
+        other: another step of the same engine, to share the memory of CUDA graphs with.
+
+    Raises:
+        Exception: of any type, if the step cannot be compiled or captured.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: PagedCache,
+        rows: int,
+        longest: int,
+        sampling: Sampling,
+        eos_ids: Iterable[int],
+        mode: Mode,
+        other: StaticStep | None = None,
+    ) -> None:
+        self.model, self.cache, self.rows, self.sampling, self.mode = model, cache, rows, sampling, mode
+        device = cache.device
+        pinned = device.type == "cuda"
+        # 1. What the host writes in one copy: the state of each row, then the known tokens of each step.
+        self.host = torch.zeros(len(_STATE) + STEPS, rows, dtype=torch.int64, pin_memory=pinned)
+        self.width = min(-(-longest // cache.page), cache.layers[0].shape[2] // cache.page)  # W
+        self.host_table = torch.zeros(rows, self.width, dtype=torch.int32, pin_memory=pinned)
+        self.inputs = self.host.to(device)
+        pages = cache.layers[0].shape[2] // cache.page
+        # FlexAttention wants tables as wide as the pool; only the first W columns are used
+        self.table, self.last = torch.zeros(2, rows, pages, dtype=torch.int32, device=device)
+        # 2. What the host reads in one copy: tokens and log-probs, (STEPS, B) each.
+        self.record = torch.zeros(2, STEPS, rows, dtype=torch.int32, device=device)
+        self.count = torch.zeros(1, dtype=torch.int64, device=device)
+        self.ends_row = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=device)
+        self.ends_row[torch.tensor(sorted(eos_ids), dtype=torch.int64)] = True
+        config = model.config.get_text_config()
+        self.group = config.num_attention_heads // cache.layers[0].shape[1]
+        self.replay: Callable[[], None] = self._step
+        if mode == "plain":
+            return
+        self._step()  # compiles; no row lives yet, so that only the scratch page is written
+        if device.type == "cuda":
+            self.graphs: Any = other.graphs if other else torch.cuda.graph_pool_handle()
+            self.replay = self._capture()
+
+    def run(
+        self, tables: list[list[int]], state: list[list[int]], known: list[list[int]], steps: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Run `steps` steps.
+
+        Args:
+            tables: pages of each row.
+            state: the values of each row, in the order of `_STATE`.
+            known: tokens that are fed after the first one of each row, instead of drawn ones.
+            steps: number of steps, at most `STEPS`.
+
+        Returns:
+            tokens and their log-probs, (steps, rows) each.
+        """
+        # 1. Upload. Rows that fill up the bucket do not live, and write to the scratch page.
+        self.host.zero_()
+        self.host_table.zero_()
+        self.host[len(_STATE) :] = -1
+        self.host[: len(_STATE), : len(state)] = torch.tensor(state).T
+        self.host_table[: len(tables)] = torch.tensor(tables, dtype=torch.int32)
+        for row, tokens in enumerate(known):
+            if tokens := tokens[:steps]:
+                self.host[len(_STATE) : len(_STATE) + len(tokens), row] = torch.tensor(tokens)
+        self.inputs.copy_(self.host, non_blocking=True)
+        self.table[:, : self.width].copy_(self.host_table, non_blocking=True)
+        self.count.zero_()
+        # 2. Run.
+        for _ in range(steps):
+            self.replay()
+        # 3. Read.
+        tokens, bits = self.record[:, :steps, : len(state)].cpu()
+        return tokens.tolist(), bits.view(torch.float32).tolist()
+
+    def _step(self) -> None:
+        """Feed each row its token, and draw the next one."""
+        token, position = self.inputs[:2]  # each (B,)
+        page = self.cache.page
+        places = self.table.gather(1, position[:, None] // page)[:, 0] * page + position % page
+        mask = block_mask(self.table, self.last, position, self.group, page) if self.mode != "plain" else None
+        batch = StaticBatch(places, position, self.table[:, : self.width], page, mask)
+        compiled = self.mode == "compiled"
+        with _layers(self.model, self.cache.layers, compiled), _many_shapes():
+            output = self.model(input_ids=token[None], position_ids=position[None], use_cache=False, batch=batch)
+            finish = _compiled(_finish_step) if compiled else _finish_step
+            finish(output.logits[0], self.inputs, self.record, self.count, self.ends_row, self.sampling)
+
+    def _capture(self) -> Callable[[], None]:
+        """Capture a step as a CUDA graph."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries make their workspaces at their first call on a stream
+            self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.graphs):
+            self._step()
+        return graph.replay
+
+
+def _finish_step(
+    logits: torch.Tensor,
+    inputs: torch.Tensor,
+    record: torch.Tensor,
+    count: torch.Tensor,
+    ends_row: torch.Tensor,
+    sampling: Sampling,
+) -> None:
+    """Draw from `logits` (B, V), record tokens and log-probs, and move the rows that live on by one position."""
+    token, position, key, first, limit, live = inputs[: len(_STATE)]
+    drawn, logprobs = fast_draw(logits, uniforms(key, position + 1 - first), sampling)
+    known = inputs[len(_STATE) :].index_select(0, count)[0]
+    following = torch.where(known >= 0, known, drawn)
+    entry = torch.stack([following.to(torch.int32), logprobs.view(torch.int32)])[:, None]
+    record.index_copy_(1, count, entry)
+    going = live.bool()
+    ended = (known < 0) & (ends_row[following] | (position + 2 >= limit))
+    token.copy_(torch.where(going, following, token))
+    position.add_(live)
+    live.copy_((going & ~ended).to(live.dtype))
+    count.add_(1)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _many_shapes() -> AbstractContextManager[Any]:
+    """Allow a compiled graph for each bucket and size of the pool; the default is eight."""
+    return torch._dynamo.config.patch(recompile_limit=128)
+
+
+@contextmanager
+def _layers(model: PreTrainedModel, pools: list[torch.Tensor], compiled: bool) -> Iterator[None]:
+    """Give each layer its pool as an argument. All layers then run the same compiled graph."""
+    layers = next(each for each in model.modules() if isinstance(each, ModuleList) and len(each) == len(pools))
+    for layer, pool in zip(layers, pools):
+        forward = type(layer).forward
+        layer.forward = partial(_compiled(forward) if compiled else forward, layer, pool=pool)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the instance attribute; the class's method is used again
