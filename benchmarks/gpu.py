@@ -1,41 +1,45 @@
-"""Measure parity, speed and memory on a GPU: the shape of Qwen2.5-1.5B with random weights.
+"""Measure parity, speed and memory on a GPU: shapes of Qwen2.5 with random weights.
 
-    benchmarks/gpu.sh [PYTHON]       or: python benchmarks/gpu.py [--shape qwen2.5-1.5b] [--prompts 32] [--scale 4]
+benchmarks/gpu.sh [PYTHON]       or: python benchmarks/gpu.py [--only decode] [--scale 4]
 
-    greedy_equal          share of sequences that engine and `generate` decode equally, fp32, 16 sequences of 96
-                          tokens; a difference is allowed after two best logits within 1e-4
-    logprob_gap_*         engine (bf16 decode_copy) minus learner (fp32 weights, bf16 autocast), nats per token
-    packed_gradient_gap   relative distance of the gradients of packed (varlen kernel) and padded batches, bf16
-    decode_fraction       share of the bandwidth limit, 512 sequences of ToRL's lengths; goal 0.4
-    engine_over_generate  tokens per second relative to eager `generate`; goal 10 learner_fraction      share of
-    the measured matrix rate; goal 0.4 c1_over_c0            rollout time with a 200 ms tool relative to the same
-    insertions without waiting; goal 1.05 update_peak_ratio     peak memory of an update of 16k tokens at V = 152k,
-    relative to full logits; goal 0.5
-
-Not yet run on a GPU: only a run on a CPU (`--device cpu --shape small --small small`) was tested.
+greedy_equal          share of sequences that engine and `generate` decode equally, fp32, 16 sequences of 96
+                      tokens; a difference is allowed after two best logits within 1e-4
+STEP_equal_fp32       share of rows, of 1, 3 and 32, whose tokens are those of the eager step, fp32
+logprob_gap_*         engine (bf16 copy, compiled) minus learner (fp32 weights, bf16 autocast), nats per token
+packed_gradient_gap   relative distance of the gradients of packed (varlen kernel) and padded batches, bf16
+update_peak_ratio     peak memory of an update of 16k tokens at V = 152k, relative to full logits; goal 0.5
+ms_*, fraction_*      a decode step and its share of the limit (`benchmarks/decode.py`); goal 0.5 at 1.5B, 256
+compiled_over_*       tokens per second of rollouts with compiled steps, relative to eager steps and `generate`
+decode_fraction       share of the limit of whole rollouts: 512 sequences of ToRL's lengths, each with a call
+c1_over_c0            rollout time with a 200 ms tool relative to the same insertions without waiting; goal 1.05
+learner_mfu_*         6 x parameters x useful tokens over the seconds of an update and 989 TFLOP/s; goals 0.35
+                      at 1.5B, 0.45 at 7B
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from decode import decode, least_seconds
 from transformers import GenerationConfig, PreTrainedModel
 from workload import (
     After,
     ForcedEngine,
     alternate,
+    decode_fraction,
     make_rows,
-    measure,
-    print_table,
     random_model,
     run_engine,
     run_rounds,
     run_update,
+    timed,
     trained_rows,
 )
 
@@ -83,7 +87,9 @@ def logprob_gap(args: argparse.Namespace) -> dict[str, float]:
     """Compare the log-probs of engine and learner for the same tokens."""
     learner = random_model(args.small, args.device)
     rows = make_rows(4, 8, 1)
-    engine: ForcedEngine = run_engine(random_model(args.small, args.device, args.dtype), rows, partial(After, 0.0))
+    engine: ForcedEngine = run_engine(
+        random_model(args.small, args.device, args.dtype), rows, partial(After, 0.0), step=args.step
+    )
     trained = trained_rows(rows)
     for name, row in enumerate(trained):  # replace the synthetic ids by those that the engine sampled
         at = [t for t, flag in enumerate(row.loss_mask) if flag]
@@ -113,27 +119,77 @@ def packed_gradient_gap(args: argparse.Namespace) -> dict[str, float]:
     return {"packed_gradient_gap": ((ours - theirs).norm() / theirs.norm()).item()}
 
 
-def cost_of_a_call(args: argparse.Namespace) -> dict[str, float]:
-    """Measure rollouts with a tool of 200 ms relative to the same insertions without waiting."""
-    model = random_model(args.shape, args.device, args.dtype)
-    rows = make_rows(args.prompts, args.samples, 1, args.scale)
-    costs = alternate(
-        {str(s): partial(run_engine, model, rows, partial(After, s)) for s in (0.0, 0.2)}, args.repeats
-    )
-    return {"c1_over_c0": costs["0.2"].wall / costs["0.0"].wall}
+def step_equality(args: argparse.Namespace) -> dict[str, float]:
+    """Compare the tokens of each kind of step with those of the eager one, in fp32."""
+    model = random_model("small", args.device, torch.float32)
+    result: dict[str, float] = {}
+    for mode in args.modes:
+        same = total = 0
+        for rows in (1, 3, 32):
+            wanted, found = (decode(model, step, rows, 100, args.tokens)[1] for step in ("eager", mode))
+            same += sum(found[row].token_ids == wanted[row].token_ids for row in wanted)
+            total += rows
+        result[f"{mode}_equal_fp32"] = same / total
+    return result
 
 
-def speed(args: argparse.Namespace) -> dict[str, float]:
-    """Measure decode and update on the full workload, and `generate` on an eighth, in its largest batch."""
+def decode_steps(args: argparse.Namespace) -> dict[str, float]:
+    """Time a decode step at several sizes."""
+    result: dict[str, float] = {}
+    for shape, widths in args.decode.items():
+        model = random_model(shape, args.device, args.dtype)
+        for rows in widths:
+            least = least_seconds(model, rows, args.context + 32)
+            eager = ["eager"] if (shape, rows) == (args.shape, widths[0]) else []
+            for mode in [*eager, *args.modes]:
+                seconds = decode(model, mode, rows, args.context, 64)[0]
+                name = f"{mode}_{shape.removeprefix('qwen2.5-')}_{rows}"
+                result |= {f"ms_{name}": seconds * 1e3, f"fraction_{name}": least / seconds}
+        del model
+    return result
+
+
+def rollouts(args: argparse.Namespace) -> dict[str, float]:
+    """Time whole rollouts with a call each: compiled steps, eager steps and `generate` on few sequences; then the
+    full workload with compiled steps, with a tool of 200 ms and without waiting."""
     model = random_model(args.shape, args.device, args.dtype)
-    few = make_rows(max(1, args.prompts // 8), args.samples, 1, args.scale)
-    start = time.perf_counter()
-    run_rounds(model, few, 0.2)
-    theirs = sum(sum(row.parts) for row in few) / (time.perf_counter() - start)
+    few = make_rows(4, 16, 1, 1.0)
+    kinds = {
+        step: partial(run_engine, model, few, partial(After, 0.2), step=step) for step in (args.step, "eager")
+    }
+    timed(kinds[args.step])  # compiles
+    costs = alternate({**kinds, "generate": partial(run_rounds, model, few, 0.2)}, 1)
+    ours = costs[args.step].wall
+    result = {f"compiled_over_{name}": costs[name].wall / ours for name in ("eager", "generate")}
     rows = make_rows(args.prompts, args.samples, 1, args.scale)
-    lines, result = measure(model, rows, 0.2, args.repeats, against=False, budget=args.micro_batch_tokens)
-    print_table("Throughput", ["", "tokens a second", "share of the limit"], lines)
-    return {**result, "engine_over_generate": result["decode_tokens_per_second"] / theirs}
+    run = partial(run_engine, model, rows, step=args.step)
+    timed(partial(run, partial(After, 0.0)))  # compiles
+    costs = alternate({str(s): partial(run, partial(After, s)) for s in (0.0, 0.2)}, 1)
+    return {
+        **result,
+        "c1_over_c0": costs["0.2"].wall / costs["0.0"].wall,
+        "decode_tokens_per_second": sum(sum(row.parts) for row in rows) / costs["0.2"].wall,
+        "decode_fraction": decode_fraction(model, rows, partial(After, 0.2), args.step),
+    }
+
+
+def learner_mfu(args: argparse.Namespace) -> dict[str, float]:
+    """Time updates: forward and backward of 32k tokens in micro-batches of 16k."""
+    result: dict[str, float] = {}
+    rows = trained_rows(make_rows(4, 16, 1, args.scale))
+    useful = sum(len(row.token_ids) - len(row.prompt) for row in rows) + sum(map(len, {r.prompt for r in rows}))
+    for shape in args.learned:
+        model = random_model(shape, args.device)
+        update = partial(run_update, model, rows, True, args.micro_batch_tokens, args.dtype != torch.float32)
+        timed(update)
+        seconds = timed(update).wall
+        name = shape.removeprefix("qwen2.5-")
+        result[f"learner_mfu_{name}"] = 6 * model.num_parameters() * useful / seconds / 989e12
+        result[f"learner_tokens_per_second_{name}"] = useful / seconds
+        if args.device == "cuda":
+            result[f"learner_peak_gib_{name}"] = torch.cuda.max_memory_allocated() / 2**30
+        del model, update
+    return result
 
 
 def peak_ratio(args: argparse.Namespace) -> dict[str, float]:
@@ -160,37 +216,51 @@ def peak_ratio(args: argparse.Namespace) -> dict[str, float]:
 
 PARTS: list[Callable[[argparse.Namespace], dict[str, float]]] = [
     greedy_equality,
+    step_equality,
     logprob_gap,
     packed_gradient_gap,
     peak_ratio,
-    speed,
-    cost_of_a_call,
+    decode_steps,
+    rollouts,
+    learner_mfu,
 ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--shape", default="qwen2.5-1.5b", help="of the speed figures")
+    parser.add_argument("--shape", default="qwen2.5-1.5b", help="of the rollouts")
     parser.add_argument("--small", default="qwen2.5-0.5b", help="shape of the parity checks")
-    for name, default in {"prompts": 32, "samples": 16, "tokens": 96, "repeats": 1, "peak-tokens": 16_384}.items():
+    parser.add_argument("--only", nargs="+", default=[part.__name__ for part in PARTS])
+    for name, default in {"prompts": 32, "samples": 16, "tokens": 96, "peak-tokens": 16_384}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
+    parser.add_argument("--context", type=int, default=1000, help="tokens of a prompt, for the decode steps")
     parser.add_argument("--scale", type=float, default=4.0, help="4: responses of 120 to 1,600 tokens, as ToRL's")
     args = parser.parse_args()
-    args.dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    if args.device == "cuda" and not torch.cuda.is_available():
+    on_gpu = args.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
         raise SystemExit("no GPU here; --device cpu --shape small --small small only shows that the script runs")
+    args.dtype = torch.bfloat16 if on_gpu else torch.float32
+    args.step, args.modes = "compiled", ["captured", "compiled"] if on_gpu else ["compiled"]
+    args.decode = {"qwen2.5-0.5b": [256], "qwen2.5-1.5b": [256, 64, 512], "qwen2.5-7b": [256]} if on_gpu else {}
+    args.learned = [args.shape, "qwen2.5-7b"] if on_gpu else [args.shape]
     result: dict[str, float] = {}
     for part in PARTS:
+        if part.__name__ not in args.only:
+            continue
         start = time.perf_counter()
         try:
-            result |= part(args)
-        except Exception as error:  # an error in one part must not lose the results of the others
-            print(f"{part.__name__} failed: {type(error).__name__}: {error}")
+            found = part(args)
+            print({name: float(f"{value:.4g}") for name, value in found.items()})
+            result |= found
+        except Exception:  # an error in one part must not lose the results of the others
+            print(f"{part.__name__} failed: {traceback.format_exc(limit=-4)}")
         print(f"{part.__name__}: {time.perf_counter() - start:.0f} s", flush=True)
-        if args.device == "cuda":
+        gc.collect()
+        if on_gpu:
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
     print(json.dumps({name: float(f"{value:.4g}") for name, value in result.items()}))
 
 

@@ -51,14 +51,16 @@ SHAPES: dict[str, dict[str, Any]] = {
                      "num_attention_heads": 14, "intermediate_size": 4864},
     "qwen2.5-1.5b": {"vocab_size": 151_936, "hidden_size": 1536, "num_hidden_layers": 28,
                      "num_attention_heads": 12, "intermediate_size": 8960},
+    "qwen2.5-7b": {"vocab_size": 152_064, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
+                   "num_key_value_heads": 4, "intermediate_size": 18_944, "tie_word_embeddings": False},
 }  # fmt: skip
 
 
 def random_model(shape: str = "small", device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Make a Qwen2 of that shape with random weights; speed does not depend on their values."""
     torch.manual_seed(0)
-    config = Qwen2Config(**SHAPES[shape], num_key_value_heads=2, tie_word_embeddings=True,
-                         bos_token_id=None, eos_token_id=None)  # fmt: skip
+    settings = {"num_key_value_heads": 2, "tie_word_embeddings": True, **SHAPES[shape]}
+    config = Qwen2Config(**settings, bos_token_id=None, eos_token_id=None)
     with torch.device(device):
         return Qwen2ForCausalLM(config).to(dtype).eval()
 
@@ -126,10 +128,10 @@ class ForcedEngine(Engine):
 
 
 def run_engine(
-    model: PreTrainedModel, rows: Sequence[Row], call: Callable[[], Answer], max_rows: int = 0
+    model: PreTrainedModel, rows: Sequence[Row], call: Callable[[], Answer], max_rows: int = 0, step: Any = "eager"
 ) -> ForcedEngine:
     """Run the engine: sequences that wait for a call are parked while the others continue."""
-    engine = ForcedEngine(model, None, Sampling(), [], max_rows)
+    engine = ForcedEngine(model, None, Sampling(), [], max_rows, step=step)
     engine.ends_at, engine.said = {}, {}
     for name, row in enumerate(rows):
         calls = [sum(row.parts[:n]) + len(INSERTED) * (n - 1) for n in range(1, len(row.parts))]
@@ -258,32 +260,25 @@ def median_seconds(model: PreTrainedModel, function: Callable[[], object], repea
     return statistics.median(seconds_of(model, timed(function)) for _ in range(repeats))
 
 
-class Watch:
-    """Size of each forward of an engine: number of tokens, and number of cached tokens read."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.widths: Counter[int] = Counter()
-        self.cached = 0
-        self.hook = model.register_forward_pre_hook(self.note, with_kwargs=True)
-
-    def note(self, _: object, __: object, inputs: dict[str, Any]) -> None:
-        if "ragged" in inputs:
-            self.widths[inputs["input_ids"].shape[1]] += 1
-            # the last position of a sequence is its number of tokens minus one
-            self.cached += int(inputs["ragged"].positions[-inputs["ragged"].rows :].sum())
-
-
-def decode_fraction(model: PreTrainedModel, rows: Sequence[Row], call: Callable[[], Answer]) -> float:
+def decode_fraction(
+    model: PreTrainedModel, rows: Sequence[Row], call: Callable[[], Answer], step: str = "eager"
+) -> float:
     """Return the minimum time of this device for the engine's forwards, divided by the engine's time."""
-    watch = Watch(model)
-    took = seconds_of(model, timed(lambda: run_engine(model, rows, call)))
-    watch.hook.remove()
+    widths: Counter[int] = Counter()
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: widths.update([inputs["input_ids"].shape[1]]), with_kwargs=True
+    )
+    done: list[ForcedEngine] = []
+    took = seconds_of(model, timed(lambda: done.append(run_engine(model, rows, call, step=step))))
+    hook.remove()
     if model.device.type == "cpu":
-        return _bare_products(model, watch.widths) / took
+        return _bare_products(model, widths) / took
+    lengths = [sum(row.parts) + len(INSERTED) * (len(row.parts) - 1) for row in rows]
+    # each token reads the KV of all before it
+    cached = sum(n * len(row.prompt) + n * n // 2 for n, row in zip(lengths, rows, strict=True))
+    weights = done[0].counts["forwards"] * sum(parameter.nbytes for parameter in model.parameters())
     kv_token = 2 * math.prod(kv_shape(model)) * model.dtype.itemsize
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    read = watch.widths.total() * weights + watch.cached * kv_token
-    return read / copy_rate(model.device) / took
+    return (weights + cached * kv_token) / copy_rate(model.device) / took
 
 
 def _bare_products(model: PreTrainedModel, widths: Counter[int]) -> float:
@@ -331,20 +326,26 @@ def learner_fraction(
 
 
 def measure(
-    model: PreTrainedModel, rows: Sequence[Row], latency: float, repeats: int, against: bool, budget: int
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    latency: float,
+    repeats: int,
+    against: bool,
+    budget: int,
+    step: str = "eager",
 ) -> tuple[list[list[object]], dict[str, float]]:
     """Measure decode and update of one model on its device. Returns the table's lines and the figures."""
     on_gpu = model.device.type == "cuda"
     call = partial(After, latency)
     tokens = sum(sum(row.parts) for row in rows)
-    candidates: dict[str, Callable[[], object]] = {"engine": lambda: run_engine(model, rows, call)}
+    candidates: dict[str, Callable[[], object]] = {"engine": lambda: run_engine(model, rows, call, step=step)}
     if against:
         candidates["generate"] = lambda: run_rounds(model, rows, latency)
     costs = {name: seconds_of(model, cost) for name, cost in alternate(candidates, repeats).items()}
     result = {"decode_tokens_per_second": tokens / costs["engine"]}
     if against:
         result["rollout_vs_generate"] = costs["generate"] / costs["engine"]
-    result["decode_fraction"] = decode_fraction(model, rows, call)
+    result["decode_fraction"] = decode_fraction(model, rows, call, step)
     learner = model.float() if on_gpu else model
     trained = trained_rows(rows)
     useful = sum(len(row.token_ids) for row in trained)

@@ -120,7 +120,7 @@ def test_the_gradient_of_a_shared_prompt_is_summed_in_float32() -> None:
 
 def test_a_mask_is_made_once_for_all_layers() -> None:
     batch = batch_of()
-    packing = Packing.of(batch.input_ids, batch.attention_mask, batch.loss_mask.bool())
+    packing = Packing.of(batch.input_ids, batch.attention_mask, batch.loss_mask.bool(), torch.device("cpu"))
     first = packing.mask(2, 4, torch.zeros(1))
     assert first.tolist() == [[0, 0, 0, -torch.inf], [0, 0, 0, 0]] and packing.mask(2, 4, first) is first
 
@@ -155,7 +155,7 @@ def test_the_kernel_for_gpus_is_asked_for_the_same(monkeypatch: pytest.MonkeyPat
 
     rows = [to_row(r) for g in make_groups(groups=2) for r in g.rollouts]
     batch = collate(rows, torch.device("cpu"))
-    packing = Packing.of(batch.input_ids, batch.attention_mask, batch.loss_mask.bool())
+    packing = Packing.of(batch.input_ids, batch.attention_mask, batch.loss_mask.bool(), torch.device("cpu"))
     count = sum(packing.lengths)
     q, k, v = (torch.randn(1, heads, count, 8, dtype=torch.float64) for heads in (4, 2, 2))
     plain, _ = attend_packed(torch.nn.Module(), q, k, v, None, 0.3, packing=packing)

@@ -152,7 +152,7 @@ def check_sampling(
     batch = collate([to_row(rollout) for rollout in group.rollouts], runtime.device)
     with torch.no_grad(), runtime.autocast():
         module = TokenLogprobs(policy.model, config.rollout.temperature)
-        logprobs, _ = module(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (B, T)
+        logprobs, _ = module(*batch.host)  # (B, T)
     mask = batch.loss_mask.bool()
     gap = (logprobs - batch.sampled_logprobs).abs()[mask].mean().item()
     tolerance = SINGLE * (config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"])

@@ -106,7 +106,7 @@ def logprob_gaps(path: str, rollout: Rollout, config: Config) -> tuple[list[floa
     batch = collate([to_row(rollout)], runtime.device)
     with torch.no_grad(), runtime.autocast():
         module = TokenLogprobs(policy.model, config.rollout.temperature)
-        logprobs, _ = module(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (1, T)
+        logprobs, _ = module(*batch.host)  # (1, T)
     gaps: list[float] = (logprobs - batch.sampled_logprobs).abs()[batch.loss_mask.bool()].tolist()
     return gaps, config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
 

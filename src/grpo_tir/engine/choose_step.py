@@ -19,8 +19,10 @@ from grpo_tir.generation.protocol import Request, Stopped
 if TYPE_CHECKING:
     from grpo_tir.engine.engine import Engine
 
-TRIAL_TOKENS = 2 * STEPS + 1  # of a row: a block to compile and capture, and one to time
-MEAN_GAP = 0.03  # nats between two steps: the bf16 tolerance of `learning.certificate`
+TRIAL_TOKENS = 2 * STEPS + 1
+"""Tokens for each row: one block to compile and capture, one to time."""
+MEAN_GAP = 0.03
+"""Largest mean gap of log-probs, in nats: the bf16 tolerance of `learning.certificate`."""
 
 
 @dataclass
@@ -66,8 +68,8 @@ def choose_step(
 
 
 def time_step(engine: Engine, requests: Sequence[Request]) -> tuple[float, dict[int, Stopped]]:
-    """Decode `TRIAL_TOKENS` tokens of each row. Returns the seconds of a step after the first block, in which a
-    static step compiles, and the rows."""
+    """Decode `TRIAL_TOKENS` tokens of each row. Returns the seconds of a step and the stopped rows. The first
+    block, in which a static step compiles, is not timed."""
     for each in requests:
         engine.submit(Request(each.row, each.prompt_ids, each.key, min(each.budget, TRIAL_TOKENS), False))
     done: dict[int, Stopped] = {}
@@ -88,7 +90,8 @@ def _now(engine: Engine) -> float:
 
 
 def _disagreement(wanted: dict[int, Stopped], found: dict[int, Stopped]) -> str | None:
-    """Compare the log-probs of each row up to its first other token, which rounding may cause."""
+    """Return how the log-probs differ, or None. Each row is compared up to the first token that differs, because
+    rounding alone can change a token."""
     gaps: list[float] = []
     for row, ours in wanted.items():
         theirs = found[row]

@@ -7,6 +7,9 @@ the return from a tool are therefore the same step:
     row 1   prompt response call output▸     the output in one chunk, in the same forward
     row 2   prompt▸                          the prompt, once for all samples of its group
 
+On a GPU, rows decode in blocks of static steps instead (`static_step`). These forwards then feed prompts and long
+tool outputs only.
+
 `scheduler.Scheduler` decides which rows run. KV cache and CPU weight copies are freed after the last row, so that
 they are never used after an update of the weights.
 
@@ -37,10 +40,15 @@ from grpo_tir.generation.stopping import CodeBlockStopping
 
 __all__ = ["Engine", "unsupported_reason"]
 
-SORT_EVERY = 32  # forwards between sorts: a sort copies the cache once, but every forward reads it
-FED_BY_STEPS = 32  # tokens, at most, that static steps feed one by one; more get a forward of their own
-KV_SHARE = 0.85  # of the GPU's free memory that the pages may take
-CHUNK_TOKENS = 2048  # prefilled in one forward by all rows: limits activation memory and the delay of other rows
+SORT_EVERY = 32
+"""Forwards between sorts: a sort copies the cache once, but every forward reads it."""
+FED_BY_STEPS = 32
+"""Largest number of tokens that static steps feed to a row one by one. A longer text gets a forward."""
+KV_SHARE = 0.85
+"""Largest share of the GPU's free memory for the pages."""
+CHUNK_TOKENS = 2048
+"""Largest number of tokens prefilled in one forward, over all rows. It limits the memory of activations and the
+delay of other rows."""
 
 
 class Engine:
@@ -150,7 +158,7 @@ class Engine:
 
     def _advance(self) -> list[Stopped]:
         """Feed every running row, then draw a token for each row that has no more tokens to feed. With static
-        steps, only rows with a long text to feed get a forward of their own."""
+        steps, a forward feeds long texts only; rows with one token to feed wait for the next block."""
         if self.counts["forwards"] % SORT_EVERY == 0:
             self.scheduler.sort()
         # 1. Choose the tokens to feed.
@@ -277,8 +285,8 @@ class Engine:
         return stopped
 
     def _steps(self, rows: list[SequenceState]) -> int:
-        """Return the number of steps until the tokens are read: 1 if many rows may complete a call with their next
-        token, because a row that has stopped decodes in vain until then."""
+        """Return the number of steps before the host reads the tokens. It is 1 if over a quarter of the rows may
+        complete a call with the next token: a stopped row wastes the rest of the block."""
         near = sum(
             row.may_call and self.stopping is not None and self.stopping.may_stop_next(row.tokens[row.start :])
             for row in rows

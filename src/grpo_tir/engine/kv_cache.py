@@ -57,11 +57,11 @@ class KVCache:
         return self.tokens // max(self.width, width) if self.tokens else 1 << 40
 
     def fits(self, width: int) -> bool:
-        """True: an empty slot has room for a row, because all are widened together."""
+        """Return True: `Scheduler.make_room` widens all slots if needed."""
         return True
 
     def grow(self, slot: int, length: int) -> bool:
-        """True if a slot holds `length` tokens."""
+        """Return whether the slots are `length` tokens wide. Only `resize` widens them."""
         return length <= self.width
 
     def trim(self, slot: int, length: int) -> None:
@@ -76,7 +76,7 @@ class KVCache:
     move = copy
 
     def permute(self, order: list[int], live: int) -> None:
-        """Move slot `order[i]` to slot i for every i, the first `live` tokens of each."""
+        """For every i, move the first `live` tokens of slot `order[i]` to slot i."""
         for layer in self.layers:
             layer[:, : len(order), :, :live] = layer[:, order, :, :live]
 
@@ -120,7 +120,7 @@ def bands(lengths: list[int]) -> list[tuple[slice, int]]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one row before the last one fed: `tokens` of the batch are positions `start:stop` of its slot."""
+    """All tokens fed to one row except the last: `tokens` of the batch, positions `start:stop` of its slot."""
 
     tokens: slice
     start: int
@@ -175,7 +175,7 @@ class RaggedBatch:
             _attend_chunk(queries[:, :, each.tokens], cache.read(layer, each.view)[:, 0], each, scaling)
             for each in self.chunks
         ]
-        # 3. Attend from the last tokens, band by band. The heads of a KV group take the axis that is usually time.
+        # 3. Attend from the last tokens, band by band, with the heads of a KV group on the query-length axis.
         last = queries[:, :, -self.rows :].permute(2, 0, 1, 3)  # (B, K, H/K, D)
         for rows, view, mask in self.bands:
             keys, values = cache.read(layer, view)
@@ -186,7 +186,7 @@ class RaggedBatch:
 
 def _hide(longest: int, ends: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Make a mask to add to scores, (B, 1, 1, longest): -inf after the row's last position in `ends` (B, 1)."""
-    hidden = torch.arange(-(-longest // 8) * 8, device=ends.device) > ends  # CUDA needs strides that 8 divides
+    hidden = torch.arange(-(-longest // 8) * 8, device=ends.device) > ends  # CUDA needs strides divisible by 8
     return torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill(hidden, -torch.inf)[
         :, None, None, :longest
     ]

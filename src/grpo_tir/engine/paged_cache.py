@@ -3,7 +3,7 @@
 A slot has a list of pages, its block table; token t of the slot is entry `t % page` of its page `t // page`:
 
     slot 0   pages 5 9 2      prompt prompt response
-    slot 1   pages 5 9 7      same prompt: its full pages are shared, its last page is copied before a write
+    slot 1   pages 5 9 7      same prompt: full pages are shared, the partly filled last page is copied
     free     pages 1 3 4 6 8
     page 0   scratch: rows of a bucket that do not run write there
 
@@ -22,7 +22,7 @@ PAGE = 128  # tokens of a page: the block size of FlexAttention's kernels
 
 
 class PagedCache:
-    """Hold a pool of `tokens` tokens for each layer.
+    """Hold a pool of pages for each layer. `allocate` sets its size.
 
     Args:
         layers: number of layers.

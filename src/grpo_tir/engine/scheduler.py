@@ -7,7 +7,8 @@
 
 The state of a row is its tokens and the number of them that are cached. An evicted row (`cached` = 0) is computed
 again when a slot is free. If slots are short, prefixes are evicted first, then parked rows, then the youngest
-running row. The oldest row always runs, so every batch completes in any memory that holds its longest row.
+running row. The oldest running row is evicted last, so every batch completes in any memory that holds its longest
+row.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Scheduler:
         bisect.insort(self.queue, row, key=lambda waiting: waiting.age)
 
     def park(self, row: SequenceState) -> None:
-        """Stop running a row that waits for its tool. It keeps its KV."""
+        """Take a row that waits for its tool out of the running rows. It keeps its KV."""
         self._close_gap(row.slot)
 
     def remove(self, row: SequenceState) -> None:
@@ -145,8 +146,8 @@ class Scheduler:
         return None
 
     def make_room(self, width: int) -> None:
-        """Free pages by an eviction. Without pages, widen every slot to `width` tokens plus a reserve of a
-        quarter, and evict if fewer slots then fit."""
+        """Make room for `width` tokens of a row. With a `PagedCache`, evict one owner. With a `KVCache`, widen
+        every slot to 5/4 of `width`, and evict owners until the rest fit."""
         if isinstance(self.cache, PagedCache):
             self._evict(parked=True, running=True)
             return

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from grpo_tir.learning.certificate import Agreement, check_tokens
+from grpo_tir.learning.certificate import check_tokens
 from grpo_tir.types import Rollout
 
 
@@ -57,20 +57,22 @@ class MicroBatch:
     sampled_logprobs: torch.Tensor  # (B, T)
     advantages: torch.Tensor  # (B, T)
     rows: Sequence[TrainingSample]
+    host: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    """The first three, on the host: from them `TokenLogprobs` plans its layout without waiting for the device."""
 
-    def agreement(self, old_logprobs: torch.Tensor) -> Agreement:
-        """Compare the log-probs (B, T) of learner and generator at the model tokens of certified rows."""
+    def agreement(self, old_logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compare the log-probs (B, T) of learner and generator at the model tokens of certified rows. Returns the
+        sums of `Agreement`, (7,) float64, and the largest mean gap of a row, (), both on the device."""
         certified = torch.tensor([row.certified for row in self.rows], device=self.loss_mask.device)
         kept = self.loss_mask.bool() & certified[:, None]  # (B, T)
         x, y = (torch.where(kept, values, 0.0).double() for values in (old_logprobs, self.sampled_logprobs))
         gap = (x - y).abs()
         sums = torch.stack([kept.sum(), gap.sum(), (gap**2).sum(), x.sum(), y.sum(), (x**2).sum(), (x * y).sum()])
-        worst = (gap.sum(1) / kept.sum(1).clamp(min=1)).max().item()
-        return Agreement(*[*sums.tolist(), worst])
+        return sums, (gap.sum(1) / kept.sum(1).clamp(min=1)).max()
 
     def remember(self, old_logprobs: torch.Tensor) -> None:
         """Store the learner's log-probs (B, T) in the rollouts, for the run's log."""
-        for row, values in zip(self.rows, old_logprobs.cpu()):
+        for row, values in zip(self.rows, old_logprobs):
             if row.rollout:
                 row.rollout.old_logprobs = values[len(row.rollout.prompt_ids) : len(row.token_ids)]
 
@@ -140,13 +142,17 @@ def plan_micro_batches(
 
 def collate(rows: Sequence[TrainingSample], device: torch.device) -> MicroBatch:
     """Pad rows to the longest. The attention mask depends on lengths only, not on token ids (bug 6)."""
+    input_ids = _pad([row.token_ids for row in rows], 0)
+    attention_mask = _pad([[1] * len(row.token_ids) for row in rows], 0)
+    loss_mask = _pad([row.loss_mask for row in rows], 0)
     return MicroBatch(
-        _pad([row.token_ids for row in rows], 0).to(device),
-        _pad([[1] * len(row.token_ids) for row in rows], 0).to(device),
-        _pad([row.loss_mask for row in rows], 0).to(device),
+        input_ids.to(device),
+        attention_mask.to(device),
+        loss_mask.to(device),
         _pad([row.sampled_logprobs for row in rows], 0.0).to(device),
         _pad([row.advantages for row in rows], 0.0).to(device),
         rows,
+        (input_ids, attention_mask, loss_mask),
     )
 
 

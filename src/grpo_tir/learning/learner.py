@@ -1,14 +1,15 @@
 """Turn rollouts with advantages into optimizer steps.
 
     for each epoch, for each mini-batch of groups:
-        denominator  = sum over all ranks of valid tokens (or rows)
+        denominator  = sum over all ranks of model tokens (or rows)
         for each micro-batch:  backward(loss / denominator)
         clip, step
 
 The gradient is that of the full mini-batch, for any number of ranks and any micro-batch size. With one update per
-rollout batch, old_logprobs are those of the current policy and the ratio is 1. With several updates, the learner
-computes old_logprobs first. The log-probs of generator and learner are compared and the gap is logged.
-`importance_cap` corrects it by truncated weights; `sequence_mask` leaves out responses where it is large.
+rollout batch, old_logprobs are those of the current policy and the ratio is 1. With several updates, or with
+`importance_cap`, the learner computes old_logprobs first. The log-probs of generator and learner are compared and
+the gap is logged. `importance_cap` corrects the gap by truncated importance weights. `sequence_mask` leaves out
+responses with a large gap.
 
 Shapes: B rows, T tokens.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ class Learner:
             betas=optim.betas,
             eps=optim.eps,
             weight_decay=optim.weight_decay,
+            fused=runtime.device.type == "cuda" and not runtime.stage,
         )
         self.policy, self.optimizer = runtime.prepare(self.module, self.optimizer, optim.max_grad_norm)
         if config.model.compile:
@@ -86,11 +88,12 @@ class Learner:
         self.skipped = 0
         self.tolerance = config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
         self.tolerance_used = 0.0
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, float | torch.Tensor] = {}
         """Sums over the current rollout batch on this rank."""
+        self.gap_max = torch.zeros((), device=runtime.device)
         self.dump = Path("dumps")
-        self.agreements: list[Agreement] = []
-        """Log-prob agreement of the micro-batches of one optimizer step."""
+        self.agreements: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Log-prob agreement of the micro-batches of one optimizer step (`MicroBatch.agreement`)."""
 
     @contextmanager
     def updating(self, step: int, dump: Path) -> Iterator[None]:
@@ -103,6 +106,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config.optim, self.config.train.steps)
         self.sums, self.tolerance_used, self.dump = {}, 0.0, dump
+        self.gap_max.zero_()
         self.policy.train()
         with ExitStack() as stack:
             for module in (self.module, self.reference):
@@ -139,7 +143,7 @@ class Learner:
             CertificateError: generator and learner disagree about the log-probs.
         """
         micro_batches = plan_micro_batches(batch.samples, self.config.optim.micro_batch_tokens, self.packs)
-        rounds = int(self.runtime.max([len(micro_batches)])[0])  # other ranks add micro-batches without loss
+        rounds = int(self.runtime.max([len(micro_batches)])[0])  # ranks with fewer micro-batches add idle ones
         micro_batches += [[idle_row()]] * (rounds - len(micro_batches))
         for i, part in enumerate(micro_batches):
             with self.runtime.hold_sync(self.policy, hold=i + 1 < rounds):
@@ -165,7 +169,9 @@ class Learner:
         """Return the metrics of the optimizer steps since `updating` began. All ranks must call it together."""
         names = ["entropy", "gap", "clipped_low", "clipped_high", "kl", "tokens", "loss", "responses"]
         names += ["far", "masked", "opens"]
-        totals = dict(zip(names, self.runtime.sum([self.sums.get(name, 0.0) for name in names]), strict=True))
+        totals = dict(
+            zip(names, self.runtime.sum([float(self.sums.get(name, 0.0)) for name in names]), strict=True)
+        )
         if not self.config.algorithm.kl_coef:
             del totals["kl"]
         if not self.config.algorithm.sequence_mask:
@@ -173,8 +179,8 @@ class Learner:
         if self.module.watched is None:
             del totals["opens"]
         for name in ("grad_norm", "steps", "skipped"):  # equal on all ranks
-            totals[name] = self.sums.get(name, 0.0)
-        totals["gap_max"] = self.runtime.max([self.sums.get("gap_max", 0.0)])[0]
+            totals[name] = float(self.sums.get(name, 0.0))
+        totals["gap_max"] = self.runtime.max([self.gap_max.item()])[0]
         totals["tolerance_used"] = self.tolerance_used
         updates = self.config.algorithm.mini_batches * self.config.algorithm.epochs
         return update_metrics(totals, updates, self.optimizer.param_groups[0]["lr"])
@@ -204,7 +210,7 @@ class Learner:
         with self.runtime.full_weights(module), self.runtime.autocast():
             for part in plan_micro_batches(rows, self.config.optim.micro_batch_tokens, self.packs):
                 batch = collate(part, self.runtime.device)
-                logprobs, _ = module(batch.input_ids, batch.attention_mask, batch.loss_mask)
+                logprobs, _ = module(*batch.host)
                 for row, values in zip(part, logprobs, strict=True):
                     setattr(row, name, values[: len(row.token_ids)].cpu())
 
@@ -213,7 +219,7 @@ class Learner:
         options = self.config.algorithm
         # 1. Log-probs of the policy, of the old policy and of the reference policy.
         with self.runtime.autocast(self.policy):
-            logprobs, entropy = self.policy(batch.input_ids, batch.attention_mask, batch.loss_mask)  # (B, T)
+            logprobs, entropy = self.policy(*batch.host)  # (B, T)
         opens = first_probability(self.module.watched_probs, batch.input_ids, self.module.watched, batch.loss_mask)
         old_rows = [row.old_logprobs for row in batch.rows if row.old_logprobs is not None]
         old = batch.stack(old_rows) if len(old_rows) == len(batch.rows) else logprobs.detach()
@@ -221,7 +227,7 @@ class Learner:
         ref = batch.stack(ref_rows) if len(ref_rows) == len(batch.rows) else logprobs.detach()
         batch.remember(old)
         gap = old - batch.sampled_logprobs  # (B, T) learner against generator, before any update
-        # 2. Loss, with truncated importance weights and without masked responses, if they are asked for.
+        # 2. Loss: optionally with importance weights, and without the responses that `sequence_mask` leaves out.
         kept = self._in_trust_region(gap, batch.loss_mask)  # (B,)
         loss, info = grpo_loss(
             logprobs,
@@ -240,9 +246,9 @@ class Learner:
         )
         # 3. Sums for metrics and certificate.
         gaps = torch.where(batch.loss_mask.bool(), gap.abs(), 0.0)
-        self._add(opens=opens.sum().item(), loss=loss.item(), entropy=entropy.sum().item(), gap=gaps.sum().item())
-        self._add(**{name: value.item() for name, value in {**info, "tokens": batch.loss_mask.sum()}.items()})
-        self.sums["gap_max"] = max(self.sums.get("gap_max", 0.0), gaps.max().item())
+        self._add(opens=opens.sum(), loss=loss, entropy=entropy.sum(), gap=gaps.sum())
+        self._add(**{**info, "tokens": batch.loss_mask.sum()})
+        self.gap_max = torch.maximum(self.gap_max, gaps.max())
         self.agreements.append(batch.agreement(old))
         return loss
 
@@ -251,20 +257,21 @@ class Learner:
         Count these, and those with a ratio outside [1/3, 3]. A NaN stays in, so that the gradient shows it."""
         options, ratio = self.config.algorithm, sequence_ratio(gap, loss_mask)
         far = (ratio < 1 / 3) | (ratio > 3)  # never an idle row: its ratio is 1
-        self._add(responses=loss_mask.any(1).sum().item(), far=far.sum().item())
+        self._add(responses=loss_mask.any(1).sum(), far=far.sum())
         if not options.sequence_mask:
             return torch.ones_like(far)
         low, high = options.sequence_mask
         ratio = sequence_ratio(gap, loss_mask, options.sequence_mask_by)
         masked = (ratio < low) | (ratio > high)
-        self._add(masked=masked.sum().item())
+        self._add(masked=masked.sum())
         return ~masked
 
     def _certify(self) -> None:
         """Check before the step that the log-probs of generator and learner agree over all ranks."""
-        *sums, worst = (list(column) for column in zip(*map(astuple, self.agreements), strict=True))
+        sums, worst = (torch.stack(column) for column in zip(*self.agreements, strict=True))
         self.agreements.clear()
-        found = Agreement(*self.runtime.sum([sum(column) for column in sums]), *self.runtime.max([max(worst)]))
+        *totals, most = torch.cat([sums.sum(0), worst.max()[None]]).tolist()  # the only read of a mini-batch
+        found = Agreement(*self.runtime.sum(totals), *self.runtime.max([most]))
         self.tolerance_used = max(self.tolerance_used, found.used(self.tolerance))
         check_logprobs(found, self.tolerance)
 
@@ -280,9 +287,11 @@ class Learner:
                 f"the last mini-batch is in {self.dump}. Lower optim.lr, or look at that batch"
             )
 
-    def _add(self, **numbers: float) -> None:
+    def _add(self, **numbers: float | torch.Tensor) -> None:
+        """Add to the sums. Tensors stay on the device: a read in a micro-batch would make the GPU wait."""
         for name, number in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + number
+            value = number.detach().double() if isinstance(number, torch.Tensor) else number
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
 
 def disable_dropout(model: torch.nn.Module) -> None:

@@ -41,20 +41,28 @@ class TokenLogprobs(nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, loss_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Map ids, attention and loss mask (B, T) to log-probs (with gradient) and entropies (without), (B, T).
-        Both are 0 where the loss mask is 0. Position t holds the log-prob of token t."""
+        Both are 0 where the loss mask is 0. Position t holds the log-prob of token t. Tensors of the host are
+        moved to the model's device, and save the wait for the layout, which depends on their values."""
+        # 1. Lay out the rows on the host.
+        device = next(self.model.parameters()).device
+        input_ids, attention_mask, loss_mask = (each.cpu() for each in (input_ids, attention_mask, loss_mask))
         chosen = loss_mask.bool().clone()
         chosen[:, 0] = False  # nothing predicts the first token
         if is_packing(self.model):
-            inputs, predicts = pack(input_ids, attention_mask, chosen)
+            inputs, predicts = pack(input_ids, attention_mask, chosen, device)
         else:
-            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
             predicts = torch.nn.functional.pad(chosen[:, 1:], (0, 1))  # (B, T) positions before a model token
+        positions = predicts.flatten().nonzero()[:, 0].to(device)  # (N,)
+        tokens, chosen = input_ids[chosen].to(device), chosen.to(device)
+        # 2. Run the model, and compute the log-probs of the chosen tokens only.
         if self.plain:
-            flat = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state[predicts]  # (N, H)
+            output = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
         else:
-            flat = self.model(**inputs, use_cache=False).logits[predicts]  # (N, V)
-        logprobs, entropies, watched = self._token_logprobs(flat, input_ids[chosen])
-        empty = torch.zeros(input_ids.shape, dtype=logprobs.dtype, device=logprobs.device)
+            output = self.model(**inputs, use_cache=False).logits
+        flat = output.flatten(0, 1)[positions]  # (N, H) or (N, V)
+        logprobs, entropies, watched = self._token_logprobs(flat, tokens)
+        empty = torch.zeros(input_ids.shape, dtype=logprobs.dtype, device=device)
         self.watched_probs = empty.masked_scatter(chosen, watched)
         return empty.masked_scatter(chosen, logprobs), empty.masked_scatter(chosen, entropies)
 

@@ -1,9 +1,9 @@
 """Pack rows into one sequence, in which each row attends to itself and its prompt. No layer computes padding, and
-none computes the same prompt twice.
+none computes a shared prompt twice, except its last token.
 
-    padded    p p p a a a       packed    p p p a a a q q b c c
-              q q b · · ·       position  0 1 2 3 4 5 0 1 2 2 3       c attends to q q as b does
-              q q c c · ·       row       └── 0 ────┘ └─1─┘ └2┘
+    padded    p p p a a a       packed    p p p a a a q q b q c c
+              q q b · · ·       position  0 1 2 3 4 5 0 1 2 1 2 3     row 2 attends to the first q of row 1
+              q q c c · ·       row       └── 0 ────┘ └─1─┘ └─2─┘
 
 On CUDA one call of a variable-length kernel attends in all rows; elsewhere there is one call per row. The gradient
 is that of the padded batch (`optim.packing: false`, which is easier to read).
@@ -13,6 +13,7 @@ Shapes: B rows, T tokens, N fed tokens of all rows, M keys of all rows, H query 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 ATTENTION = "grpo_tir_packed"
-LONG = 512  # queries; a row with as many gets unused queries instead of a mask
+LONG = 512
+"""From this many queries on, `_attend_row` pads the queries instead of using a mask."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,12 @@ class Packing:
     masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor) -> Packing:
-        """Plan the packing of right-padded rows (B, T). `chosen` is True at model tokens; the tokens before the
-        first are the prompt. Each row feeds its last prompt token, whose output must predict for this row only."""
+    def of(
+        cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor, device: torch.device
+    ) -> Packing:
+        """Plan the packing of right-padded rows (B, T) for a model on `device`. `chosen` is True at model tokens;
+        the tokens before the first are the prompt. Each row feeds its last prompt token, whose output must predict
+        for this row only."""
         # 1. Find rows with the same prompt: the first of them feeds it, the others reuse its keys and values.
         fed = attention_mask.bool().clone()
         prompts = (chosen.int().argmax(1) - 1).clamp(min=0)  # (B,)
@@ -60,9 +65,9 @@ class Packing:
             keys += [*range(starts[source], starts[source] + count), *range(starts[row], starts[row + 1])]
         # 3. Keep that index only if a prompt is shared. Otherwise the keys of a row are its own tokens, in order.
         key_lengths = [count + length for (_, count), length in zip(shared, lengths, strict=True)]
-        index = torch.tensor(keys, device=fed.device) if len(keys) > starts[-1] else None
+        index = torch.tensor(keys).to(device) if len(keys) > starts[-1] else None
         ends = torch.nn.functional.pad(torch.tensor([lengths, key_lengths]).cumsum(1), (1, 0))
-        return cls(fed, lengths, key_lengths, index, ends.to(fed.device, torch.int32))
+        return cls(fed, lengths, key_lengths, index, ends.to(device, torch.int32))
 
     def mask(self, queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:
         """Return the mask (queries, keys) to add to the scores if the queries are the last of `keys` tokens. All
@@ -122,8 +127,8 @@ def attend_packed(
 def _attend_row(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
-    """Attend from the queries of one row to its keys. PyTorch's `is_causal` aligns the first query to the first
-    key, but here the last query belongs to the last key. Short rows get a mask, long rows unused queries in
+    """Attend from the queries of one row to its keys. `is_causal` aligns the first query with the first key. Here
+    the last query must align with the last key. Short rows use a mask; long rows are padded with unused queries in
     front."""
     queries, keys = q.shape[2], k.shape[2]
     if queries < keys < 2 * queries and queries >= LONG:
@@ -153,8 +158,13 @@ def _attend_varlen(
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N or M, H or K, D)
     q_ends, k_ends = packing.ends
     q_longest, k_longest = max(packing.lengths), max(packing.key_lengths)
-    out = varlen_attn(q, k, v, q_ends, k_ends, q_longest, k_longest, window_size=(-1, 0), scale=scaling,
-                      enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+    options: dict[str, Any] = {"window_size": (-1, 0), "scale": scaling}
+    if (groups := q.shape[1] // k.shape[1]) > 1:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            options["enable_gqa"] = True
+        else:  # torch 2.11
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    out = varlen_attn(q, k, v, q_ends, k_ends, q_longest, k_longest, **options)
     assert isinstance(out, torch.Tensor)
     return out[None]
 
@@ -163,13 +173,14 @@ AttentionInterface.register(ATTENTION, attend_packed)
 
 
 def pack(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor, device: torch.device
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """Pack right-padded rows (B, T). Returns the model's inputs (1, N), and a mask (1, N) of the positions that
-    predict a chosen token."""
-    packing = Packing.of(input_ids, attention_mask, chosen)
+    """Pack right-padded rows (B, T) of the host. Returns the model's inputs (1, N) on `device`, and on the host a
+    mask (1, N) of the positions that predict a chosen token."""
+    packing = Packing.of(input_ids, attention_mask, chosen, device)
     fed = packing.fed
-    positions = torch.arange(fed.shape[1], device=fed.device).expand_as(fed)
-    inputs = {"input_ids": input_ids[fed][None], "position_ids": positions[fed][None], "packing": packing}
+    positions = torch.arange(fed.shape[1]).expand_as(fed)
+    ids, positions = input_ids[fed][None].to(device), positions[fed][None].to(device)
+    inputs = {"input_ids": ids, "position_ids": positions, "packing": packing}
     # The first fed token of a row is never chosen, so the last token of the row before predicts no chosen token.
     return inputs, torch.nn.functional.pad(chosen[fed][1:], (0, 1))[None]

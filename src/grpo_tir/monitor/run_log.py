@@ -264,7 +264,8 @@ def make_tracker(name: str, folder: Path, resume_at: int = -1) -> Any:
 
 def _old_logprobs(rollout: Rollout) -> list[list[float]]:
     """Split the learner's log-probs by segment. They are empty for a rollout that was not trained."""
-    values = iter([float(value) for value in rollout.old_logprobs] if rollout.old_logprobs is not None else ())
+    old = rollout.old_logprobs  # a tensor of the learner's device: one read for all
+    values = iter(getattr(old, "tolist", lambda: old or ())())
     parts = [list(itertools.islice(values, len(segment.token_ids))) for segment in rollout.segments]
     return [part if segment.kind == "model" else [] for part, segment in zip(parts, rollout.segments, strict=True)]
 

@@ -27,7 +27,7 @@ from grpo_tir.types import Rollout
 from grpo_tir.utils import hub
 
 FullWeights = Callable[[Any], AbstractContextManager[None]]
-"""Type of `distributed.Runtime.full_weights`, which must not be imported in this layer."""
+"""Type of `distributed.Runtime.full_weights`."""
 
 
 def unsharded(model: Any) -> AbstractContextManager[None]:
@@ -65,8 +65,8 @@ class Policy:
     def generator(
         self, config: Config, sampling: Sampling | None = None, rollouts: Sequence[Rollout] = ()
     ) -> Generator:
-        """Make a generator for one batch of rollouts, with the current weights. The decode step is chosen at the
-        first batch (`rollouts`)."""
+        """Make a generator for one batch of rollouts, with the current weights. On a GPU with `rollout.step:
+        auto`, the first call with `rollouts` measures and chooses the decode step."""
         self.model.eval()  # in train mode, gradient checkpointing switches the KV cache off
         settings = config.rollout
         sampling = sampling or sampling_of(settings)
@@ -102,7 +102,7 @@ def sampling_of(settings: RolloutConfig) -> Sampling:
 
 
 def decodes_in_bf16(model: Any) -> bool:
-    """True on a GPU with bf16, unless the model has adapters."""
+    """True for a transformers model on a GPU with bf16."""
     on_gpu: bool = isinstance(model, PreTrainedModel) and model.device.type == "cuda"
     return on_gpu and torch.cuda.is_bf16_supported()
 

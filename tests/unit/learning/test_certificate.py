@@ -119,11 +119,16 @@ def test_the_sums_are_over_model_tokens_of_certified_rows_only() -> None:
     rows[1].certified = False
     batch = collate(rows, torch.device("cpu"))
     old = torch.where(batch.loss_mask.bool(), batch.sampled_logprobs - 0.5, torch.nan)  # (B, T)
-    found, tokens = batch.agreement(old), sum(rows[0].loss_mask)
+
+    def found_with(old: torch.Tensor) -> Agreement:
+        sums, worst = batch.agreement(old)
+        return Agreement(*sums.tolist(), worst.item())
+
+    found, tokens = found_with(old), sum(rows[0].loss_mask)
     assert (found.tokens, found.gap, found.square) == pytest.approx((tokens, 0.5 * tokens, 0.25 * tokens))
     assert found.worst == pytest.approx(0.5)
     assert found.x == pytest.approx(sum(rows[0].sampled_logprobs) - 0.5 * tokens)
-    assert batch.agreement(batch.sampled_logprobs).used(1e-3) == 0.0
+    assert found_with(batch.sampled_logprobs).used(1e-3) == 0.0
 
 
 # --- real runs ----------------------------------------------------------------------------------------------
@@ -194,7 +199,7 @@ def reencoded_id(monkeypatch: pytest.MonkeyPatch) -> None:
 def wrong_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     """The generator draws at 0.9, the learner believes in 1."""
     honest = Policy.generator
-    monkeypatch.setattr(Policy, "generator", lambda self, config, sampling: honest(self, config, Sampling(0.9)))
+    monkeypatch.setattr(Policy, "generator", lambda self, config, *_: honest(self, config, Sampling(0.9)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""What a GPU would wait for, counted on a pretended device: a stray `.item()` in a hot path fails here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cuda.pretended import DEVICE, CudaTensor, pretended_cuda, to_device
+from grpo_tir.engine.engine import Engine
+from grpo_tir.engine.static_step import StaticStep
+from grpo_tir.generation.sampling import Sampling
+from grpo_tir.generation.stopping import CodeBlockStopping
+from grpo_tir.learning import packing
+from grpo_tir.learning.batching import collate
+from grpo_tir.learning.packing import packed_attention
+from parity.engine_models import FAMILIES, make_model, make_requests, make_tokenizer, run_with_tool
+from tiny_policy import make_groups, make_learner, tiny_qwen2
+
+INSERTED = [3, 1, 4, 1, 5]
+
+
+def test_the_device_refuses_the_host_and_counts_reads_and_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretended_cuda(monkeypatch) as log:
+        a = torch.ones(3, device=DEVICE)
+        assert isinstance(a, CudaTensor) and a.device == DEVICE and not log.reads and not log.copies
+        with pytest.raises(AssertionError, match="mixes devices"):
+            a + torch.ones(3)
+        assert (a + 1 + torch.tensor(2.0)).tolist() == [4.0] * 3  # scalars of the host are allowed
+        assert log.reads.total() == 1
+        a.copy_(torch.zeros(3))
+        torch.ones(2).to(DEVICE)
+        assert log.copies.total() == 2
+        assert bool((a == 0).all()) and a.sum().item() == 0 and a.cpu().device.type == "cpu"
+        assert log.reads.total() == 4
+        a[a == 0]  # as many elements as are True: the host must know
+        assert log.reads.total() == 5
+
+
+@pytest.mark.parametrize("step", ["eager", "plain"])
+def test_a_rollout_with_tools_reads_little_and_mixes_nothing(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager steps read ids and log-probs at every forward; static steps read once a block, whatever its length."""
+    stopping, requests = CodeBlockStopping(make_tokenizer()), make_requests(groups=4, samples=4, budget=40, seed=3)
+    model = make_model(FAMILIES["qwen2"], torch.float64)
+    wanted = run_with_tool(Engine(model, stopping, Sampling(), [11]), requests, INSERTED, calls=2)
+    with pretended_cuda(monkeypatch) as log:
+        engine = Engine(to_device(model), stopping, Sampling(), [11], step=step, page=8)  # type: ignore[arg-type]
+        assert run_with_tool(engine, requests, INSERTED, calls=2) == wanted
+    assert sum(len(segments) > 1 for segments in wanted.values()) >= 5, "too few rows called a tool"
+    counts = engine.counts
+    if step == "eager":
+        assert log.reads == {"engine/engine.py:_sample": 2 * counts["forwards"]}
+        assert log.copies["engine/kv_cache.py:__init__"] == counts["forwards"]
+        return
+    assert log.reads == {"engine/static_step.py:run": counts["blocks"]}
+    assert log.copies["engine/static_step.py:run"] == 2 * counts["blocks"]
+    assert counts["blocks"] * 4 < counts["forwards"]
+    inside = {"_step", "attend", "block_mask", "_finish_step", "_draw_in_blocks", "_first_above"}
+    assert not [line for line in [*log.reads, *log.copies] if line.split(":")[1] in inside]
+
+
+def test_the_addresses_of_a_static_step_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph replays addresses: what a step reads and writes must not be made anew."""
+    found: dict[int, set[tuple[int, ...]]] = {}
+    run = StaticStep.run
+
+    def watched(self: StaticStep, *args: object) -> object:
+        tensors = [self.inputs, self.table, self.last, self.record, self.count, self.ends_row, *self.cache.layers]
+        found.setdefault(id(self), set()).add(tuple(tensor.data_ptr() for tensor in tensors))
+        return run(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StaticStep, "run", watched)
+    stopping, requests = CodeBlockStopping(make_tokenizer()), make_requests(groups=4, samples=4, budget=40, seed=3)
+    engine = Engine(make_model(FAMILIES["qwen2"]), stopping, Sampling(), [11], 0, 200, "plain", page=8)
+    run_with_tool(engine, requests, INSERTED, calls=2)
+    assert engine.counts["evictions"] > 0 and len(found) > 1
+    assert all(len(addresses) == 1 for addresses in found.values())
+
+
+def test_the_learner_reads_nothing_in_a_micro_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Layout, loss, metrics and the certificate's sums wait for nothing; the certificate reads once for all."""
+    learner = make_learner(tiny_qwen2())
+    samples = [sample for batch in learner._split(make_groups()) for sample in batch]
+    with torch.no_grad(), packed_attention(learner.module.model):
+        wanted = learner._loss(collate(samples, torch.device("cpu")), 10.0)
+    learner = make_learner(tiny_qwen2())
+    to_device(learner.module)
+    with pretended_cuda(monkeypatch) as log, torch.no_grad(), packed_attention(learner.module.model):
+        learner.gap_max = learner.gap_max.to(DEVICE)
+        monkeypatch.setattr(packing, "has_kernel", lambda value: False)
+        loss = learner._loss(collate(samples, DEVICE), 10.0)
+        learner._loss(collate(samples, DEVICE), 10.0)
+        assert not log.reads
+        learner._certify()
+        assert log.reads == {"learning/learner.py:_certify": 1}
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
