@@ -75,8 +75,8 @@ def our_step(model: PreTrainedModel, rows: list[Row], samples: int, call: Callab
         rollout = Rollout(Problem(str(number // samples), "", ""), row.prompt, group=number // samples)
         for stop in engine.said[number]:
             if rollout.segments:
-                rollout.segments.append(Segment("tool", INSERTED))
-            rollout.segments.append(Segment("model", stop.token_ids, stop.logprobs))
+                rollout.add(Segment("tool", INSERTED))
+            rollout.add(Segment("model", stop.token_ids, stop.logprobs))
         rollout.reward = Reward(float(number % 2) * 2 - 1)
         rollouts.append(rollout)
     groups = [
@@ -216,7 +216,7 @@ def trl_step(
 
 
 def fresh(step: Callable[[PreTrainedModel], None]) -> Callable[[], None]:
-    """Copy the model, so that each run starts from the same weights."""
+    """Make the model anew for each run, so that each starts from the same weights."""
     return lambda: step(random_model())
 
 

@@ -32,7 +32,8 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 2 for bad input, 1 for other failures."""
+    """Run a command. Returns the exit code: 0; 2 for bad input and for a full or read-only disk; 1 for other
+    failures; 130 after Ctrl-C (in `train` 130 or 143, after SIGINT or SIGTERM)."""
     try:
         return dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:

@@ -1,9 +1,10 @@
 """Define every setting of a run, with its unit, the reason for its default, and its source.
 
 A recipe is a YAML file that maps to `Config` one to one: the key `algorithm.clip_high` is the field `clip_high` of
-the section `algorithm`. `--algorithm.clip_high 0.28` on the command line overrides it. An unknown or ill-typed key
-raises an error that suggests the nearest key. "(ToRL: 1)" marks a value of the paper (arXiv 2503.23383) or of its
-released script. Other defaults are ours, with their reason where it is not obvious.
+the section `algorithm`. `--algorithm.clip_high 0.28` on the command line overrides it. An unknown key raises an
+error that suggests the nearest one; a value of the wrong type raises one that names the type. "(ToRL: 1)" marks
+a value of the paper (arXiv 2503.23383) or of its released script. Other defaults are ours, with their reason where
+it is not obvious.
 
 This module does not import torch, so that `grpo-tir --help` starts fast.
 """
@@ -42,7 +43,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Configure problems and prompts. A problem file is JSONL, one object per line; a key is called a column."""
+    """Configure problems and prompts. A problem file is JSONL, a JSON list or parquet. A key is a column."""
 
     train: str = ""
     """Path of the training problems, or a function that yields `Problem`s, as a dotted path or `file.py:function`.
@@ -119,7 +120,8 @@ class ExecutorConfig:
 
     kind: Literal["docker", "process", "auto"] = "docker"
     """`docker`: a closed container; the default, because it isolates best. `process`: processes of this machine.
-    `auto`: docker if an engine answers, else process; only the quickstart uses it."""
+    `auto`: docker if an engine answers and has the image, else process. The quickstart, `run_code` and
+    `rollout()` use it."""
     image: str = "grpo-tir-sandbox"
     """Name of the container image. `grpo-tir sandbox build` builds the default."""
     hosts: list[str] = field(default_factory=list)

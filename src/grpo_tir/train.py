@@ -134,6 +134,7 @@ class Trainer:
         Raises:
             Interrupted: a signal. The batch is taken again on `--resume`.
             ExecutorOutage, GraderOutage: too much of the batch was lost.
+            CertificateError: the tokens to be trained differ from those sampled, or their log-probs disagree.
             TrainingDiverged: too many gradients in a row were not finite.
         """
         config, collector, learner = self.config, self.parts.collector, self.parts.learner
@@ -303,7 +304,8 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
 def _open_policy(
     config: Config, checkpoint: Path | None, runtime: Runtime, console: Console, given: Objects
 ) -> Policy:
-    """Load the policy, from the checkpoint if there is one. With LoRA a checkpoint holds only the adapters."""
+    """Load the policy, from the checkpoint if there is one. With LoRA, load the original weights and the adapters
+    of the checkpoint, whose own weights are merged."""
     adapts = config.model.lora_rank > 0
     path = str(checkpoint) if checkpoint and not adapts else config.model.path
     is_given = given.model is not None and path == config.model.path

@@ -86,7 +86,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Reward:
-    """Reward of a rollout. `value` is optimised; `parts` lists its components (at least `correct`: 0 or 1)."""
+    """Reward of a rollout. `value` is optimised; `parts` names its components. `correct` (0 or 1), if present,
+    gives the metric `accuracy`."""
 
     value: float
     parts: dict[str, float] = field(default_factory=dict)
@@ -130,7 +131,8 @@ class Rollout:
 
     @property
     def loss_mask(self) -> list[int]:
-        """1 where the policy chose the token, 0 where the tool wrote it. (T,) The mask is made only here."""
+        """1 where the policy chose the token, 0 where the tool wrote it. (T,) Prompt and padding are added in
+        `learning.batching`."""
         return [int(segment.kind == "model") for segment in self.segments for _ in segment.token_ids]
 
     @property

@@ -5,9 +5,9 @@
                                trainer.pt       position of the sampler, counters
                                manifest.json    size and SHA-256 of every file, written last
 
-A checkpoint is written under a temporary name, synced and renamed. It is written from a copy in CPU memory, so
-that training continues meanwhile. On loading, every file is compared with the manifest. A damaged checkpoint is
-reported, and the one before it is used.
+A checkpoint is written under a temporary name, synced and renamed. With `train.save_in_background` it is written
+from a copy in CPU memory, so that training continues meanwhile. On loading, every file is compared with the
+manifest. A damaged checkpoint is reported, and the one before it is used.
 """
 
 from __future__ import annotations

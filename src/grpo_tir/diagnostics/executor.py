@@ -73,7 +73,7 @@ print('BREACH: an earlier program left ' + ', '.join(found) if found else 'clean
 
 
 def check_executor(config: Config) -> Iterator[Finding]:
-    """Open the recipe's tool as `train` does and check its executor. A custom tool is only opened."""
+    """Open the recipe's tool as `train` does and check its executor. A tool without `executor` is only opened."""
     from grpo_tir.tools.open import open_tool
 
     lines: list[str] = []
@@ -111,15 +111,15 @@ def check_results(executor: Any) -> Iterator[Finding]:
             yield fault(
                 "executor",
                 f"{what} came back `{result.status}` with {result.stdout[:60]!r}, not `{status}` with {stdout!r}"
-                f"{': ' + result.stderr.strip()[-120:] if result.stderr.strip() else ''}. Build the image again: "
-                "grpo-tir sandbox build",
+                f"{': ' + result.stderr.strip()[-120:] if result.stderr.strip() else ''}. With executor.kind "
+                "docker, build the image again: grpo-tir sandbox build",
             )
     if not wrong:
         yield fine("executor", "returns output, errors and time-outs correctly")
 
 
 def check_isolation(executor: Any, config: Config) -> Iterator[Finding]:
-    """Run the five attacks. With executor.kind `process` a breach is a warning, because the recipe chose it."""
+    """Run the five attacks. A breach of the process executor is a warning, because it promises less isolation."""
     weak = executor.describe().get("kind") == "process"
     breaches = {name: breach for name, breach in attack(executor, config) if breach}
     for name, breach in breaches.items():

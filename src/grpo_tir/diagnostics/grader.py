@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 from grpo_tir.diagnostics.finding import Finding, fault, fine
 from grpo_tir.grading.grader import Grader
@@ -39,7 +38,8 @@ def check_grader(problems: Sequence[Problem], grader: Grader | None = None) -> I
 
 def check_golds(problems: Sequence[Problem], judge: Grader) -> Iterator[Finding]:
     """Check the golds: rollouts of a problem whose gold cannot be read are invalid in every step."""
-    tried = list(islice(problems, 0, None, max(1, len(problems) // GOLDS)))[:GOLDS]
+    number = min(GOLDS, len(problems))
+    tried = [problems[n * len(problems) // number] for n in range(number)]
     faults = [(problem, reason) for problem in tried if (reason := judge.check_gold(problem.answer))]
     if len(faults) > UNUSABLE * len(tried):
         problem, reason = faults[0]

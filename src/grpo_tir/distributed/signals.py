@@ -18,7 +18,7 @@ ECHO_SECONDS = 3.0
 
 
 class Interrupted(Exception):
-    """Report a signal in a phase that can be abandoned. It is raised on all ranks together."""
+    """Report a signal. `StopRequest.check` raises it on one rank; `agree` and `abandonable` on all of them."""
 
 
 class StopRequest:

@@ -47,7 +47,7 @@ class AlteredTool:
 
 
 def seen(tool: Tool, result: ToolResult) -> str:
-    """Return the part of an observation that depends on the result."""
+    """Return the observation after a segment that ends in a newline, so that it depends on the result only."""
     return tool.observe(result, "\n")
 
 

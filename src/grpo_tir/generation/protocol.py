@@ -39,10 +39,10 @@ class Stopped:
 
 
 class Generator(Protocol):
-    """Decode submitted rows and return those that stop. A parked row must not delay the others."""
+    """Decode submitted rows; return those that stop. A parked row does not delay the others, unless `barrier`."""
 
     barrier: bool
-    """True if rows can only continue together, so that all tool results are collected first."""
+    """True if all tool results are to be collected before any row is resumed."""
     ready: Callable[[], bool]
     """Set by the caller, and called between tokens by a generator without barrier. If it returns True, `step`
     returns early, perhaps with [], because the caller has rows to resume. Default: always False."""

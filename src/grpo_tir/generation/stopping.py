@@ -28,8 +28,8 @@ class CodeBlockStopping(StoppingCriteria):
     Args:
         tokenizer: tokenizer of the policy.
         stop: `output` for the paper's marker "```output", `fence` for the fence that closes a ```python block.
-        start: column at which the model's own tokens begin; None takes the width at the first call, which is
-            right for a plain `generate`.
+        start: column at which the model's own tokens begin; None takes the column of the newest token at the first
+            call, which is right for a plain `generate`.
 
     Attributes:
         may_stop: False for rows that have used all their calls: they never stop; None lets every row stop.

@@ -8,7 +8,7 @@
     RUN/checkpoints/  journal/  alive/        written by checkpoint/ and distributed/watchdog.py
 
 A metric that TRL also has keeps TRL's name; `tools/*` are additions. docs/metrics.md defines each metric. A ratio
-with denominator 0 is null, not 0.
+with denominator 0 is null; only `update_metrics` returns 0 if nothing was trained.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from grpo_tir.errors import UserError
 from grpo_tir.report.page import build_chunks, frame
-from grpo_tir.report.read import read_runs
+from grpo_tir.report.read import read_runs, runs_beneath
 
 REST = 4.0
 """Pause between two builds as a multiple of the last build's time, so that a large report uses little CPU time."""
@@ -63,7 +63,8 @@ class Watched:
         """Hash name, size and time of every file that the report reads."""
         files = [
             file
-            for path in self.runs
+            for folder in self.runs
+            for path in runs_beneath(folder)
             for file in (*path.glob("*.json*"), path / "config.yaml", *path.glob("rollouts/step_*.jsonl"))
             if file.is_file()
         ]

@@ -92,6 +92,7 @@ class Collector:
 
         Raises:
             Interrupted: a rank was asked to stop.
+            ExecutorOutage: the executor lost so many calls that it gave up.
         """
         settings = self.config.rollout
         number = settings.prompts_per_step if number is None else number

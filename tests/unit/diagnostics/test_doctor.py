@@ -245,6 +245,14 @@ def test_golds_that_no_rule_can_read_are_named() -> None:
     assert "cannot judge 5 of 50 golds; the first, of 0: 'N/A'" in found
 
 
+def test_golds_are_tried_over_the_whole_file() -> None:
+    """The last golds of 399 problems are unusable: half of the golds of their second half must be tried."""
+    problems = [Problem(str(n), "?", "N/A" if n >= 300 else "7") for n in range(399)]
+    with Grader() as grader:
+        (found,) = faults(check_grader(problems, grader))
+    assert "cannot judge 49 of 200 golds; the first, of 301: 'N/A'" in found
+
+
 # --- model --------------------------------------------------------------------------------------------------
 
 

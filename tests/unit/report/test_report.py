@@ -19,6 +19,7 @@ from grpo_tir.errors import UserError
 from grpo_tir.report import page as report
 from grpo_tir.report import read, traces
 from grpo_tir.report.read import read_run, read_runs
+from grpo_tir.report.serve import Watched
 from grpo_tir.report.traces import FLAGS, Traces, bisected, bits, full_rollout, spread_files
 
 
@@ -369,3 +370,17 @@ def test_lines_of_the_wrong_shape_do_no_harm(tmp_path: Path) -> None:
 def test_integers_beyond_float_are_no_number() -> None:
     assert read.number(10**400) is None
     assert read.number(1 / 3) == 0.3333333
+
+
+def test_watching_a_folder_of_runs_shows_each_new_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "one", '{"step": 1, "reward": 0.0}\n')
+    watched = Watched([tmp_path / "runs"])
+    watched.refresh()
+    first = watched.version
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "reward": 1.0}\n')
+    watched._not_before = 0.0
+    watched.refresh()
+    assert watched.version != first
+    data = json.loads(gzip.decompress(base64.b64decode(watched.chunks["data"])))
+    assert data["runs"][0]["steps"] == [1, 2]
