@@ -17,6 +17,7 @@ from grpo_tir.errors import GrpoTirError, UserError
 COMMANDS = {
     "quickstart": ("grpo_tir.commands.quickstart", "teach a tiny model to use the tool, in minutes, on a CPU"),
     "train": ("grpo_tir.commands.train", "train a recipe"),
+    "sft": ("grpo_tir.commands.sft", "fine-tune a model on written traces of tool use"),
     "plan": ("grpo_tir.commands.plan", "estimate the memory, KV rows and executor slots that a recipe needs"),
     "eval": ("grpo_tir.commands.eval", "evaluate models on benchmarks or problem files, with intervals"),
     "solve": ("grpo_tir.commands.solve", "solve one problem with the tool, on the terminal"),
