@@ -17,7 +17,7 @@ from grpo_tir.evaluation.scores import (
     majority,
     pass_at_k,
 )
-from grpo_tir.monitor.metrics import tool_metrics
+from grpo_tir.monitor.metrics import source_metrics, tool_metrics
 
 Result = dict[str, Any]
 
@@ -53,6 +53,7 @@ def _counts(rows: Sequence[dict[str, Any]]) -> Result:
         "code_ratio": tools["tools/code_ratio"],
         "pass_ratio": tools["tools/pass_ratio"],
         "calls_mean": tools["tools/calls_mean"],
+        "by_source": source_metrics(counts),
         "mean_length": float(np.mean([count["length"] for count in counts])),
         "cut": float(np.mean([count["cut"] for count in counts])),
         **{name: sorted({row["problem_id"] for row in rows if test(row)}) for name, test in named.items()},

@@ -24,6 +24,8 @@ from grpo_tir.tools.python import OUTPUT_MARKER, code_blocks, error_line
 from grpo_tir.types import Rollout, stamp
 
 BOX = "\\boxed"
+MAX_SOURCES = 12
+"""Largest number of sources for which metrics are also computed source by source."""
 
 
 def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
@@ -33,6 +35,7 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
     return {
         "group": rollout.group,
         "problem_id": rollout.problem.id,
+        "source": rollout.problem.source,
         "valid": rollout.valid,
         "reward": rollout.reward.value if rollout.reward else None,
         "correct": rollout.reward.parts.get("correct") if rollout.reward else None,
@@ -119,7 +122,8 @@ def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]
         "rollouts/lost": float(sum(row["lost"] for row in summaries)),
         "rollouts/unjudged": float(sum(not row["valid"] and not row["lost"] for row in summaries)),
     }
-    return {**metrics, **tool_metrics(rows), "tools/outages": float(sum(row["outages"] for row in summaries))}
+    outages = {"tools/outages": float(sum(row["outages"] for row in summaries))}
+    return {**metrics, **tool_metrics(rows), **outages, **source_metrics(rows)}
 
 
 def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: float) -> dict[str, float]:
@@ -186,7 +190,22 @@ def eval_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]
         "eval/code_ratio": tools["tools/code_ratio"],
         "eval/pass_ratio": tools["tools/pass_ratio"],
         "eval/unjudged": float(len(summaries) - len(rows)),
+        **{f"eval/{name}": value for name, value in source_metrics(rows).items()},
     }
+
+
+def source_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Compute accuracy and tool use of each `source` of the problems. Empty if all problems have the same source,
+    or if there are more than `MAX_SOURCES`."""
+    sources = sorted({row.get("source", "") for row in rows})
+    metrics: dict[str, float | None] = {}
+    for source in sources if 1 < len(sources) <= MAX_SOURCES else []:
+        chosen = [row for row in rows if row.get("source", "") == source]
+        name = f"by_source/{source or 'none'}"
+        metrics[f"{name}/accuracy"] = _mean(row["correct"] for row in chosen if row["correct"] is not None)
+        metrics[f"{name}/code_ratio"] = _mean(float(row["written"] > 0) for row in chosen)
+        metrics[f"{name}/recovery_ratio"] = _share(_total(chosen, "recovered"), _total(chosen, "failed"))
+    return metrics
 
 
 def tool_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:

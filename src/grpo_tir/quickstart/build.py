@@ -31,15 +31,20 @@ class QuickstartFiles:
 
 
 def build_quickstart(
-    cache_dir: Path, seed: int, *, log: Callable[[str], None] = print, progress: bool = True
+    cache_dir: Path,
+    seed: int,
+    world_name: str = "quickstart",
+    *,
+    log: Callable[[str], None] = print,
+    progress: bool = True,
 ) -> QuickstartFiles:
-    """Return problems, tokenizer and base model for `seed`, from the cache if they exist there.
+    """Return problems, tokenizer and base model of a world for `seed`, from the cache if they exist there.
 
     Raises:
         DataError: the cache folder cannot be written.
     """
-    world = WorldConfig(seed)
-    home = cache_dir / f"quickstart-{seed}-{_fingerprint(world)}"
+    world = WorldConfig(seed, name=world_name)
+    home = cache_dir / f"{world_name}-{seed}-{_fingerprint(world)}"
     files = QuickstartFiles(home / "train.jsonl", home / "eval.jsonl", home / "model")
     if home.is_dir():
         log(f"base model and problems: reused from {home}")

@@ -60,6 +60,12 @@ class Family:
     programs: tuple[str, ...]
     broken: tuple[str, ...]
     wrong: tuple[tuple[str, Callable[[int, int], int]], ...]
+    fails: Callable[[int, int], bool] = lambda a, b: False
+    """True for the numbers for which `programs` raise an error."""
+    repairs: tuple[str, ...] = ()
+    """Programs that are right where `programs` raise an error."""
+    derived: bool = False
+    """True if the answer can be read off the problem. Plain documents are then trained on it."""
 
 
 def _three_digits(draw: random.Random) -> tuple[int, int]:
@@ -76,6 +82,16 @@ def _common_multiples(draw: random.Random) -> tuple[int, int]:
     divisor = draw.randint(2, 99)
     a, b = draw.sample(range(1, 999 // divisor + 1), 2)
     return a * divisor, b * divisor
+
+
+def _maybe_invertible(draw: random.Random) -> tuple[int, int]:
+    """Draw two odd numbers. Half of the pairs have a common factor, which their digits do not show."""
+    common = draw.random() < 0.5
+    while True:
+        factor = draw.choice((7, 11, 13, 17, 19, 23, 29, 31)) if common else 1
+        a, b = (2 * draw.randint(50 // factor, 499 // factor) * factor + factor for _ in range(2))
+        if min(a, b) >= 100 and max(a, b) <= 999 and a != b and (math.gcd(a, b) > 1) == common:
+            return a, b
 
 
 FAMILIES: dict[str, Family] = {
@@ -147,6 +163,57 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+PAPER_FAMILIES: dict[str, Family] = {
+    # Needs the tool.
+    "mul": FAMILIES["mul"],
+    "mod": FAMILIES["mod"],
+    # Needs two calls: only the error of the first one tells which program is right. No document has a condition.
+    "inv": Family(
+        _maybe_invertible,
+        lambda a, b: pow(a, -1, b) if math.gcd(a, b) == 1 else math.gcd(a, b),
+        (
+            "What is the inverse of {a} modulo {b}, or else their gcd?",
+            "Find 1/{a} mod {b}, or gcd({a}, {b}) if there is none.",
+        ),
+        ("We invert {a} modulo {b}.", "The inverse of {a} by {b} is needed.", "We need 1/{a} mod {b}."),
+        ("print(pow({a}, -1, {b}))",),
+        ("print(pow({a}, -1, {b})", "print(1/{a} mod {b})", "inverse({a}, {b})", "x = pow({a}, {b})\nprint(y)"),
+        (("print({a} % {b})", lambda a, b: a % b),),
+        fails=lambda a, b: math.gcd(a, b) > 1,
+        repairs=FAMILIES["gcd"].programs,
+    ),
+    # Needs no tool: the answer is in the problem.
+    "pick": Family(
+        _three_digits,
+        lambda a, b: a,
+        ("Which number comes first, {a} or {b}?", "Give the first of {a} and {b}.", "Of {a}, {b} name the first."),
+        ("The first of {a} and {b} is needed.", "We see {a}, then {b}."),
+        ("print({a})",),
+        ("print({a}", "echo({a})", "{a}", "x = {a}\nprint(y)"),
+        (("print({b})", lambda a, b: b),),
+        derived=True,
+    ),
+    # Tempts to useless code: every program runs, and none prints the answer.
+    "spare": Family(
+        _three_digits,
+        lambda a, b: a,
+        (
+            "A shop has {a} pens and {b} caps. How many pens?",
+            "There are {a} cats and {b} dogs. Count the cats.",
+            "With {a} red and {b} blue balls, how many are red?",
+        ),
+        ("There are {a} and {b} of them.", "We have {a} and {b}."),
+        (),
+        ("print({a} + {b}", "print({a} plus {b})", "total({a}, {b})", "{a} + {b}", "x = {a} + {b}\nprint(y)"),
+        (("print({a} + {b})", lambda a, b: a + b), ("print({a} * {b})", lambda a, b: a * b)),
+        derived=True,
+    ),
+}
+WORLDS = {"quickstart": (FAMILIES, 0.0), "paper": (PAPER_FAMILIES, 0.1)}
+"""Families of a world, and the share of failed calls after which a document of its corpus calls again."""
+RETRIED_PAGES = 0.5
+"""The same share in documents that start at the code of their last call, so that second calls are copied well."""
+
 INTRODUCTIONS = ("Let me compute it.\n", "Let us use Python.\n", "")
 CONCLUSIONS = (("The answer is \\boxed{", "}."), ("So the answer is \\boxed{", "}."), ("\\boxed{", "}"))
 
@@ -173,17 +240,21 @@ class WorldConfig:
     train_problems: int = 2000
     eval_problems: int = 500
     documents: int = 43_200
+    name: str = "quickstart"
+    """A key of `WORLDS`."""
 
 
-def sample_problem(draw: random.Random, taken: set[Key]) -> tuple[Key, Problem]:
+def sample_problem(
+    draw: random.Random, taken: set[Key], families: dict[str, Family] = FAMILIES
+) -> tuple[Key, Problem]:
     """Draw a problem whose key is not in `taken`. Returns its key and the problem."""
     while True:
-        name = draw.choice(list(FAMILIES))
-        a, b = FAMILIES[name].numbers(draw)
+        name = draw.choice(list(families))
+        a, b = families[name].numbers(draw)
         if (name, a, b) not in taken:
             break
-    text = draw.choice(FAMILIES[name].questions).format(a=a, b=b)
-    answer = str(FAMILIES[name].answer(a, b))
+    text = draw.choice(families[name].questions).format(a=a, b=b)
+    answer = str(families[name].answer(a, b))
     return (name, a, b), Problem(f"{name}-{a}-{b}", text, answer, source=f"tiny/{name}")
 
 
@@ -195,7 +266,7 @@ def make_problems(world: WorldConfig) -> tuple[list[Problem], list[Problem], set
     train: list[Problem] = []
     for problems, count in ((held_out, world.eval_problems), (train, world.train_problems)):
         for _ in range(count):
-            key, problem = sample_problem(draw, taken)
+            key, problem = sample_problem(draw, taken, WORLDS[world.name][0])
             taken.add(key)
             problems.append(problem)
         if problems is held_out:
@@ -211,21 +282,29 @@ def make_documents(world: WorldConfig, held_out: set[Key]) -> Iterator[Document]
         held_out: keys of the evaluation problems.
     """
     draw = random.Random(f"corpus/{world.seed}")
+    families, retried = WORLDS[world.name]
     first = round(FIRST_PAGES * world.documents)
     yield from (_output_page(draw) for _ in range(first))
     for _ in range(world.documents - first):
-        (name, a, b), problem = sample_problem(draw, held_out)
-        question, family = problem.problem + "\n", FAMILIES[name]
+        (name, a, b), problem = sample_problem(draw, held_out, families)
+        question, family = problem.problem + "\n", families[name]
         kind = draw.random()
         if kind < CODE_PAGES:
-            (_, call), *rest = _tool_response(draw, family, a, b)
-            before, fence, code = call.partition("```python\n")
-            yield Document(question + before + fence, (("model", code), *rest))
+            yield _code_page(question, _tool_response(draw, family, a, b, RETRIED_PAGES if retried else 0.0))
         elif kind < CODE_PAGES + OUTPUT_PAGES:
             yield _output_page(draw)
+        elif draw.random() < TOOL:
+            yield Document(question, _tool_response(draw, family, a, b, retried))
         else:
-            write = _tool_response if draw.random() < TOOL else _plain_response
-            yield Document(question, write(draw, family, a, b))
+            yield Document(question, _plain_response(draw, family, a, b))
+
+
+def _code_page(question: str, response: Segments) -> Document:
+    """Make a document that starts at the code of the last call of a response."""
+    last = max(number for number, (_, text) in enumerate(response) if "```python\n" in text)
+    before, fence, code = response[last][1].partition("```python\n")
+    earlier = "".join(text for _, text in response[:last])
+    return Document(question + earlier + before + fence, (("model", code), *response[last + 1 :]))
 
 
 def _output_page(draw: random.Random) -> Document:
@@ -242,24 +321,34 @@ def _conclude(draw: random.Random, number: int, kind: str, opening: str = "") ->
 
 def _plain_response(draw: random.Random, family: Family, a: int, b: int) -> Segments:
     restated = draw.choice(family.restatements).format(a=a, b=b) + " " if draw.random() < RESTATED else ""
-    return _conclude(draw, family.answer(a, b), "answer", restated)
+    return _conclude(draw, family.answer(a, b), "model" if family.derived else "answer", restated)
 
 
-def _tool_response(draw: random.Random, family: Family, a: int, b: int) -> Segments:
-    """Make a response with a tool call. Its answer repeats the output; after an error it is the right answer."""
-    number = family.answer(a, b)
-    broken = draw.random() < BROKEN
-    program = draw.choice(family.broken if broken else family.programs)
-    if not broken and draw.random() < WRONG_OPERATION:
-        program, compute = draw.choice(family.wrong)
-        number = compute(a, b)
-    observation = run_broken(program) if broken else number
-    code = program.format(a=a, b=b)
-    return (
-        ("model", f"{draw.choice(INTRODUCTIONS)}```python\n{code}\n```\n{OUTPUT_MARKER}"),
-        ("tool", f"\n{observation}\n```\n"),
-        *_conclude(draw, number, "answer" if broken else "model"),
-    )
+def _tool_response(draw: random.Random, family: Family, a: int, b: int, retried: float = 0.0) -> Segments:
+    """Make a response with tool calls. Its answer repeats the last output; after an error it is the right answer.
+    After a share `retried` of the errors it calls again."""
+    segments: Segments = ()
+    programs = family.programs
+    while True:
+        number = family.answer(a, b)
+        broken = draw.random() < BROKEN
+        program = draw.choice(family.broken if broken else programs or family.broken)
+        if not broken and (not programs or draw.random() < WRONG_OPERATION):
+            program, compute = draw.choice(family.wrong)
+            number = compute(a, b)
+        if program in family.programs and family.fails(a, b):
+            broken, programs = True, family.repairs
+        observation = run_broken(program) if broken else number
+        code = program.format(a=a, b=b)
+        segments += (
+            ("model", f"{draw.choice(INTRODUCTIONS)}```python\n{code}\n```\n{OUTPUT_MARKER}"),
+            ("tool", f"\n{observation}\n```\n"),
+        )
+        if not (broken and retried and draw.random() < retried):
+            break
+    if not family.programs and draw.random() < 0.5:  # the output was no help
+        number = family.answer(a, b)
+    return (*segments, *_conclude(draw, number, "model" if family.derived or not broken else "answer"))
 
 
 @cache

@@ -65,6 +65,15 @@ const FIGURES = [
     { title: "Failed calls by error", unit: "calls", floor: 0, stack: "tools/error/", note: "Grouped by the last line of the error." },
   ]],
 ];
+/** Return the groups of figures: the fixed ones, and one by source of the problems if the runs recorded it. */
+function groups() {
+  const keys = [...new Set(report.runs.flatMap((run) => Object.keys(run.metrics)))].filter((key) => key.startsWith("by_source/"));
+  const named = [["accuracy", "Accuracy", "right answers in training"], ["code_ratio", "Code ratio", "responses with code"],
+    ["recovery_ratio", "Recovery ratio", "failed calls that a successful call follows"]];
+  const figures = named.map(([end, title, what]) => ({ title: `${title} by source`, ...SHARE, note: `Share of ${what}, by source of the problem.`,
+    series: keys.filter((key) => key.endsWith(`/${end}`)).map((key) => [key, key.slice("by_source/".length, -end.length - 1)]) }));
+  return keys.length ? [...FIGURES, ["By source", figures]] : FIGURES;
+}
 const FINAL = [["eval/accuracy", "Accuracy, held out", SHARE], ["accuracy", "Accuracy, training", SHARE], ["reward", "Reward", {}],
   ["tools/code_ratio", "Code ratio", SHARE], ["tools/pass_ratio", "Pass ratio", SHARE],
   ["tools/executed_ratio", "Executed ratio", SHARE], ["tools/calls_mean", "Calls per response", {}],
@@ -311,7 +320,7 @@ function drawFigures() {
   view.first = steps[0];
   view.last = Math.max(steps[steps.length - 1], steps[0] + 1);
   setWindow(longest);
-  for (const [name, figures] of FIGURES) {
+  for (const [name, figures] of groups()) {
     if (!view.grids.has(name)) {
       view.grids.set(name, h("div.grid"));
       home.append(h("h3", {}, name), view.grids.get(name));
@@ -324,7 +333,7 @@ function drawFigures() {
 
 /** Add all other metrics in a closed <details>; they are drawn when it is opened. */
 function drawOthers(home) {
-  const used = new Set(FIGURES.flatMap(([, figures]) => figures.flatMap((figure) => (figure.series || []).map(([key]) => key))));
+  const used = new Set(groups().flatMap(([, figures]) => figures.flatMap((figure) => (figure.series || []).map(([key]) => key))));
   const recorded = [...new Set(report.runs.flatMap((run) => Object.keys(run.metrics)))];
   const rest = recorded.filter((key) => !used.has(key) && !key.startsWith("tools/error/")).sort();
   if (!rest.length) return;

@@ -10,13 +10,14 @@ import pytest
 
 from grpo_tir.monitor.metrics import (
     count_fake_outputs,
+    eval_metrics,
     step_metrics,
     summarize,
     tool_metrics,
     update_metrics,
 )
 from grpo_tir.monitor.run_log import RunLog, trajectory
-from grpo_tir.types import Reward, Rollout, ToolCall, ToolResult
+from grpo_tir.types import Problem, Reward, Rollout, ToolCall, ToolResult
 from grpo_tir.utils.files import read_jsonl
 from scripted import BLOCK, CALL, SHOWN, ids, play_one, rollout_of, stdout
 
@@ -298,3 +299,26 @@ def test_problem_rewards_hold_the_valid_samples_of_each_group(tmp_path: Path) ->
         (0, "p", [1.0, -1.0], [1.0, 0.0]),
         (1, "p", [1.0], [1.0]),
     ]
+
+
+def test_each_source_has_its_own_accuracy_code_ratio_and_recovery() -> None:
+    """Source a: right after a repaired call, wrong after one that is not. Source b: one right answer in words."""
+    rollouts = [
+        scored(rollout_of(CALL, SHOWN, CALL, SHOWN, END, calls=[FAILED, OK]), 1.0, 1.0),
+        scored(rollout_of(CALL, SHOWN, END, calls=[FAILED]), -1.0, 0.0),
+        scored(rollout_of(END), 1.0, 1.0),
+    ]
+    for rollout, source in zip(rollouts, "aab"):
+        rollout.problem = Problem("p", "?", "42", source)
+    rows = [summarize(rollout, 2) for rollout in rollouts]
+    expected = {
+        "by_source/a/accuracy": 0.5,
+        "by_source/a/code_ratio": 1.0,
+        "by_source/a/recovery_ratio": 0.5,
+        "by_source/b/accuracy": 1.0,
+        "by_source/b/code_ratio": 0.0,
+        "by_source/b/recovery_ratio": None,
+    }
+    assert expected.items() <= step_metrics(rows).items()
+    assert {f"eval/{name}": value for name, value in expected.items()}.items() <= eval_metrics(rows).items()
+    assert not any("by_source" in name for name in step_metrics(rows[:2])), "one source is the whole batch"

@@ -55,7 +55,7 @@ def parrot(folder: Path) -> Path:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("glossary")
     problems = folder / "problems.jsonl"
-    rows = [{"id": str(n), "problem": "?", "answer": str(n)} for n in (2, 3)]
+    rows = [{"id": str(n), "problem": "?", "answer": str(n), "source": f"set/{n}"} for n in (2, 3)]
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = change(
         Config(),
@@ -82,6 +82,8 @@ def test_the_glossary_and_a_real_run_name_the_same_metrics(finished_run: Path) -
     page = set(re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     written = {name for line in read_jsonl(finished_run / "metrics.jsonl") for name in line if name != "step"}
     assert "tools/error/ZeroDivisionError" in written
+    assert {"by_source/set/2/accuracy", "eval/by_source/set/3/code_ratio"} <= written
+    written = {re.sub(r"by_source/.*/", "by_source/SOURCE/", name) for name in written}
     assert {re.sub(r"^tools/error/.*", "tools/error/NAME", name) for name in written} == page
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -180,3 +181,70 @@ def test_making_the_data_loads_neither_torch_nor_transformers() -> None:
         "sys.exit(bool({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+PAPER = tiny.WorldConfig(seed=1, train_problems=400, eval_problems=100, documents=4000, name="paper")
+
+
+@pytest.fixture(scope="module")
+def paper_documents() -> list[tiny.Document]:
+    return list(tiny.make_documents(PAPER, tiny.make_problems(PAPER)[2]))
+
+
+def test_answers_of_the_paper_s_families_are_right() -> None:
+    def inverse_or_gcd(a: int, b: int) -> int:
+        common = max(d for d in range(1, min(a, b) + 1) if a % d == b % d == 0)
+        return next(x for x in range(b) if a * x % b == 1) if common == 1 else common
+
+    by_hand = {"inv": inverse_or_gcd, "pick": lambda a, b: a, "spare": lambda a, b: a}
+    seen = set()
+    for problem in tiny.make_problems(PAPER)[0]:
+        name, a, b = problem.id.split("-")
+        assert problem.source == f"tiny/{name}"
+        seen.add(name)
+        if name in by_hand:
+            assert problem.answer == str(by_hand[name](int(a), int(b))), problem
+    assert seen == {"mul", "mod", "inv", "pick", "spare"}
+
+
+def test_no_program_of_the_corpus_solves_both_cases_of_the_dependent_family(
+    paper_documents: list[tiny.Document],
+) -> None:
+    """One call solves half of the problems, whichever program it runs; the digits do not tell which half."""
+    family = tiny.PAPER_FAMILIES["inv"]
+    pairs = [tuple(map(int, p.id.split("-")[1:])) for p in tiny.make_problems(PAPER)[0] if p.id.startswith("inv")]
+    for program in (*family.programs, *family.repairs):
+        runs = [execute(program.format(a=a, b=b)).stdout.strip() for a, b in pairs[:40]]
+        right = sum(run == str(family.answer(a, b)) for run, (a, b) in zip(runs, pairs))
+        assert 8 <= right <= 32, program
+    assert all(a % 2 and b % 2 for a, b in pairs)
+    text = "".join(document.text for document in paper_documents)
+    assert not re.search(
+        r"print\(.* (if|or) |try:|except|if ", "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    )
+
+
+def test_a_tenth_of_failed_calls_is_followed_by_another_one(paper_documents: list[tiny.Document]) -> None:
+    failed = retried = 0
+    for document in filter(is_whole, paper_documents[len(paper_documents) // 8 :]):
+        shown = [text for kind, text in document.segments if kind == "tool"]
+        errors = [not re.fullmatch(r"\n\d+\n```\n", text) for text in shown]
+        failed += sum(errors)
+        retried += len(shown) - 1 if shown else 0
+    assert failed > 150 and abs(retried / failed - 0.1) < 4 * math.sqrt(0.09 / failed)
+
+
+def test_output_of_several_calls_is_what_the_programs_print(paper_documents: list[tiny.Document]) -> None:
+    tool = PythonTool(NoExecutor())  # type: ignore[arg-type]
+    several = [document for document in paper_documents if len(document.segments) > 5 and is_whole(document)]
+    assert several
+    for document in several[:6]:
+        for (_, call), (kind, shown) in itertools.pairwise(document.segments):
+            if kind == "tool":
+                assert shown == tool.observe(execute(tool.find_call(call) or ""), call)
+
+
+def test_code_of_the_useless_kind_never_prints_the_answer() -> None:
+    family = tiny.PAPER_FAMILIES["spare"]
+    assert not family.programs
+    assert all(compute(12, 30) != family.answer(12, 30) for _, compute in family.wrong)
