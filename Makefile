@@ -17,7 +17,7 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help train report test test-all test-faults lint types docs tutorial dist sandbox bench clean
+.PHONY: help train paper report test test-all test-faults lint types docs tutorial dist sandbox bench clean
 
 help:  ## this list
 	@echo "grpo-tir: every command makes what it needs first (a virtual environment in $(VENV), pinned packages)."
@@ -34,6 +34,9 @@ help:  ## this list
 train: $(VENV)/installed  ## teach a tiny model to use Python, in minutes, on any machine  [SEED=1]
 	@echo "make train: builds a tiny base model, trains it with the tool and, as a control, without (seed $(SEED))"
 	@$(BIN)/grpo-tir quickstart --seed $(SEED) $(ARGS)
+
+paper: $(VENV)/installed  ## test the paper's findings again in a miniature world, in about an hour  [ARGS="--seeds 1 --only c"]
+	@$(BIN)/grpo-tir paper $(ARGS)
 
 report: $(VENV)/installed  ## write the report of a run as one HTML file  [RUN=runs/quickstart]
 	@$(BIN)/grpo-tir report $(RUN) $(ARGS)

@@ -16,6 +16,7 @@ from grpo_tir.errors import GrpoTirError, UserError
 
 COMMANDS = {
     "quickstart": ("grpo_tir.commands.quickstart", "teach a tiny model to use the tool, in minutes, on a CPU"),
+    "paper": ("grpo_tir.commands.paper", "test the findings of the paper again, in a miniature world, on a CPU"),
     "train": ("grpo_tir.commands.train", "train a recipe"),
     "sft": ("grpo_tir.commands.sft", "fine-tune a model on written traces of tool use"),
     "plan": ("grpo_tir.commands.plan", "estimate the memory, KV rows and executor slots that a recipe needs"),

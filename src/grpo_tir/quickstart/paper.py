@@ -1,0 +1,171 @@
+"""The findings of the paper, and the rule by which runs in a miniature world confirm or contradict them.
+
+A finding is a statement of the paper as an inequality between two measurements:
+
+    value = first - second  >  bound        (for times: first / second > bound)
+
+The verdict is that of its 95% interval: `reproduced` if the interval lies above the bound, `not reproduced` if it
+lies below, else `undecided`. Bounds were written down before the first run.
+
+The interval is a hierarchical bootstrap: seeds are drawn with replacement, and for each drawn seed its problems,
+the same for both measurements. With one seed it covers the spread over problems only.
+
+A measurement is a ratio of two sums over responses, such as code that ran over code that was executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from grpo_tir.quickstart.world import OUTPUT_MARKER, PAPER_FAMILIES
+
+RESAMPLES = 2000
+Rows = list[dict[str, Any]]
+Results = Mapping[str, Sequence[Mapping[str, Rows]]]
+"""Condition, seed, phase: the rows of responses or of steps."""
+
+RATIOS: dict[str, tuple[Callable[[dict[str, Any]], float], Callable[[dict[str, Any]], float]]] = {
+    "accuracy": (lambda row: row["correct"] or 0.0, lambda row: 1.0),
+    "code": (lambda row: float(row["written"] > 0), lambda row: 1.0),
+    "passed": (lambda row: row["passed"], lambda row: row["executed"]),
+    "executed": (lambda row: row["executed"], lambda row: row["written"]),
+    "recovery": (lambda row: row["recovered"], lambda row: row["failed"]),
+    "seconds": (lambda row: row["seconds"], lambda row: 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement of the paper. A measurement is `CONDITION PHASE RATIO [SOURCE…]`; no source means all.
+
+    Phases: `greedy_before` and `greedy` are one greedy response to each held-out problem, before and after
+    training; `before` and `after` are one sampled response; `steps` are the training steps.
+    """
+
+    name: str
+    statement: str
+    paper: str
+    """The paper's figure."""
+    first: str
+    second: str
+    bound: float = 0.0
+    is_ratio: bool = False
+
+    @property
+    def conditions(self) -> set[str]:
+        """Names of the conditions that it compares."""
+        return {self.first.split()[0], self.second.split()[0]}
+
+
+RIGHT, INV, SPARE = "greedy accuracy", "tiny/inv", "tiny/spare"
+FINDINGS = [
+    Finding("tool", "RL with the tool beats RL without", "+9.6 points, 7B", f"c1 {RIGHT}", f"c0 {RIGHT}"),
+    Finding("calls", "two calls are better than one", "+2.0 points, 1.5B", f"c2 {RIGHT}", f"c1 {RIGHT}"),
+    Finding("calls_dependent", "so on problems that need two", "not studied",
+            f"c2 {RIGHT} {INV}", f"c1 {RIGHT} {INV}"),
+    Finding("calls_four", "four calls are better than two", "not studied", f"c4 {RIGHT}", f"c2 {RIGHT}"),
+    Finding("time_tool", "a call takes time", "237 s / 118 s = 2.0",
+            "c1 steps seconds", "c0 steps seconds", 1.5, True),
+    Finding("time_calls", "so does a second one", "288 s / 237 s = 1.2",
+            "c2 steps seconds", "c1 steps seconds", 1.1, True),
+    Finding("code", "the code ratio rises", ".36 to .93", "c1 after code", "c1 before code"),
+    Finding("pass", "the pass ratio rises", ".80 to .83", "c1 after passed", "c1 before passed"),
+    Finding("executed", "the executed ratio rises", ".66 to .84", "c1 after executed", "c1 before executed"),
+    Finding("recovery", "failed calls get repaired", "examples",
+            f"c2 after recovery {INV}", f"c2 before recovery {INV}"),
+    Finding("useless", "useless code disappears", "examples", f"c1 before code {SPARE}", f"c1 after code {SPARE}"),
+    Finding("chooses", "calls are made to compute, not to read", "examples",
+            "c1 after code tiny/mul tiny/mod", f"c1 after code tiny/pick {SPARE}", 0.2),
+    Finding("penalty", "a penalty for failing code does not help", "+0.1 points",
+            f"c1 {RIGHT}", f"penalty {RIGHT}", -0.02),
+    Finding("penalty_reference", "nor does it as the reference ran it", "+0.1 points",
+            f"c1 {RIGHT}", f"penalty_reference {RIGHT}", -0.02),
+    Finding("group", "G = 16 beats G = 4 with as many responses", "not studied", f"c1 {RIGHT}", f"g4 {RIGHT}"),
+    Finding("sft", "RL from the base beats SFT", "+8.6 points, 7B", f"c1 {RIGHT}", "sft greedy_before accuracy"),
+]  # fmt: skip
+RULE = (
+    "A finding is reproduced if the whole 95% interval of (first - second), for times of (first / second), lies "
+    "above the bound, not reproduced if it lies below, else undecided. The bounds were set before the run."
+)
+
+
+def correct_traces(problems: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yield a correct response with at most one call to each problem, in the form of `grpo-tir sft`. Problems that
+    need two calls have none."""
+    for row in problems:
+        name, *numbers = row["id"].split("-")
+        family, (a, b) = PAPER_FAMILIES[name], map(int, numbers)
+        if family.fails(a, b):
+            continue
+        answer, call = f"\\boxed{{{row['answer']}}}", []
+        if not family.derived:
+            code = family.programs[0].format(a=a, b=b)
+            call = [("model", f"```python\n{code}\n```\n{OUTPUT_MARKER}"), ("tool", f"\n{row['answer']}\n```\n")]
+        segments = [{"kind": kind, "text": text} for kind, text in (*call, ("model", answer))]
+        yield {"problem": row["problem"], "segments": segments}
+
+
+def judge(finding: Finding, results: Results) -> dict[str, Any] | None:
+    """Return value, interval and verdict of a finding. None if one of its conditions was not run."""
+    if not finding.conditions <= set(results):
+        return None
+    first, second = (
+        [_sums(text, seed) for seed in results[text.split()[0]]] for text in (finding.first, finding.second)
+    )
+    pairs = list(zip(first, second, strict=True))
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in pairs:  # one term of the mean over seeds
+        values = np.stack([_resampled(finding, a, b, rng) for a, b in pairs])  # (seeds, RESAMPLES)
+        drawn.append(values[rng.integers(len(pairs), size=RESAMPLES), np.arange(RESAMPLES)])
+    values = np.mean(drawn, axis=0)
+    value = float(np.mean([_compare(finding, a.sum(0), b.sum(0)) for a, b in pairs]))
+    sure = np.isfinite(value) and np.isfinite(values).mean() > 0.95
+    low, high = (float(edge) for edge in np.nanquantile(values, [0.025, 0.975])) if sure else (None, None)
+    ends = [float(np.mean([_ratio(part.sum(0)) for part in parts])) for parts in (first, second)]
+    return {
+        "value": round(value, 4) if sure else None,
+        "interval": [round(low, 4), round(high, 4)] if low is not None and high is not None else None,
+        "first": round(ends[0], 4) if np.isfinite(ends[0]) else None,
+        "second": round(ends[1], 4) if np.isfinite(ends[1]) else None,
+        "bound": finding.bound,
+        "paper": finding.paper,
+        "verdict": verdict(low, high, finding.bound),
+    }
+
+
+def verdict(low: float | None, high: float | None, bound: float) -> str:
+    """Return the verdict of an interval. An interval that touches the bound, or none, decides nothing."""
+    if low is None or high is None:
+        return "undecided"
+    return "reproduced" if low > bound else "not reproduced" if high < bound else "undecided"
+
+
+def _sums(measured: str, phases: Mapping[str, Rows]) -> Any:
+    """Return numerators and denominators of a measurement of one seed, (rows, 2)."""
+    _, phase, ratio, *sources = measured.split()
+    top, bottom = RATIOS[ratio]
+    chosen = [row for row in phases[phase] if not sources or row["source"] in sources]
+    return np.array([[top(row), bottom(row)] for row in chosen], dtype=float)
+
+
+def _resampled(finding: Finding, first: Any, second: Any, rng: np.random.Generator) -> Any:
+    """Return the compared values of resampled rows, (RESAMPLES,). Equal numbers of rows are those of the same
+    problems in the same order, and are drawn together."""
+    picks = rng.integers(len(first), size=(RESAMPLES, len(first)))
+    others = picks if len(second) == len(first) else rng.integers(len(second), size=(RESAMPLES, len(second)))
+    return _compare(finding, first[picks].sum(1), second[others].sum(1))
+
+
+def _compare(finding: Finding, first: Any, second: Any) -> Any:
+    return _ratio(first) / _ratio(second) if finding.is_ratio else _ratio(first) - _ratio(second)
+
+
+def _ratio(sums: Any) -> Any:
+    """Divide numerators by denominators, (..., 2) to (...); NaN where the denominator is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
