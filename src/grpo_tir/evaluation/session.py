@@ -172,7 +172,7 @@ class Session:
 
     def progress(self, text: str) -> None:
         """Show the progress on a terminal."""
-        if self.console.terminal and self.console.active:
+        if self.console.shows_bars and self.console.active:
             print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
 
     def command(self) -> list[str]:

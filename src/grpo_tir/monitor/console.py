@@ -9,6 +9,7 @@ Without a terminal, a long step prints a progress line every minute.
 
 from __future__ import annotations
 
+import builtins
 import sys
 import time
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from grpo_tir.monitor.alarms import Alarm
 from grpo_tir.types import Rollout
 
-BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 STEP_BAR = "  {desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} rollouts{postfix}"
 REFRESH = 0.2
 """Seconds between two updates of the bar. `progress` is called far more often."""
@@ -43,7 +44,9 @@ class Console:
         self.reasons: dict[str, int] = {}
         """Last step at which each reason held."""
         self.active_alarms: set[str] = set()
-        self.terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty()
+        self.notebook = not terminal and hasattr(builtins, "get_ipython")
+        self.shows_bars = terminal or self.notebook
 
     def log(self, text: str) -> None:
         """Print a line without breaking the bars."""
@@ -52,9 +55,10 @@ class Console:
             sys.stdout.flush()
 
     def start(self, total: int, done: int) -> None:
-        """Start the clock and, on a terminal, the bar of all steps, of which `done` were taken before."""
+        """Start the clock and, on a terminal or in a notebook, the bar of all steps, of which `done` were taken
+        before."""
         self.last = self.shown = time.monotonic()
-        if self.active and self.terminal:
+        if self.active and self.shows_bars:
             self.bar = tqdm(total=total, initial=done, desc="training", bar_format=BAR, file=sys.stderr)
 
     def progress(self, finished: int, total: int, waiting: int) -> None:
@@ -65,6 +69,9 @@ class Console:
         self.shown = now
         if self.bar is None:
             self.log(f"           {finished} of {total} rollouts done, {waiting} calls in flight")
+            return
+        if self.notebook:  # it shows one bar only
+            self.bar.set_postfix_str(f"{finished} of {total} rollouts, {waiting} calls in flight")
             return
         if self.step_bar is None:
             options = {"position": 1, "leave": False, "bar_format": STEP_BAR, "file": sys.stderr}

@@ -90,6 +90,21 @@ def test_a_terminal_has_a_bar_for_the_run_and_one_for_the_step(
     assert capsys.readouterr().out.startswith("step   12/60")
 
 
+def test_a_notebook_has_one_bar_that_names_the_rollouts_of_the_step(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builtins.get_ipython", lambda: None, raising=False)
+    shown = Console()
+    shown.start(60, 11)
+    clock.now += 1
+    shown.progress(58, 128, 3)
+    shown.step(12, 60, STEP)
+    shown.finish()
+    drawn = capsys.readouterr().err
+    assert re.search(r"training  18%\|.*\| 11/60 \[00:00<.*\], 58 of 128 rollouts, 3 calls in flight", drawn)
+    assert "12/60" in drawn and "\x1b[A" not in drawn, "no second bar, which would move the cursor up"
+
+
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
