@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
+import json
 import linecache
 import os
 import random
@@ -14,8 +17,10 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import types
 import weakref
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,13 +35,13 @@ def child(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, descri
     code = 70
     try:
         try:
-            source = enter_cell(zygote, slot, folder, cpu, setup, descriptors)
-            fresh_interpreter(source)
+            request = json.loads(enter_cell(zygote, slot, folder, cpu, setup, descriptors))
+            fresh_interpreter(request)
         except BaseException as error:
             os.write(setup, f"{type(error).__name__}: {error}".encode())
             leave(70)
         os.close(setup)
-        code = run_program(source)
+        code = run_program(request)
     finally:  # a program may have replaced all it can name; it must not fall back into the zygote's loop
         while True:
             for end in (lambda: leave(code), lambda: kill(pid, 9), lambda: crash(0)):
@@ -47,7 +52,7 @@ def child(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, descri
 
 
 def enter_cell(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, descriptors: list[int]) -> str:
-    """Turn a copy of the zygote into a closed cell. Returns the code, which is read after the cell is closed."""
+    """Turn a copy of the zygote into a closed cell. Returns the request, read after the cell is closed."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -82,20 +87,23 @@ def enter_cell(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, d
         if zygote.filter:
             zygote.filter.install(ban_signals=zygote.cell == "group")
     with open(descriptors[0], "rb") as pipe:
-        return pipe.read().decode("utf-8", "surrogatepass")
+        return pipe.read().decode()
 
 
-def fresh_interpreter(source: str) -> None:
+def fresh_interpreter(request: dict[str, Any]) -> None:
     """Make the process look newly started to the program: streams, `__main__`, random state."""
-    folder = os.getcwd()
+    source, folder = request["code"], os.getcwd()
     os.environ.update(HOME=folder, TMPDIR=folder, PWD=folder)
     tempfile.tempdir = None
     os.umask(0o077)
-    random.seed()
+    seed = int.from_bytes(os.urandom(4), "big")
+    if (earlier := request.get("earlier")) is not None:  # random draws of a session repeat when it is replayed
+        seed = checksum(earlier[0][0] if earlier else source)
+    random.seed(seed)
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(int.from_bytes(os.urandom(4), "big"))
+        sys.modules["numpy"].random.seed(seed)
     if "sympy" in sys.modules:
-        sys.modules["sympy"].core.random.rng.seed()
+        sys.modules["sympy"].core.random.rng.seed(seed)
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         errors = "backslashreplace" if name == "stderr" else "strict"
         mode, buffering = "w" if descriptor else "r", 1 if name == "stderr" else -1
@@ -113,10 +121,13 @@ def fresh_interpreter(source: str) -> None:
     gc.enable()
 
 
-def run_program(source: str) -> int:
+def run_program(request: dict[str, Any]) -> int:
     """Run the program and end as an interpreter does: threads, exit hooks, finalizers, flush, exit code."""
     streams, collect, main = (sys.stdout, sys.stderr), gc.collect, weakref.ref(sys.modules["__main__"])
-    code = guarded(lambda: execute(source.removeprefix("\ufeff"), main))
+    source, earlier, echo = request["code"], request.get("earlier"), request.get("echo", False)
+    if earlier:
+        replay(earlier, request["cpu"], echo, main)
+    code = guarded(lambda: execute(source, main, echo=echo, first=not earlier))
     code = guarded(threading._shutdown) or code  # type: ignore[attr-defined]
     guarded(atexit._run_exitfuncs)
     guarded(lambda: end_main(main, collect))
@@ -129,14 +140,67 @@ def run_program(source: str) -> int:
     return code
 
 
-def execute(source: str, main: weakref.ref[types.ModuleType]) -> None:
-    """Run the program with the stack depth of an interpreter of its own: our frames do not count."""
-    frame: types.FrameType | None = sys._getframe()
-    depth = int(sys.version_info < (3, 12))  # where `exec` counts as well
+def replay(earlier: list[list[Any]], cpu: float, echo: bool, main: weakref.ref[types.ModuleType]) -> None:
+    """Run the earlier blocks of a session without output, so that their names exist.
+
+    The first line of stdout then tells the supervisor what this took (CPU and wall seconds), and how many blocks
+    failed or printed something else than before. A program can forge it; the supervisor bounds the times."""
+    began, streams, real = time.monotonic(), (sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
+    differs = 0
+    with tempfile.TemporaryFile() as printed, open(os.devnull, "wb") as nowhere:
+        os.dup2(printed.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        for number, (source, said) in enumerate(earlier):
+            name = f"block{number + 1}.py"
+            linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+            failed = guarded(functools.partial(execute, source, main, name, echo, first=number == 0))
+            guarded(end_block)
+            sys.stdout, sys.stderr = streams
+            text = os.pread(1, os.fstat(1).st_size, 0).decode("utf-8", "replace")
+            os.ftruncate(1, os.lseek(1, 0, os.SEEK_SET))
+            differs += bool(failed) or (said is not None and checksum(text) != said)
+        for target, source_fd in enumerate(real, start=1):
+            os.dup2(source_fd, target)
+            os.close(source_fd)
+    used = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    seconds = min(max(int(-(-(used + cpu) // 1)), 1), hard - 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    os.write(1, f"replayed {used:.6f} {time.monotonic() - began:.6f} {differs}\n".encode())
+
+
+def end_block() -> None:
+    """End a replayed block as its process ended: join its threads, run its exit hooks, flush."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+
+
+def checksum(text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def execute(
+    source: str, main: weakref.ref[types.ModuleType], name: str = "main.py", echo: bool = False, first: bool = True
+) -> None:
+    """Run a program with the stack depth of an interpreter of its own: our frames do not count.
+
+    With `echo`, show the value of a last expression, as a notebook does, unless a semicolon ends it."""
+    frame: types.FrameType | None = sys._getframe() if first else None
+    depth = int(sys.version_info < (3, 12)) if first else 0  # where `exec` counts as well
     while frame:
         frame, depth = frame.f_back, depth + 1
     sys.setrecursionlimit(sys.getrecursionlimit() + depth)
-    exec(compile(source, "main.py", "exec", dont_inherit=True), vars(main()))
+    source, names = source.removeprefix("\ufeff"), vars(main())
+    program: Any = ast.parse(source, name) if echo else source
+    last = program.body[-1] if echo and program.body and not source.rstrip().endswith(";") else None
+    if isinstance(last, ast.Expr):
+        del program.body[-1]
+    exec(compile(program, name, "exec", dont_inherit=True), names)
+    if isinstance(last, ast.Expr):
+        sys.displayhook(eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), names))
 
 
 def end_main(main: weakref.ref[types.ModuleType], collect: Callable[[], Any]) -> None:

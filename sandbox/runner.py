@@ -52,8 +52,10 @@ class Call:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.id = request["id"]
-        self.code = memoryview(str(request["code"]).encode("utf-8", "surrogatepass"))
-        self.cpu, self.wall = float(request["cpu"]), float(request["wall"])
+        payload = {key: request[key] for key in ("code", "cpu", "earlier", "echo") if key in request}
+        self.code = memoryview(json.dumps(payload).encode())
+        self.replay = float(request.get("replay", 0.0))  # seconds more, for the earlier blocks of its session
+        self.cpu, self.wall = float(request["cpu"]), float(request["wall"]) + self.replay
         self.alone = bool(request.get("alone"))
         self.longest = self.wall * (STRETCH_ALONE if self.alone else STRETCH)
         self.ooms_before = 0
@@ -71,6 +73,20 @@ class Call:
         tail = self.tails[stream]
         tail += data[room:]
         del tail[: -KEEP // 2]
+
+    def take_note(self) -> tuple[float, float, int]:
+        """Take the child's line about its replay off stdout: CPU and wall seconds, and blocks that differed."""
+        line, newline, rest = bytes(self.heads[0]).partition(b"\n")
+        try:
+            word, *numbers, differs = line.split()
+            cpu, wall = (min(float(n), self.replay) if float(n) >= 0 else 0.0 for n in numbers)
+            note = cpu, wall, min(max(int(differs), 0), 1000)
+        except ValueError:
+            return 0.0, 0.0, 0
+        if not (self.replay and newline and word == b"replayed"):
+            return 0.0, 0.0, 0
+        self.heads[0], self.totals[0] = bytearray(rest), self.totals[0] - len(line) - 1
+        return note
 
     def answer(self) -> dict[str, Any]:
         texts = [bytes(h + t).decode("utf-8", "replace") for h, t in zip(self.heads, self.tails, strict=True)]
@@ -186,7 +202,11 @@ class Supervisor:
             self.feed(call, ends[2][1])
 
     def order(self, what: int, call: Call | None = None, descriptors: list[int] | None = None) -> None:
-        fields = (call.slot, call.serial, call.cpu, call.wall, call.longest) if call else (0, 0, 0.0, 0.0, 0.0)
+        fields = (
+            (call.slot, call.serial, call.cpu + call.replay, call.wall, call.longest)
+            if call
+            else (0, 0, 0.0, 0.0, 0.0)
+        )
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
             self.control.sendmsg([ORDER.pack(what, *fields)], extra)
@@ -225,12 +245,16 @@ class Supervisor:
         del call.pipes[descriptor]
         os.close(descriptor)
 
-    def finish(self, call: Call, status: str, **more: Any) -> None:
+    def drain_all(self, call: Call) -> None:
+        """Read what is left in the pipes of an ended call, and close them."""
         for descriptor, stream in list(call.pipes.items()):
             while stream < 2 and self.drain(call, descriptor):
                 pass
             if descriptor in call.pipes:
                 self.drop(call, descriptor)
+
+    def finish(self, call: Call, status: str, **more: Any) -> None:
+        self.drain_all(call)
         del self.running[call.slot]
         self.free.append(call.slot)
         self.send({"op": "result", **call.answer(), "status": status, **more})
@@ -239,6 +263,9 @@ class Supervisor:
         """Return the status of a call from how it ended: `wait4`, and the limit that was reached."""
         ended = os.waitstatus_to_exitcode(report["status"])
         signum, status, cause = (-ended if ended < 0 else None), "error" if ended else "ok", None
+        self.drain_all(call)
+        replay_cpu, replay_wall, differs = call.take_note()
+        report["cpu"] = max(report["cpu"] - replay_cpu, 0.0)
         if report["setup"]:
             status, cause = "infrastructure", report["setup"]
         elif signum in (signal.SIGKILL, signal.SIGXCPU):
@@ -254,9 +281,18 @@ class Supervisor:
             status = "killed"
         elif report["cpu"] > call.cpu:
             status = "timeout"  # the children it outlived or left behind burnt what it may not burn itself
-        measured = {key: report[key] for key in ("seconds", "cpu")}
+        measured = {"seconds": max(report["seconds"] - replay_wall, 0.0), "cpu": report["cpu"]}
         code = None if signum else ended
-        self.finish(call, status, cause=cause, zygote_died=False, exit_code=code, signal=signum, **measured)
+        self.finish(
+            call,
+            status,
+            cause=cause,
+            zygote_died=False,
+            replay_differs=differs,
+            exit_code=code,
+            signal=signum,
+            **measured,
+        )
 
     def blame(self, call: Call) -> tuple[str, str | None]:
         """Decide the status after a SIGKILL that we did not send: by the program itself, or by the kernel for

@@ -112,6 +112,12 @@ class ToolConfig:
     stop: Literal["output", "fence"] = "output"
     """Text at which sampling pauses for a call. `output`: the paper's marker "```output". `fence`: the fence that
     closes a "```python" block."""
+    state: Literal["fresh", "replay"] = "fresh"
+    """`fresh`: each call starts from nothing, as in the paper. `replay`: earlier successful blocks run
+    first, without output, so that their variables exist. Their time is not charged to the call, but together they
+    may take `executor.timeout` seconds. Random draws repeat."""
+    echo: bool = False
+    """Show the value of a last expression, as a notebook does, unless a semicolon ends it."""
 
 
 @dataclass(frozen=True)

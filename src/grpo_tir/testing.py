@@ -115,7 +115,7 @@ class ScriptedExecutor:
     def __init__(self, answer: Callable[[str], ToolResult]) -> None:
         self.answer, self.seen = answer, list[str]()
 
-    def submit(self, code: str, *, timeout: float | None = None) -> Future[ToolResult]:
+    def submit(self, code: str, **session: Any) -> Future[ToolResult]:
         """Return a finished future."""
         self.seen.append(code)
         future: Future[ToolResult] = Future()

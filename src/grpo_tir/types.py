@@ -55,7 +55,9 @@ class ToolResult:
     truncated: bool = False
     """True if output beyond 64 KB was dropped."""
     seconds: float = 0.0
-    """Wall time of the program, from its fork."""
+    """Wall time of the program, from its fork. The replay of earlier blocks is not counted."""
+    replay_differs: int = 0
+    """Number of earlier blocks that failed, or printed something else, when they were replayed."""
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,10 @@ def faults(
     return found
 
 
-def strike(executor: Any, attack: Attack) -> list[str]:
+def strike(executor: Any, attack: Attack, **session: Any) -> list[str]:
     """The neighbour is running before the attack starts; canaries fill every slot after it has ended."""
     neighbour: Future[ToolResult] = executor.submit(NEIGHBOUR)
-    attacked = executor.submit(attack.code).result(timeout=60)
+    attacked = executor.submit(attack.code, **session).result(timeout=60)
     innocent = neighbour.result(timeout=60)
     canaries = [executor.submit(CANARY) for _ in range(executor.slots)]
     return faults(attack, attacked, innocent, [canary.result(timeout=60) for canary in canaries])

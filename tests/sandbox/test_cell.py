@@ -259,7 +259,8 @@ def test_sandbox_run_answers_every_line_in_order(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert [row["id"] for row in rows] == [program["id"] for program in programs]
     assert [row["stdout"] for row in rows[:40]] == [f"{i * 2}\n" for i in range(40)]
-    assert set(rows[0]) == {"id", "status", "stdout", "stderr", "exit_code", "signal", "truncated", "seconds"}
+    keys = {"id", "status", "stdout", "stderr", "exit_code", "signal", "truncated", "seconds", "replay_differs"}
+    assert set(rows[0]) == keys
     assert [(row["status"], row["exit_code"]) for row in rows[40:41]] == [("error", 1)]
 
 

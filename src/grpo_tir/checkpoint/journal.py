@@ -28,7 +28,7 @@ from typing import Any
 
 from grpo_tir.config import Config
 from grpo_tir.distributed.runtime import Runtime
-from grpo_tir.tools.protocol import Tool
+from grpo_tir.tools.protocol import Session
 from grpo_tir.types import Rollout, Segment, Stamp, ToolCall, ToolResult
 from grpo_tir.utils.files import Writer, append_lines, complete_lines, cut_torn_line
 from grpo_tir.utils.recipe import to_dict
@@ -81,16 +81,15 @@ class Journal:
                 _fill(rollout, self.rollouts[rollout.group, rollout.sample])
         return missing
 
-    def run(self, tool: Tool | None, rollout: Rollout, code: str) -> Future[ToolResult]:
-        """Return the recorded result of a call. Without a record, run the tool and record its result."""
-        assert tool is not None
+    def run(self, session: Session, rollout: Rollout, code: str) -> Future[ToolResult]:
+        """Return the recorded result of a call. Without a record, run it and record its result."""
         key = (rollout.group, rollout.sample, len(rollout.calls))
         known = self.calls.get(key)
         if known and known[0] == code:
             future: Future[ToolResult] = Future()
             future.set_result(known[1])
             return future
-        future = tool.submit(code)
+        future = session.submit(code)
         file = self.file
         future.add_done_callback(lambda done: self._record_call(file, key, code, done))
         return future

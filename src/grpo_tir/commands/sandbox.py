@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict
 from pathlib import Path
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.data.rows import Numeral, read_rows
 from grpo_tir.errors import DataError, GrpoTirError
-from grpo_tir.types import ToolResult
+from grpo_tir.types import ToolCall, ToolResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     program = commands.add_parser("run", help="run one program, or a file of them")
     program.add_argument("file", nargs="?", help="a Python file; - is stdin")
     program.add_argument(
-        "--jsonl", nargs=2, metavar=("IN", "OUT"), help='lines {"id", "code"} to lines of results'
+        "--jsonl",
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help='lines {"id", "code"} to lines of results; lines of one "session" share their variables',
     )
     for command in (bench, program):
         command.add_argument("--executor", choices=["docker", "process", "auto"], default="docker")
@@ -41,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--slots", type=int, default=0, help="programs at a time; 0: twice the cores")
         command.add_argument("--timeout", type=float, default=10.0, help="CPU seconds of one program")
         command.add_argument("--memory-mb", type=int, default=512, help="memory of one program")
+    program.add_argument("--echo", action="store_true", help="print the value of a last expression")
     program.add_argument("--concurrency", type=int, default=64, help="programs in flight with --jsonl")
     bench.add_argument("--calls", type=int, default=200, help="calls per measurement")
 
@@ -110,8 +115,8 @@ def run_programs(args: argparse.Namespace) -> int:
     code = "" if args.jsonl else read_code(args.file)
     with open_executor(to_config(args), log=log) as executor:
         if args.jsonl:
-            return run_many(executor, programs, Path(args.jsonl[1]), args.concurrency)
-        result = executor.run(code)
+            return run_many(executor, programs, Path(args.jsonl[1]), args.concurrency, args.echo)
+        result = executor.run(code, echo=args.echo)
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)
     if result.truncated:
@@ -128,34 +133,46 @@ def read_code(name: str) -> str:
         raise DataError(f"cannot read {name}: {error}") from None
 
 
-def read_programs(path: Path) -> Iterator[tuple[object, str]]:
-    """Read programs from a JSONL file. Raises DataError with file and line."""
+def read_programs(path: Path) -> Iterator[tuple[object, str, str | None]]:
+    """Read id, code and session of each program from a JSONL file. Raises DataError with file and line."""
     for where, row in read_rows(str(path)):
         if isinstance(row, ValueError):
             raise DataError(f"{path} {where}: {row}")
         if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("code"), str):
             raise DataError(f'{path} {where}: want {{"id": …, "code": "…"}}')
-        yield json.loads(row["id"]) if isinstance(row["id"], Numeral) else row["id"], row["code"]
+        if not isinstance(session := row.get("session"), str | None):
+            raise DataError(f"{path} {where}: `session` must be a string or a number")
+        yield json.loads(row["id"]) if isinstance(row["id"], Numeral) else row["id"], row["code"], session
 
 
-def run_many(executor, programs, out: Path, concurrency: int) -> int:  # type: ignore[no-untyped-def]
-    """Run many programs and write the results in the order of the input."""
-    import threading
-
-    room = threading.BoundedSemaphore(max(concurrency, 1))
-    futures: list[Future[ToolResult]] = []
+def run_many(executor, programs, out: Path, concurrency: int, echo: bool = False) -> int:  # type: ignore[no-untyped-def]
+    """Run many programs and write the results in the order of the input. A session's programs run in order."""
+    # 1. Make a queue for each session. A program without a session is alone in its queue.
+    queues: dict[object, deque[int]] = {}
+    for index, (_, _, session) in enumerate(programs):
+        queues.setdefault(index if session is None else session, deque()).append(index)
+    idle, earlier = deque(queues), {key: list[ToolCall]() for key in queues if not isinstance(key, int)}
+    # 2. Keep `concurrency` queues busy, one program of each at a time.
+    running: dict[Future[ToolResult], object] = {}
+    lines: dict[int, str] = {}
+    written = 0
     with out.open("w", encoding="utf-8") as file:
-        written = 0
-        for _, code in programs:
-            room.acquire()
-            future = executor.submit(code)
-            future.add_done_callback(lambda _: room.release())
-            futures.append(future)
-            while written < len(futures) and futures[written].done():
-                file.write(line_of(programs[written][0], futures[written].result()))
+        while idle or running:
+            while idle and len(running) < max(concurrency, 1):
+                key = idle.popleft()
+                code = programs[queues[key][0]][1]
+                running[executor.submit(code, earlier=earlier.get(key), echo=echo)] = key
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                key, result = running.pop(future), future.result()
+                identity, code, _ = programs[index := queues[key].popleft()]
+                lines[index] = line_of(identity, result)
+                if key in earlier:
+                    earlier[key].append(ToolCall(code, result))
+                if queues[key]:
+                    idle.appendleft(key)
+            while written in lines:
+                file.write(lines.pop(written))
                 written += 1
-        for index in range(written, len(futures)):
-            file.write(line_of(programs[index][0], futures[index].result()))
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from grpo_tir.config import Config
 from grpo_tir.errors import CertificateError, DataError
 from grpo_tir.learning.certificate import SINGLE, TOLERANCE, check_tokens
-from grpo_tir.types import Problem, Rollout, Segment, Stamp, ToolResult
+from grpo_tir.types import Problem, Rollout, Segment, Stamp, ToolCall, ToolResult
 from grpo_tir.utils.files import read_jsonl
 
 Log = Callable[[str], None]
@@ -118,11 +118,16 @@ def check_code(record: dict[str, Any], config: Config, log: Log) -> bool:
         log("code           none was run")
         return True
     from grpo_tir.tools.open import open_tool
+    from grpo_tir.tools.protocol import open_session
 
     tool = open_tool(config, log)
     assert tool is not None, "a recorded call needs a tool in the recipe"
     try:
-        results = [tool.submit(call["code"]).result() for call in calls]
+        rollout = Rollout(Problem("", "", ""), [])
+        session, results = open_session(tool, rollout), list[ToolResult]()
+        for call in calls:
+            results.append(session.submit(call["code"]).result())
+            rollout.calls.append(ToolCall(call["code"], results[-1]))
     finally:
         tool.close()
     fine = True

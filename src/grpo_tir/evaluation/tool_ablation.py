@@ -10,13 +10,14 @@ the text of the call, never on the batch.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from grpo_tir.tools.protocol import Tool
+from grpo_tir.tools.protocol import Session, Tool, open_session
 from grpo_tir.tools.python import observation as python_observation
-from grpo_tir.types import ToolResult
+from grpo_tir.types import Rollout, ToolResult
 
 Alter = Callable[[str, str], str]
 """Map (true observation, segment with the call) to the stdout that is shown instead."""
@@ -27,26 +28,35 @@ class AlteredTool:
 
     def __init__(self, tool: Tool, alter: Alter) -> None:
         self.tool, self.alter, self.stop = tool, alter, tool.stop
+        self.used: Session = tool
+
+    def session(self, rollout: Rollout) -> AlteredTool:
+        """Alter the session that the tool opens for the rollout."""
+        altered = copy.copy(self)
+        altered.used = open_session(self.tool, rollout)
+        return altered
 
     def find_call(self, text: str) -> str | None:
         """Find a call as the tool does."""
-        return self.tool.find_call(text)
+        return self.used.find_call(text)
 
     def submit(self, code: str) -> Future[ToolResult]:
         """Run the code as the tool does."""
-        return self.tool.submit(code)
+        return self.used.submit(code)
 
     def observe(self, result: ToolResult | None, text: str) -> str:
         """Format the replaced output as the tool does."""
         if result is None:
-            return self.tool.observe(None, text)
-        return self.tool.observe(ToolResult("ok", stdout=self.alter(seen(self.tool, result), text)), text)
+            return self.used.observe(None, text)
+        return self.used.observe(ToolResult("ok", stdout=self.alter(seen(self.used, result), text)), text)
 
     def close(self) -> None:
-        """Do nothing: the owner of the tool closes it."""
+        """Close the session of a rollout. The owner of the tool closes the tool."""
+        if self.used is not self.tool:
+            self.used.close()
 
 
-def seen(tool: Tool, result: ToolResult) -> str:
+def seen(tool: Session, result: ToolResult) -> str:
     """Return the observation after a segment that ends in a newline, so that it depends on the result only."""
     return tool.observe(result, "\n")
 

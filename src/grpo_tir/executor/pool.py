@@ -20,6 +20,7 @@ import itertools
 import queue
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -29,7 +30,7 @@ from typing import Any
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorOutage, ExecutorUnavailable, GrpoTirError
 from grpo_tir.executor.wire import FRAME, Connection, Frame, Host, frames, pack
-from grpo_tir.types import ToolResult
+from grpo_tir.types import ToolCall, ToolResult
 
 HEARTBEAT = 1.0
 """Seconds between pings."""
@@ -55,6 +56,8 @@ class Call:
     id: int
     code: str
     timeout: float
+    session: Frame = field(default_factory=dict)
+    """Fields of the frame for the earlier blocks of a session and for the echo."""
     future: Future[ToolResult] = field(default_factory=Future)
     losses: int = 0
     deaths: int = 0
@@ -167,20 +170,39 @@ class Pool:
                     reason = worker.problem or "the runner does not start; its error is above"
                     raise ExecutorUnavailable(f"no executor on {worker.host.name}: {reason}")
 
-    def submit(self, code: str, *, timeout: float | None = None) -> Future[ToolResult]:
+    def submit(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        earlier: Sequence[ToolCall] | None = None,
+        echo: bool = False,
+    ) -> Future[ToolResult]:
         """Queue a program. Blocks while the queue is full. The future never raises for a failure of the code.
+
+        Args:
+            timeout: seconds of CPU time. Default: that of the config.
+            earlier: calls of the same session so far; see `Executor`.
+            echo: print the value of a last expression.
 
         Raises:
             ExecutorOutage: too many calls were lost. It is also set on all waiting futures.
         """
         while not self.room.acquire(timeout=0.5):
             self.refuse_if_over()
-        call = Call(next(self.ids), code, timeout or self.config.timeout)
-        if 6 * len(code) > FRAME // 2 and len(pack({"code": code})) > FRAME - 1024:
-            self.room.release()  # to send it would end the runner, for a fault of the program
-            call.future.set_result(
-                ToolResult("error", stderr="MemoryError: the program is too large", exit_code=1)
-            )
+        session: Frame = {} if earlier is None else replay_fields(earlier)
+        call = Call(
+            next(self.ids), code, timeout or self.config.timeout, session | ({"echo": True} if echo else {})
+        )
+        fault = ""
+        size = len(code) + sum(len(block) for block, _ in session.get("earlier", ()))
+        if 6 * size > FRAME // 2 and len(pack({"code": code, **session})) > FRAME - 1024:
+            fault = "MemoryError: the program is too large"  # to send it would end the runner
+        elif session.get("replay", 0) > 2 * call.timeout + 1:
+            fault = f"ReplayError: the earlier blocks take more than {call.timeout:g} s to run again"
+        if fault:
+            self.room.release()
+            call.future.set_result(ToolResult("error", stderr=fault, exit_code=1))
             return call.future
         call.future.set_running_or_notify_cancel()  # no longer cancellable: a runner may have it already
         with self.lock:
@@ -194,9 +216,9 @@ class Pool:
             self.dispatch()
         return call.future
 
-    def run(self, code: str, *, timeout: float | None = None) -> ToolResult:
-        """Run a program and return its result."""
-        return self.submit(code, timeout=timeout).result()
+    def run(self, code: str, **settings: Any) -> ToolResult:
+        """Run a program and return its result. Takes the arguments of `submit`."""
+        return self.submit(code, **settings).result()
 
     def refuse_if_over(self) -> None:
         if self.outage:
@@ -230,7 +252,8 @@ class Pool:
             call.sent = time.monotonic()
             worker.in_flight[call.id] = call
             worker.send({"op": "run", "id": call.id, "code": call.code, "cpu": call.timeout,
-                          "wall": call.timeout * self.config.wall_factor, "alone": call.alone})  # fmt: skip
+                          "wall": call.timeout * self.config.wall_factor, "alone": call.alone,
+                          **call.session})  # fmt: skip
 
     def handle_frame(self, worker: Worker, frame: Frame) -> None:
         """Handle one frame from a runner."""
@@ -246,7 +269,8 @@ class Pool:
                     self.retry(call, frame["cause"], died=frame["zygote_died"], alone=True)
                 else:
                     keys = ("status", "stdout", "stderr", "exit_code", "signal", "truncated", "seconds")
-                    self.resolve(call, ToolResult(**{key: frame[key] for key in keys}))
+                    differs = frame.get("replay_differs", 0)
+                    self.resolve(call, ToolResult(**{key: frame[key] for key in keys}, replay_differs=differs))
             self.dispatch()
 
     def retry(self, call: Call, cause: str, *, died: bool, alone: bool = False) -> None:
@@ -317,7 +341,8 @@ class Pool:
 
     def longest_run(self, call: Call) -> float:
         """Return the seconds that a runner may take for a call."""
-        return call.timeout * self.config.wall_factor * (STRETCH_ALONE if call.alone else STRETCH)
+        wall: float = call.timeout * self.config.wall_factor + call.session.get("replay", 0.0)
+        return wall * (STRETCH_ALONE if call.alone else STRETCH)
 
     def open_circuit(self, reason: str) -> None:
         """Open the circuit: run nothing more and fail all waiting calls."""
@@ -361,3 +386,17 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def replay_fields(earlier: Sequence[ToolCall]) -> Frame:
+    """Return the fields of a frame that replay a session: code and checksum of the output of each successful call,
+    and the seconds that the replay may take. A later run may take twice as long as the first."""
+    done = [(call.code, call.result) for call in earlier if call.code is not None and call.result is not None]
+    done = [(code, result) for code, result in done if result.status == "ok"]
+    said = [
+        None if result.truncated else zlib.crc32(result.stdout.encode("utf-8", "surrogatepass"))
+        for _, result in done
+    ]
+    seconds = 2 * sum(result.seconds for _, result in done) + 1 if done else 0.0
+    blocks = [[code, checksum] for (code, _), checksum in zip(done, said, strict=True)]
+    return {"earlier": blocks, "replay": seconds}

@@ -52,6 +52,7 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
         "written": sum(len(code_blocks(text)) for text in model),
         "before_answer": _blocks_before_answer(model),
         "executed": len(executed),
+        "replay_differs": sum(result.replay_differs > 0 for result in executed),
         "passed": sum(result.status == "ok" for result in executed),
         "wait": sum(call.seconds for call in rollout.calls),
         "wanted_after_limit": _wanted_after_limit(rollout, model, max_tool_calls),
@@ -222,6 +223,7 @@ def tool_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         "tools/no_code_calls": _total(rows, "no_code_calls"),
         "tools/wanted_after_limit": _total(rows, "wanted_after_limit"),
         "tools/fake_outputs": _total(rows, "fake_outputs"),
+        "tools/replay_differs": _total(rows, "replay_differs"),
         "tools/token_share": _share(_total(rows, "tool_tokens"), _total(rows, "length")),
         "time/tool_wait": _share(_total(rows, "wait"), _total(rows, "calls")),
     }

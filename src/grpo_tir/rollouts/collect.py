@@ -182,7 +182,7 @@ class Collector:
             self.config,
             self.runtime,
             fixed_waves=self.config.train.deterministic,
-            run_tool=lambda rollout, code: self.journal.run(self.tool, rollout, code),
+            run_tool=self.journal.run,
             on_finish=self._finish,
             check=self._between_tokens,
         )

@@ -1,8 +1,8 @@
 """Run the tool loop: sample responses, run their tool calls, insert the outputs, continue.
 
-    submit ──► generator.step() ──► "call" ──► tool.submit(code) ─ ─ future ─ ─► observe ──► resume ─┐
-                   ▲      └──► "eos" | "length": done                                                │
-                   └─────────────────────────────────────────────────────────────────────────────────┘
+    submit ──► generator.step() ──► "call" ──► session.submit(code) ─ ─ future ─ ─► observe ──► resume ─┐
+                   ▲      └──► "eos" | "length": done                                                   │
+                   └────────────────────────────────────────────────────────────────────────────────────┘
 
 A row that waits for its tool is parked while the others continue; a dict maps parked rows to futures. After
 `max_tool_calls` calls a row generates text only. One budget counts every response token, tool output included, so
@@ -26,9 +26,11 @@ from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import decode
 from grpo_tir.rollouts.policy import Policy, load_policy
 from grpo_tir.tools.open import open_tool
-from grpo_tir.tools.protocol import Tool
+from grpo_tir.tools.protocol import Session, Tool, open_session
 from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment, ToolCall, ToolResult
 from grpo_tir.utils.objects import as_problems, name_of
+
+RunTool = Callable[[Session, Rollout, str], Future[ToolResult]]
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class RolloutLoop:
         tokenizer: of the policy. It encodes tool output, and decodes tokens only for display and grading.
         limits: token budget and number of calls.
         seed: seed of the run. Every draw is keyed by seed, group, sample and position.
-        run_tool: runs a call of a rollout, `(rollout, code) -> future`; default: the tool's `submit`.
+        run_tool: runs a call, `(session, rollout, code) -> future`; default: the session's `submit`.
         on_finish: called with each finished rollout at once, so that it is graded while others decode.
         check: called between steps with (finished, waiting); may raise to abandon the batch.
     """
@@ -181,17 +183,17 @@ class RolloutLoop:
         tokenizer: Any,
         limits: Limits,
         seed: int,
-        run_tool: Callable[[Rollout, str], Future[ToolResult]] | None = None,
+        run_tool: RunTool = lambda session, rollout, code: session.submit(code),
         on_finish: Callable[[Rollout], None] = lambda rollout: None,
         check: Callable[[int, int], None] = lambda finished, waiting: None,
     ) -> None:
         self.generator, self.tool, self.tokenizer = generator, tool, tokenizer
         self.limits, self.seed = limits, seed
-        self.run_tool = run_tool or (lambda rollout, code: tool.submit(code))  # type: ignore[union-attr]
-        self.on_finish, self.check = on_finish, check
+        self.run_tool, self.on_finish, self.check = run_tool, on_finish, check
         self.rollouts: list[Rollout] = []
         # row to (future, code, time of the call); a tool with a cache may return one future for two rows
         self.waiting: dict[int, tuple[Future[ToolResult], str, float]] = {}
+        self.sessions: dict[int, Session] = {}  # by row, from its first call to its end
         self.finished = 0
         self.idle = 0.0
         """Seconds in which no row could continue, because all waited for their tool."""
@@ -211,12 +213,16 @@ class RolloutLoop:
             key = row_key(self.seed, rollout.group, rollout.sample)
             budget = self.limits.max_completion_length
             self.generator.submit(Request(row, rollout.prompt_ids, key, budget, may_call))
-        while self.finished < len(rollouts):
-            stopped = self.generator.step()
-            for stop in sorted(stopped, key=lambda stop: stop.row):
-                self._take(stop)
-            self._collect(block=not stopped)
-            self.check(self.finished, len(self.waiting))
+        try:
+            while self.finished < len(rollouts):
+                stopped = self.generator.step()
+                for stop in sorted(stopped, key=lambda stop: stop.row):
+                    self._take(stop)
+                self._collect(block=not stopped)
+                self.check(self.finished, len(self.waiting))
+        finally:
+            for row in list(self.sessions):
+                self._close_session(row)
 
     def _take(self, stop: Stopped) -> None:
         """Store the sampled tokens of a stopped row, whatever the reason (bug 2); then run its call or end it."""
@@ -226,14 +232,17 @@ class RolloutLoop:
         rollout.add(segment)
         if stop.reason != "call":
             rollout.finish_reason = stop.reason
-            self._finish(rollout)
+            self._finish(stop.row)
             return
-        assert self.tool is not None
-        code = self.tool.find_call(segment.text)
+        if stop.row not in self.sessions:
+            assert self.tool is not None
+            self.sessions[stop.row] = open_session(self.tool, rollout)
+        session = self.sessions[stop.row]
+        code = session.find_call(segment.text)
         if code is None:
             self._answer(stop.row, ToolCall(None, None))
         else:
-            self.waiting[stop.row] = (self.run_tool(rollout, code), code, time.monotonic())
+            self.waiting[stop.row] = (self.run_tool(session, rollout, code), code, time.monotonic())
 
     def _collect(self, block: bool) -> None:
         """Resume the rows whose results have come. Wait for results only if no other row can continue."""
@@ -257,11 +266,10 @@ class RolloutLoop:
         if call.result is not None and call.result.status == "infrastructure":
             rollout.valid = False
             self.generator.release(row)
-            self._finish(rollout)
+            self._finish(row)
             return
-        assert self.tool is not None
         # 2. Encode the answer, cut to the remaining budget.
-        text = self.tool.observe(call.result, rollout.segments[-1].text)
+        text = self.sessions[row].observe(call.result, rollout.segments[-1].text)
         room = self.limits.max_completion_length - len(rollout.token_ids)
         token_ids = encode(self.tokenizer, text, literal=True)
         if len(token_ids) >= room:
@@ -273,10 +281,17 @@ class RolloutLoop:
         if len(token_ids) == room:
             rollout.finish_reason = "length"
             self.generator.release(row)
-            self._finish(rollout)
+            self._finish(row)
         else:
             self.generator.resume(row, token_ids, len(rollout.calls) < self.limits.max_tool_calls)
 
-    def _finish(self, rollout: Rollout) -> None:
+    def _finish(self, row: int) -> None:
+        self._close_session(row)
         self.finished += 1
-        self.on_finish(rollout)
+        self.on_finish(self.rollouts[row])
+
+    def _close_session(self, row: int) -> None:
+        """Close the session of a row, unless it is the tool itself, which belongs to its owner."""
+        session = self.sessions.pop(row, None)
+        if session is not None and session is not self.tool:
+            session.close()

@@ -20,13 +20,13 @@ def open_tool(config: Config, log: Callable[[str], None]) -> Tool | None:
         ExecutorUnavailable: the requested executor cannot run on this machine.
         ConfigError: a custom tool cannot be loaded or lacks a method.
     """
-    if config.tool.max_tool_calls == 0:
+    tool = config.tool
+    if tool.max_tool_calls == 0:
         return None
-    if config.tool.name == "python":
-        return PythonTool(open_executor(config.executor, log=log), config.tool.stop)
-    tool = load_object(config.tool.name)(config)
-    missing = [name for name in TOOL_METHODS if not hasattr(tool, name)]
+    if tool.name == "python":
+        return PythonTool(open_executor(config.executor, log=log), tool.stop, tool.state, tool.echo)
+    made: Tool = load_object(tool.name)(config)
+    missing = [name for name in TOOL_METHODS if not hasattr(made, name)]
     if missing:
-        raise ConfigError(f"tool.name `{config.tool.name}` lacks {', '.join(missing)}; see recipes/custom/tool.py")
-    made: Tool = tool
+        raise ConfigError(f"tool.name `{tool.name}` lacks {', '.join(missing)}; see recipes/custom/tool.py")
     return made

@@ -1,7 +1,10 @@
-"""Define the interface of tools. A rollout calls a tool; the tool sends code to an executor.
+"""Define the interface of tools. A rollout calls its session of a tool; the session sends code to an executor.
 
-    rollout ── find_call(text) ──► Tool ── submit(code) ──► Executor ──► Future[ToolResult]
+    rollout ── find_call(text) ──► Session ── submit(code) ──► Executor ──► Future[ToolResult]
             ◄── observe(result) ──
+
+A tool with the method `session(rollout)` gives each rollout a session of its own, which knows the rollout. A
+stateless tool has no such method and is the session of all rollouts.
 
 An outage is never shown to the model as text. The executor retries; if it still fails, the result has the status
 `infrastructure`, and the rollout becomes invalid.
@@ -12,14 +15,11 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Protocol
 
-from grpo_tir.types import ToolResult
+from grpo_tir.types import Rollout, ToolResult
 
 
-class Tool(Protocol):
-    """Run what the policy requests in its text, and format the result for it."""
-
-    stop: str
-    """End of a call: `output` (the marker "```output") or `fence` (the fence that closes a block)."""
+class Session(Protocol):
+    """Run what the policy requests in the text of a rollout, and format the result for it."""
 
     def find_call(self, text: str) -> str | None:
         """Return the code to run from the model segment that has just stopped; None for a marker without code."""
@@ -31,4 +31,17 @@ class Tool(Protocol):
         """Return the text to insert after `text`, the stopped segment. `result` is None if there was no code."""
 
     def close(self) -> None:
-        """Release the executor."""
+        """Release what is held. The session of a rollout is closed when the rollout ends, whatever the reason."""
+
+
+class Tool(Session, Protocol):
+    """Open sessions, or serve all rollouts as one session. `close` also releases the executor."""
+
+    stop: str
+    """End of a call: `output` (the marker "```output") or `fence` (the fence that closes a block)."""
+
+
+def open_session(tool: Tool, rollout: Rollout) -> Session:
+    """Open the session of a rollout. Returns the tool itself if it has no `session`."""
+    session: Session = tool.session(rollout) if hasattr(tool, "session") else tool
+    return session

@@ -14,10 +14,12 @@ last line (10); a marker without code gets a short notice instead of silently va
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import Future
+from typing import Any, Self
 
 from grpo_tir.executor.protocol import Executor
-from grpo_tir.types import ToolResult
+from grpo_tir.types import Rollout, ToolResult
 
 CALL_MARKER = "```python"
 OUTPUT_MARKER = "```output"
@@ -88,11 +90,28 @@ def error_line(result: ToolResult) -> str:
 
 
 class PythonTool:
-    """Run code blocks and return output blocks. Owns the executor."""
+    """Run code blocks and return output blocks. Owns the executor.
 
-    def __init__(self, executor: Executor, stop: str = "output") -> None:
+    Args:
+        executor: runs the code.
+        stop: see `ToolConfig.stop`.
+        state: `fresh`, or `replay`: the successful blocks of the rollout run again before each call. They are read
+            from `rollout.calls`, so a resumed rollout continues with the same state.
+        echo: show the value of a last expression.
+    """
+
+    def __init__(self, executor: Executor, stop: str = "output", state: str = "fresh", echo: bool = False) -> None:
         self.executor = executor
-        self.stop = stop
+        self.stop, self.state, self.echo = stop, state, echo
+        self.rollout: Rollout | None = None
+
+    def session(self, rollout: Rollout) -> Self:
+        """Return this tool if calls are independent, else a copy that knows the rollout."""
+        if self.state == "fresh":
+            return self
+        bound = copy.copy(self)
+        bound.rollout = rollout
+        return bound
 
     def find_call(self, text: str) -> str | None:
         """Return the code of a stopped segment. Text after the marker is ignored."""
@@ -102,7 +121,10 @@ class PythonTool:
 
     def submit(self, code: str) -> Future[ToolResult]:
         """Queue the code. Blocks while the executor's queue is full."""
-        return self.executor.submit(code)
+        settings: dict[str, Any] = {"echo": True} if self.echo else {}
+        if self.rollout is not None:
+            settings["earlier"] = list(self.rollout.calls)
+        return self.executor.submit(code, **settings)
 
     def observe(self, result: ToolResult | None, text: str) -> str:
         """Return the text to insert after the segment `text`."""
@@ -112,5 +134,6 @@ class PythonTool:
         return f"{opening}{observation(result)}\n```\n"
 
     def close(self) -> None:
-        """Close the executor."""
-        self.executor.close()
+        """Close the executor. A session has nothing to close."""
+        if self.rollout is None:
+            self.executor.close()

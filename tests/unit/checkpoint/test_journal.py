@@ -138,27 +138,40 @@ class Counting(ScriptedExecutor):
         super().__init__(lambda code: ToolResult("ok", f"{start + len(self.seen)}\n", exit_code=0))
 
 
-def sample(folder: Path, executor: ScriptedExecutor, kill_after: int | None = None) -> list[Rollout]:
+def sample(
+    folder: Path, executor: ScriptedExecutor, kill_after: int | None = None, state: str = "fresh"
+) -> list[Rollout]:
     """Two rows with two calls each; killed, if asked, when so many calls have been answered."""
     turns = [CALL, CALL, "\\boxed{1}"]
     rollouts = empty_rollouts(["A", "B"])
     log = journal(folder)
-    tool = PythonTool(executor)
+    tool = PythonTool(executor, state=state)
 
     def check(finished: int, waiting: int) -> None:
         log.flush()
         if kill_after is not None and len(executor.seen) >= kill_after:
             raise SystemExit
 
-    loop = make_loop(
-        script_model({"A": turns, "B": turns}),
-        tool,
-        c=2,
-        check=check,
-        run_tool=lambda rollout, code: log.run(tool, rollout, code),
-    )
+    loop = make_loop(script_model({"A": turns, "B": turns}), tool, c=2, check=check, run_tool=log.run)
     loop.run(log.recall(rollouts, whole=True))
     return rollouts
+
+
+class Replaying(Counting):
+    """Keeps what was to be replayed before each call."""
+
+    def submit(self, code: str, **session: Any) -> Future[ToolResult]:
+        self.replayed = [*getattr(self, "replayed", []), [call.result.stdout for call in session["earlier"]]]
+        return super().submit(code)
+
+
+def test_a_resumed_rollout_replays_the_calls_that_were_recorded(tmp_path: Path) -> None:
+    """Both rows have had their first call before the kill. The resumed second calls run after those results."""
+    with pytest.raises(SystemExit):
+        sample(tmp_path, Replaying(0), kill_after=2, state="replay")
+    second = Replaying(100)
+    sample(tmp_path, second, state="replay")
+    assert second.replayed == [["1\n"], ["2\n"]]
 
 
 def test_a_torn_wave_starts_again_with_the_results_that_were_recorded(tmp_path: Path) -> None:
