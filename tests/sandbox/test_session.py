@@ -161,7 +161,9 @@ SESSION = {"earlier": [ToolCall("kept = 'kept'\nprint(kept)", ToolResult("ok", "
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "attack", [pytest.param(a, marks=[] if a.quick else pytest.mark.slow, id=a.name) for a in ATTACKS]
+)
 def test_attack_from_a_session_harms_nobody(attack: Attack, docker_executor: Pool) -> None:
     assert strike(docker_executor, attack, **SESSION) == []
 
