@@ -6,6 +6,8 @@ Runs on the process executor, and on the container where there is an engine.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -224,3 +226,23 @@ def kill_twice(pool: Pool, engine: Any) -> None:
         time.sleep(5)
         connection: Any = pool.workers[0].connection
         engine.api.kill(connection.container)
+
+
+LIBRARY = """
+import sys
+for name in ("torch", "transformers", "accelerate", "numpy", "yaml"):
+    sys.modules[name] = None  # to import it is an error
+from grpo_tir import run_code
+session = []
+assert run_code("x = 6 * 7", session=session).stdout == ""
+assert run_code("x", session=session, echo=True).stdout == "42\\n"
+assert "NameError" in run_code("print(x)").stderr
+assert "NameError" in run_code("print(x)", session=[]).stderr
+assert [call.code for call in session] == ["x = 6 * 7", "x"]
+print("done")
+"""
+
+
+def test_run_code_takes_a_session_and_needs_neither_torch_nor_transformers() -> None:
+    done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, check=False)
+    assert done.stdout == "done\n", done.stderr
