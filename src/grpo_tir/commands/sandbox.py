@@ -1,8 +1,9 @@
-"""`grpo-tir sandbox build | status | bench | run`: build, check, measure and use the executor."""
+"""`grpo-tir sandbox build | status | bench | run | serve`: build, check, measure and use the executor."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections import deque
@@ -39,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("IN", "OUT"),
         help='lines {"id", "code"} to lines of results; lines of one "session" share their variables',
     )
-    for command in (bench, program):
+    server = commands.add_parser("serve", help="answer SandboxFusion's run_code over HTTP")
+    server.add_argument("--address", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    server.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
+    server.add_argument("--token-file", help="file with the token that clients must send; needed beyond loopback")
+    for command in (bench, program, server):
         command.add_argument("--executor", choices=["docker", "process", "auto"], default="docker")
         command.add_argument("--host", action="append", default=[], help="a Docker engine; may be repeated")
         command.add_argument("--slots", type=int, default=0, help="programs at a time; 0: twice the cores")
@@ -52,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action."""
-    actions = {"build": build, "status": status, "bench": bench, "run": run_programs}
+    actions = {"build": build, "status": status, "bench": bench, "run": run_programs, "serve": serve}
     return actions[args.sandbox_command](args)
 
 
@@ -101,6 +106,22 @@ def bench(args: argparse.Namespace) -> int:
 
     with open_executor(to_config(args)) as executor:
         print(json.dumps(measure(executor, args.calls)))
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve until the process is interrupted."""
+    from grpo_tir.executor.open import open_executor
+    from grpo_tir.executor.serve import make_server
+
+    token = read_code(args.token_file).strip() if args.token_file else ""
+    with (
+        open_executor(to_config(args)) as executor,
+        make_server(executor, args.address, args.port, token) as server,
+    ):
+        print(f"POST http://{args.address}:{server.server_port}/run_code", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
     return 0
 
 
