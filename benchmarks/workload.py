@@ -1,4 +1,4 @@
-"""Measure rollouts and updates on this machine, relative to its hardware limit.
+"""Provide the workload of the benchmarks, and measure it relative to the hardware limit of this machine.
 
 Workload: responses of fixed lengths with a long tail, so that all candidates compute the same tokens. Each
 sequence calls its tool, waits, and gets 20 tokens inserted. Sampling at temperature 1 over the full vocabulary. No
@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -113,7 +112,7 @@ class ForcedEngine(Engine):
 
     ends_at: dict[int, set[int]]
     said: dict[int, list[Stopped]]
-    """Return the sampled tokens of each sequence, by segment."""
+    """Sampled tokens of each sequence, by segment."""
 
     def step(self) -> list[Stopped]:
         stopped = super().step()
@@ -128,10 +127,10 @@ class ForcedEngine(Engine):
 
 
 def run_engine(
-    model: PreTrainedModel, rows: Sequence[Row], call: Callable[[], Answer], max_rows: int = 0, step: Any = "eager"
+    model: PreTrainedModel, rows: Sequence[Row], call: Callable[[], Answer], step: Any = "eager"
 ) -> ForcedEngine:
     """Run the engine: sequences that wait for a call are parked while the others continue."""
-    engine = ForcedEngine(model, None, Sampling(), [], max_rows, step=step)
+    engine = ForcedEngine(model, None, Sampling(), [], step=step)
     engine.ends_at, engine.said = {}, {}
     for name, row in enumerate(rows):
         calls = [sum(row.parts[:n]) + len(INSERTED) * (n - 1) for n in range(1, len(row.parts))]
@@ -145,7 +144,6 @@ def run_engine(
         answered = [name for name, answer in waiting.items() if answer.done()]
         if not stopped and not answered:
             time.sleep(0.001)
-            engine.counts["waited_ms"] += 1
         for name in answered:
             del waiting[name]
             engine.resume(name, INSERTED, True)
@@ -323,43 +321,6 @@ def learner_fraction(
 
         least += times * count / size * median_seconds(model, once, 3)
     return least / took
-
-
-def measure(
-    model: PreTrainedModel,
-    rows: Sequence[Row],
-    latency: float,
-    repeats: int,
-    against: bool,
-    budget: int,
-    step: str = "eager",
-) -> tuple[list[list[object]], dict[str, float]]:
-    """Measure decode and update of one model on its device. Returns the table's lines and the figures."""
-    on_gpu = model.device.type == "cuda"
-    call = partial(After, latency)
-    tokens = sum(sum(row.parts) for row in rows)
-    candidates: dict[str, Callable[[], object]] = {"engine": lambda: run_engine(model, rows, call, step=step)}
-    if against:
-        candidates["generate"] = lambda: run_rounds(model, rows, latency)
-    costs = {name: seconds_of(model, cost) for name, cost in alternate(candidates, repeats).items()}
-    result = {"decode_tokens_per_second": tokens / costs["engine"]}
-    if against:
-        result["rollout_vs_generate"] = costs["generate"] / costs["engine"]
-    result["decode_fraction"] = decode_fraction(model, rows, call, step)
-    learner = model.float() if on_gpu else model
-    trained = trained_rows(rows)
-    useful = sum(len(row.token_ids) for row in trained)
-    took = seconds_of(
-        model, alternate({"update": lambda: run_update(learner, trained, True, budget, on_gpu)}, repeats)["update"]
-    )
-    result["learner_tokens_per_second"] = useful / took
-    result["learner_fraction"] = learner_fraction(learner, trained, took, on_gpu)
-    if on_gpu:
-        result["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    lines: list[list[object]] = [[name, tokens / seconds, ""] for name, seconds in costs.items()]
-    lines[0][2] = result["decode_fraction"]
-    lines.append(["update", useful / took, result["learner_fraction"]])
-    return lines, result
 
 
 def print_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[object]]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_tir.data.problems import check_answer
-from grpo_tir.data.rows import Numeral, kind, read_rows
+from grpo_tir.data.rows import Numeral, kind, read_rows, short
 from grpo_tir.errors import DataError
 from grpo_tir.grading.extract import extract_answer
 from grpo_tir.grading.grader import Grade, Grader
@@ -144,14 +144,12 @@ def _row(row: Any, against: str | None) -> dict[str, Any]:
 
 
 def _disagreement(row: dict[str, Any], grade: Grade) -> str:
-    extracted = "no box" if grade.extracted is None else _short(grade.extracted)
+    extracted, gold = (
+        "no box" if text is None else f"`{short(' '.join(text.split()), 60)}`"
+        for text in (grade.extracted, row["answer"])
+    )
     verdicts = f"{grade.outcome}, not {row['verdict']}"
-    return f"{row['id']}: {verdicts}: {extracted} for {_short(row['answer'])} ({grade.reason})"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return f"`{line}`" if len(line) <= 60 else f"`{line[:57]}…`"
+    return f"{row['id']}: {verdicts}: {extracted} for {gold} ({grade.reason})"
 
 
 def _summarise(counts: Counter[str], bad: list[str], disagreements: list[str] | None, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Detect training problems that are similar to a benchmark problem: copies, paraphrases, nearest siblings.
+"""Detect training problems that are similar to a benchmark problem: copies, paraphrases, near variants.
 
 Word overlap alone cannot separate a copy from a similar problem: "divisors of 1764" and "divisors of 1690" share
 nearly all words. But a copy keeps the numbers, however it is worded. So the numbers set the threshold:
@@ -48,6 +48,8 @@ OWN_NUMBERS = 0.8
 """Share of the training problem's numbers that the benchmark problem must have; a paraphrase may add one."""
 COMMON = 50
 """A run or stem that occurs in more benchmark problems than this is not used to look up candidates."""
+MIN_SHARED = 0.15
+"""Minimum share of the shorter problem's runs, or stems, that a candidate must have."""
 _OPTION = re.compile(r"(?:\\text(?:bf)?\{)?\(?[A-H]\)?\}?")
 
 
@@ -74,8 +76,8 @@ class Benchmarks:
         self._prints = [fingerprint(problem) for _, _, problem, *_ in listed]
         self._answers = ["".join(answer) for _, _, _, *answer in listed]
         self._numbers = [frozenset(text.numerals) for text in self._prints]
-        self._runs = _Index([text.runs for text in self._prints], worth=0.15)
-        self._stems = _Index([text.stems for text in self._prints], worth=0.15)
+        self._runs = _Index([text.runs for text in self._prints])
+        self._stems = _Index([text.stems for text in self._prints])
 
     def find(self, training: Fingerprint, differs: Callable[[str], bool] = lambda gold: False) -> Overlap | None:
         """Return the most similar benchmark problem; None if none is similar enough.
@@ -99,7 +101,7 @@ class Benchmarks:
         return None
 
     def _copied(self, number: int, training: Fingerprint) -> float:
-        """Return the copied share of one benchmark problem; 0 if the two are different problems."""
+        """Return the share of one benchmark problem that the training problem repeats; 0 if it is no copy."""
         bench = self._prints[number]
         share = self._run_weight(bench.runs & training.runs) / self._run_weight(bench.runs)
         same_numbers = share_of(bench.numerals, training.numerals) == 1 and bench.draws_like(training)
@@ -127,9 +129,7 @@ def answers_differ(grader: Grader, mine: str, gold: str) -> bool:
 class _Index:
     """Look up benchmark problems by their parts: runs, or stems."""
 
-    def __init__(self, parts: list[Any], worth: float) -> None:
-        self.worth = worth
-        """Minimum share of the shorter problem's parts that a candidate must have."""
+    def __init__(self, parts: list[Any]) -> None:
         self.holders: Counter[Any] = Counter(part for of_one in parts for part in of_one)
         self._rare: dict[Any, list[int]] = {}
         for number, of_one in enumerate(parts):
@@ -141,7 +141,7 @@ class _Index:
     def candidates(self, parts: Collection[Any]) -> set[int]:
         """Return the numbers of the benchmark problems that share enough rare parts."""
         common = Counter(number for part in parts for number in self._rare.get(part, ()))
-        return {n for n, shared in common.items() if shared >= self.worth * min(self._size[n], len(parts))}
+        return {n for n, shared in common.items() if shared >= MIN_SHARED * min(self._size[n], len(parts))}
 
 
 def _holds_runs(bench: Fingerprint, training: Fingerprint, share: float, same_numbers: bool) -> bool:

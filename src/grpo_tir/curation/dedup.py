@@ -72,7 +72,6 @@ class Store:
     """
 
     def __init__(self, path: Path, equal: Callable[[str, str], bool]) -> None:
-        self.path = path
         self._equal = equal
         self.db = sqlite3.connect(path, timeout=0, isolation_level=None)
         try:

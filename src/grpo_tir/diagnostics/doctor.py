@@ -65,8 +65,6 @@ def diagnose(config: Config | None, bench_dir: str | None = None, with_model: bo
 
 def check_settings(config: Config) -> Iterator[Finding]:
     """Check what `train` would reject at its start."""
-    from grpo_tir.rollouts.rewards import make_reward
-
     check_for_training(config)
     if (Path(config.train.output_dir) / "checkpoints").is_dir():
         yield fault(

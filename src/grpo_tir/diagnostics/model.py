@@ -24,7 +24,7 @@ from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.rollouts.policy import Policy, load_policy
 from grpo_tir.rollouts.rollout import Limits, make_groups, sample_responses
 from grpo_tir.tools.python import OUTPUT_MARKER
-from grpo_tir.types import Problem
+from grpo_tir.types import Problem, Rollout
 
 CALL = "So:\n```python\nprint(6 * 7)\n```\n"
 PLAIN = "Let x = 3.5; then f(x) is 12, so\n\nthe answer is: no.\tDone!\n"
@@ -149,13 +149,8 @@ def check_sampling(
     (group,) = make_groups([next(iter(problems), SAMPLE)], policy.render, policy.tokenizer, ROWS, 0)
     limits = Limits(min(TOKENS, config.rollout.max_completion_length), max_tool_calls=0)
     sample_responses(group.rollouts, policy, None, config, runtime, limits=limits)
-    batch = collate([to_row(rollout) for rollout in group.rollouts], runtime.device)
-    with torch.no_grad(), runtime.autocast():
-        module = TokenLogprobs(policy.model, config.rollout.temperature)
-        logprobs, _ = module(*batch.host)  # (B, T)
-    mask = batch.loss_mask.bool()
-    gap = (logprobs - batch.sampled_logprobs).abs()[mask].mean().item()
-    tolerance = SINGLE * (config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"])
+    gaps, tolerance = logprob_gaps(policy, group.rollouts, runtime, config)
+    gap, tolerance = gaps.mean().item(), SINGLE * tolerance
     ignored = f"; its generation_config sets {own}, which is ignored" if own else ""
     if not gap <= tolerance:
         yield fault(
@@ -168,6 +163,18 @@ def check_sampling(
         yield fine(
             "sampling", f"temperature {config.rollout.temperature}; log-probs agree to {gap:.1g} nats{ignored}"
         )
+
+
+def logprob_gaps(
+    policy: Policy, rollouts: Sequence[Rollout], runtime: Runtime, config: Config
+) -> tuple[torch.Tensor, float]:
+    """Return |recorded - recomputed| in nats for each model token, and the tolerance for a batch's mean."""
+    batch = collate([to_row(rollout) for rollout in rollouts], runtime.device)
+    with torch.no_grad(), runtime.autocast():
+        module = TokenLogprobs(policy.model, config.rollout.temperature)
+        logprobs, _ = module(*batch.host)  # (B, T)
+    gaps = (logprobs - batch.sampled_logprobs).abs()[batch.loss_mask.bool()]
+    return gaps, config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
 
 
 def this_machine(device: torch.device) -> Hardware:

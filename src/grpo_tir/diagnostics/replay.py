@@ -5,7 +5,8 @@
                     model for step 1. Left out with a message if there is no such checkpoint
     code            run it again in the recipe's executor and compare the outputs
 
-Programs that read the clock or draw random numbers without a seed differ rightly. Exit code: 0 equal, 1 different.
+Outputs of programs that read the clock or draw random numbers without a seed differ without a fault. Exit code: 0
+equal, 1 different.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from grpo_tir.config import Config
 from grpo_tir.errors import CertificateError, DataError
-from grpo_tir.learning.certificate import SINGLE, TOLERANCE, check_tokens
+from grpo_tir.learning.certificate import SINGLE, check_tokens
 from grpo_tir.types import Problem, Rollout, Segment, Stamp, ToolCall, ToolResult
 from grpo_tir.utils.files import read_jsonl
 
@@ -78,7 +79,15 @@ def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, log:
     if step > 1 and not checkpoint.is_dir():
         log(f"log-probs      not recomputed: there is no {checkpoint} (train.save_every, train.save_total_limit)")
         return True
-    gaps, tolerance = logprob_gaps(str(checkpoint) if step > 1 else config.model.path, rollout, config)
+    from grpo_tir.diagnostics.model import logprob_gaps
+    from grpo_tir.distributed.runtime import Runtime
+    from grpo_tir.rollouts.policy import load_policy
+
+    rollout.stamps = []  # checked by `check_stamps`
+    runtime = Runtime(config.model.precision)
+    policy = load_policy(config, str(checkpoint) if step > 1 else config.model.path, runtime.device)
+    found, tolerance = logprob_gaps(policy, [rollout], runtime, config)
+    gaps: list[float] = found.tolist()
     if not gaps:
         log("log-probs      none: the model wrote nothing")
         return True
@@ -89,26 +98,6 @@ def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, log:
         f"{gaps[worst]:.2g} (model token {worst}); {SINGLE * tolerance:g} is allowed on average in one response"
     )
     return fine
-
-
-def logprob_gaps(path: str, rollout: Rollout, config: Config) -> tuple[list[float], float]:
-    """Return |recorded - recomputed| in nats for each model token, and the tolerance for a batch's mean."""
-    import torch
-
-    from grpo_tir.distributed.runtime import Runtime
-    from grpo_tir.learning.batching import collate, to_row
-    from grpo_tir.learning.logprobs import TokenLogprobs
-    from grpo_tir.rollouts.policy import load_policy
-
-    rollout.stamps = []  # checked by `check_stamps`
-    runtime = Runtime(config.model.precision)
-    policy = load_policy(config, path, runtime.device)
-    batch = collate([to_row(rollout)], runtime.device)
-    with torch.no_grad(), runtime.autocast():
-        module = TokenLogprobs(policy.model, config.rollout.temperature)
-        logprobs, _ = module(*batch.host)  # (1, T)
-    gaps: list[float] = (logprobs - batch.sampled_logprobs).abs()[batch.loss_mask.bool()].tolist()
-    return gaps, config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
 
 
 def check_code(record: dict[str, Any], config: Config, log: Log) -> bool:

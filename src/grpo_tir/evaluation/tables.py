@@ -52,10 +52,10 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 
-def page(result: Result, title: str = "Evaluation") -> str:
+def page(result: Result) -> str:
     """Format results.md: table, differences, and what is needed to repeat them."""
     cells, benchmarks = result["cells"], list(result["benchmarks"])
-    parts = [f"# {title}", table(cells, benchmarks, "paper" in result)]
+    parts = ["# Evaluation", table(cells, benchmarks, "paper" in result)]
     if result["differences"]:
         parts += ["## Paired differences", difference_table(result["differences"])]
     if result["tool_benefit"]:

@@ -3,8 +3,7 @@
     u = uniform(seed, group, sample, position)         counter-based: no generator state to save or to restore
     token = smallest v with  cumsum(softmax(logits / temperature))[v] > u
 
-A rollout is therefore the same alone or in a batch of 64, and before and after a resume, up to the last bits of
-its logits.
+A rollout is therefore the same alone, in a batch of 64, and after a resume, unless its logits differ by rounding.
 
 Shapes: B rows, V vocabulary.
 """
@@ -26,11 +25,6 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-
-    @property
-    def truncates(self) -> bool:
-        """True if some tokens cannot be drawn at all."""
-        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 def row_key(seed: int, group: int, sample: int) -> int:
@@ -70,15 +64,15 @@ def draw(logits: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> tuple[tor
 
 
 def running_sum(x: torch.Tensor) -> torch.Tensor:
-    """Compute `x.cumsum(-1)`, (…, N). CUDA's cumsum adds in a different order in every run, so that torch refuses
-    it under `train.deterministic`. There, `doubling_sum` needs log2(N) rounds of shifted additions."""
+    """Compute `x.cumsum(-1)`, (…, N). CUDA's cumsum adds in a different order in every run. torch therefore raises
+    an error for it under `train.deterministic`, and `doubling_sum` is used."""
     if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
         return x.cumsum(-1)
     return doubling_sum(x)
 
 
 def doubling_sum(x: torch.Tensor) -> torch.Tensor:
-    """Compute running sums: after round k, each entry holds the sum of the last 2^k entries."""
+    """Compute running sums in log2(N) rounds: after round k, each entry is the sum of the last 2^k entries."""
     width = 1
     while width < x.shape[-1]:
         x = x + torch.nn.functional.pad(x[..., :-width], (width, 0))
@@ -87,8 +81,8 @@ def doubling_sum(x: torch.Tensor) -> torch.Tensor:
 
 
 def _first_above(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the index of the first entry > target: (B, N), (B,) to (B,). The entry always has a
-    probability above 0, even if rounding makes the target equal to the total."""
+    """Return the index of the first entry > target: (B, N), (B,) to (B,). If rounding makes the target equal to
+    the total, return the last token with a probability above 0."""
     found = torch.searchsorted(cdf, target[:, None].contiguous(), right=True)
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())
     # without the clamp, the index of NaN logits would crash a GPU process; the learner reports NaN
