@@ -73,6 +73,21 @@ def test_a_long_text_gets_a_forward_and_a_short_one_is_fed_by_steps() -> None:
         assert ours == run_with_tool(Engine(model, stopping, Sampling(), []), requests, inserted, calls=1)
 
 
+def test_rows_may_be_submitted_later_and_be_longer() -> None:
+    """The tables of a bucket are made anew when a row needs more pages than any before."""
+    model = make_model(FAMILIES["qwen2"], torch.float64)
+    first, second = Request(0, [3], row_key(0, 0, 0), 30, False), Request(1, [5] * 9, row_key(0, 0, 1), 60, False)
+    engine = Engine(model, None, Sampling(), [], kv_tokens=400, step="plain", block=4, page=4)
+    engine.submit(first)
+    engine.ready = lambda: True
+    assert engine.step() == []
+    engine.submit(second)
+    done: dict[int, Stopped] = {}
+    while engine.scheduler.rows:
+        done |= {stopped.row: stopped for stopped in engine.step()}
+    assert_same(done, run(Engine(model, None, Sampling(), []), [first, second]))
+
+
 def test_samples_of_a_prompt_share_its_full_pages() -> None:
     """A prompt of 10 tokens in pages of 4: two shared pages, and one copy of the third for each of 8 rows."""
     model = make_model(FAMILIES["qwen2"])

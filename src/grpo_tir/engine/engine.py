@@ -298,10 +298,10 @@ class Engine:
     def _static_step(self, running: int) -> StaticStep | None:
         """Return the step for so many rows, rounded up to a power of two; None if it cannot be made."""
         rows = 1 << (running - 1).bit_length()
-        if rows not in self.static:
+        longest = max(map(_limit, self.scheduler.rows.values()))
+        if rows not in self.static or self.static[rows].longest < longest:  # a longer row was submitted since
             cache = self.scheduler.cache
             assert isinstance(cache, PagedCache) and self.mode != "eager"
-            longest = max(map(_limit, self.scheduler.rows.values()))
             shared = next(iter(self.static.values()), None)
             try:
                 self.static[rows] = StaticStep(

@@ -139,6 +139,7 @@ class StaticStep:
         other: StaticStep | None = None,
     ) -> None:
         self.model, self.cache, self.sampling, self.mode = model, cache, sampling, mode
+        self.longest = longest
         device = cache.device
         pinned = device.type == "cuda"
         # 1. What the host writes in one copy: the state of each row, then the known tokens of each step.
