@@ -195,12 +195,12 @@ def execute(
     sys.setrecursionlimit(sys.getrecursionlimit() + depth)
     source, names = source.removeprefix("\ufeff"), vars(main())
     program: Any = ast.parse(source, name) if echo else source
-    last = program.body[-1] if echo and program.body and not source.rstrip().endswith(";") else None
-    if isinstance(last, ast.Expr):
-        del program.body[-1]
+    last: Any = None
+    if echo and program.body and isinstance(program.body[-1], ast.Expr) and not source.rstrip().endswith(";"):
+        last = compile(ast.Expression(program.body.pop().value), name, "eval", dont_inherit=True)
     exec(compile(program, name, "exec", dont_inherit=True), names)
-    if isinstance(last, ast.Expr):
-        sys.displayhook(eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), names))
+    if last is not None:
+        sys.displayhook(eval(last, names))
 
 
 def end_main(main: weakref.ref[types.ModuleType], collect: Callable[[], Any]) -> None:

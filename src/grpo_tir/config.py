@@ -115,7 +115,7 @@ class ToolConfig:
     state: Literal["fresh", "replay"] = "fresh"
     """`fresh`: each call starts from nothing, as in the paper. `replay`: earlier successful blocks run
     first, without output, so that their variables exist. Their time is not charged to the call, but together they
-    may take `executor.timeout` seconds. Random draws repeat."""
+    may take `executor.timeout` seconds of CPU time. Random draws repeat."""
     echo: bool = False
     """Show the value of a last expression, as a notebook does, unless a semicolon ends it."""
 

@@ -56,6 +56,8 @@ class ToolResult:
     """True if output beyond 64 KB was dropped."""
     seconds: float = 0.0
     """Wall time of the program, from its fork. The replay of earlier blocks is not counted."""
+    cpu_seconds: float = 0.0
+    """CPU time of the program, counted in the same way."""
     replay_differs: int = 0
     """Number of earlier blocks that failed, or printed something else, when they were replayed."""
 

@@ -198,7 +198,7 @@ class Pool:
         size = len(code) + sum(len(block) for block, _ in session.get("earlier", ()))
         if 6 * size > FRAME // 2 and len(pack({"code": code, **session})) > FRAME - 1024:
             fault = "MemoryError: the program is too large"  # to send it would end the runner
-        elif session.get("replay", 0) > 2 * call.timeout + 1:
+        elif session and not self.can_replay(earlier or (), call.timeout):
             fault = f"ReplayError: the earlier blocks take more than {call.timeout:g} s to run again"
         if fault:
             self.room.release()
@@ -269,8 +269,9 @@ class Pool:
                     self.retry(call, frame["cause"], died=frame["zygote_died"], alone=True)
                 else:
                     keys = ("status", "stdout", "stderr", "exit_code", "signal", "truncated", "seconds")
-                    differs = frame.get("replay_differs", 0)
-                    self.resolve(call, ToolResult(**{key: frame[key] for key in keys}, replay_differs=differs))
+                    spent, differs = frame.get("cpu", 0.0), frame.get("replay_differs", 0)
+                    fields = {key: frame[key] for key in keys}
+                    self.resolve(call, ToolResult(**fields, cpu_seconds=spent, replay_differs=differs))
             self.dispatch()
 
     def retry(self, call: Call, cause: str, *, died: bool, alone: bool = False) -> None:
@@ -338,6 +339,12 @@ class Pool:
                     self.served = now
                 elif now - self.served > PATIENCE:
                     self.open_circuit(f"no runner for {PATIENCE:.0f} s ({self.workers[0].problem})")
+
+    def can_replay(self, earlier: Sequence[ToolCall], timeout: float) -> bool:
+        """True if the earlier calls together took no longer than one call may. A busy core does not count."""
+        done = [call.result for call in earlier if call.result is not None and call.result.status == "ok"]
+        wall = timeout * self.config.wall_factor * STRETCH
+        return sum(r.cpu_seconds for r in done) <= timeout and sum(r.seconds for r in done) <= wall
 
     def longest_run(self, call: Call) -> float:
         """Return the seconds that a runner may take for a call."""
