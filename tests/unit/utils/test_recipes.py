@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from grpo_tir import cli
 from grpo_tir.config import Config
 from grpo_tir.data.problems import load_problems
 from grpo_tir.data.prompts import make_renderer
+from grpo_tir.testing import byte_tokenizer
+from grpo_tir.tools.python import find_code
 from grpo_tir.types import Problem, Rollout, Segment, ToolCall, ToolResult
 from grpo_tir.utils.recipe import load_config, save_config, to_dict
 from grpo_tir.utils.resources import load_object, recipes_dir
@@ -98,6 +103,7 @@ def test_every_recipe_goes_through_a_dry_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = ["--model.path", str(made / "model"), "--data.train", str(made / "problems.jsonl")]
+    overrides += ["--data.eval", str(made / "problems.jsonl")] if load_config(path).data.eval else []
     command = ["train", str(path), "--dry-run", *overrides, "--data.max_prompt_length", "400"]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
@@ -108,8 +114,28 @@ def test_every_recipe_goes_through_a_dry_run(
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 
-OF_A_PUBLISHED_MODEL = [path for path in RECIPES if load_config(path).model.path != "quickstart"]
-"""The quickstart makes its own model, of half a million parameters."""
+OF_A_PUBLISHED_MODEL = [path for path in RECIPES if load_config(path).model.path[0].isupper()]
+"""The quickstart and `smollm2_135m` train a model that was made or prepared in a folder."""
+
+
+def test_the_prepared_chat_template_gives_the_text_of_its_file() -> None:
+    prepare = load_object(f"{recipes_dir() / 'smollm2/prepare.py'}:chat_template")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = prepare()
+    said = make_renderer("chat", tokenizer)(Problem("p", "What is 1 + 1?", "2"))
+    assert said == (recipes_dir() / "smollm2/chat.txt").read_text().replace("{problem}", "What is 1 + 1?")
+
+
+def test_prepared_traces_hold_what_their_programs_print() -> None:
+    rows = load_object(f"{recipes_dir() / 'smollm2/prepare.py'}:rows")(60, set(), random.Random(1))
+    assert len({row["problem"] for row in rows}) == 60
+    for row in rows:
+        call, shown, last = (segment["text"] for segment in row["segments"])
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(find_code(call.removesuffix("```output")))
+        assert shown == f"\n{out.getvalue().strip()}\n```\n" and last == f"\\boxed{{{row['answer']}}}"
+        assert out.getvalue().strip() == row["answer"] and int(row["answer"]) > 0
 
 
 @pytest.mark.parametrize("path", OF_A_PUBLISHED_MODEL, ids=lambda path: path.stem)
