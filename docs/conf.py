@@ -62,7 +62,7 @@ html_css_files = ["site.css"]
 READING_ORDER = {
     "Start": ["docs/tutorial", "docs/howto"],
     "Guides": ["docs/train", "docs/data", "docs/evaluation", "docs/sandbox"],
-    "Understand": ["docs/algorithm", "docs/files", "docs/comparison", "docs/experiments"],
+    "Understand": ["docs/algorithm", "docs/files", "docs/comparison", "docs/paper", "docs/experiments"],
     "Reference": ["docs/reference", "docs/settings", "docs/metrics"],
     "Project": ["CONTRIBUTING", "CHANGELOG"],
 }
