@@ -1,4 +1,4 @@
-"""Decide whether an answer equals a gold answer. This package imports nothing else of grpo_tir but errors."""
+"""Decide whether an answer equals a gold answer. This package imports nothing of grpo_tir except `errors`."""
 
 from grpo_tir.grading.extract import extract_answer, model_answer
 from grpo_tir.grading.grader import Grade, Grader, default_grader

@@ -52,8 +52,9 @@ def model_answer(segments: Sequence[str]) -> str | None:
 
 
 def _outside_fences(text: str) -> str:
-    """Lines outside code blocks. A fence with a word opens a block in any state, a bare one opens or closes:
-    the paper's format closes "```python" by "```output", which opens the next block at once."""
+    """Return the lines outside code blocks. A fence with a word always opens a block; a fence without a word opens
+    or closes one. In the paper's format "```output" therefore ends the block "```python" and opens the next
+    one."""
     kept, inside = [], False
     for line in text.split("\n"):
         fence = _FENCE.search(line)
@@ -67,8 +68,8 @@ def _outside_fences(text: str) -> str:
 
 
 def _box_content(text: str, start: int) -> str | None:
-    """Return the content of the box at `start`: a balanced group, or as in ``\boxed 5`` what follows, up to the
-    `$`."""
+    """Return the content of the box at `start`: a balanced group, or without braces (``\boxed 5``) the text up to
+    the next `$`, else the next word."""
     if start >= len(text):
         return None
     if text[start] != "{":

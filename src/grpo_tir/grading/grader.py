@@ -5,19 +5,19 @@ r"""Grade a boxed answer against a gold answer, in a pool of processes with a de
     gold ─────────────────────────────────┘       │ fast path: both plain numbers, or the same text
                                                   └─► worker process ── rules.judge
 
-Read is the last ``\boxed{…}`` that the model wrote itself, outside code fences and within one model segment:
-a box in tool output or in code is not an answer (the reference looked everywhere).
+The answer is the last ``\boxed{…}`` in text of the model, outside code fences and within one model segment. A box
+in tool output or in code is not an answer (the reference searched the whole text).
 
-`wrong` is every answer that is not shown to be the gold: also one that hangs, kills a worker or cannot be
-parsed, or RL would learn to write such answers. `unjudged` is left for what does not depend on the answer: a
-gold that no rule can read, or workers that fail on the gold alone.
+`wrong` is every answer that is not shown to equal the gold. This includes answers that hang or kill a worker and
+answers that cannot be parsed; otherwise RL would learn to write them. `unjudged` is used only for causes that do
+not depend on the answer: a gold that no rule can read, or workers that fail on the gold alone.
 
-Why processes: equivalence needs sympy, which can hang in C code on a short string, and math-verify limits
-itself by `signal.alarm`, which works in the main thread only and cancels the caller's own alarm. A process can
-be killed. It is started by exec, not fork, so no torch or accelerate state gets into it and the caller needs
-no main guard. Its own interval timer (default action: die) ends it should its parent vanish meanwhile.
+Grading runs in processes because it uses sympy, which can hang in C code on a short string. A process can be
+killed. `signal.alarm`, which math-verify uses, works in the main thread only and cancels the caller's own alarm. A
+worker is started by exec, not by fork: it inherits no state of torch or accelerate, and the caller needs no main
+guard. An interval timer ends a worker whose parent has gone.
 
-Departure from the reference: it compared bare strings by math-verify with its arguments swapped, in the trainer.
+Departure from the reference, which compared strings with math-verify in the trainer, with swapped arguments.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
 GOLD_SECONDS = 10.0
 """Time limit to check one gold: five times that of training, so that a busy machine does not change the result."""
 _COUNTED = 3
-"""Digits from which a rounded answer is counted where none is accepted."""
+"""Minimum number of digits of a rounded answer that is counted (`Grade.rounded`) if no rounding is accepted."""
 NO_ANSWER = {"", "none", "null", "nan", "n/a", "na", "notfound", "not found", "no answer", "unknown"}
-"""Golds, in lower case, by which data sets say that there is no answer."""
+"""Golds, in lower case, that mean "there is no answer" in data sets."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Grade:
     """Time spent on judging, without waiting for a free worker."""
     reason: str = ""
     rounded: bool = False
-    """The exact gold, but correctly rounded: `right` only where rounding is allowed."""
+    """True if the answer is the exact gold, correctly rounded. It is `right` only if rounding is accepted."""
 
 
 class Grader:
@@ -86,10 +86,13 @@ class Grader:
         self.close()
 
     def grade(self, answer: str | None, gold: str, rounding: int = 0) -> Grade:
-        """Judge one extracted answer (None: there was no box) against the gold. Blocks; safe in threads.
+        """Judge one extracted answer against the gold. Blocks; may be called from any thread.
 
         Args:
-            rounding: accept exact golds as decimals, correctly rounded to so many digits or more; 0: never.
+            answer: the extracted answer; None if there was no box.
+            gold: the gold answer.
+            rounding: minimum number of digits of a correctly rounded decimal that is accepted for an exact gold;
+                0 accepts none.
         """
         began = time.perf_counter()
         quick = _quick(answer, gold)
@@ -108,7 +111,7 @@ class Grader:
         return Grade(_outcome(outcome), answer, seconds, reason, rounded)
 
     def outcome(self, answer: str, gold: str) -> Outcome:
-        """Return the outcome of `grade` where no outage may pass for one.
+        """Return the outcome of `grade`, and raise an error after an outage, which `grade` reports as `unjudged`.
 
         Raises:
             GraderOutage: the workers do not start, or get no processor time.
@@ -119,7 +122,7 @@ class Grader:
         return outcome
 
     def submit(self, answer: str | None, gold: str) -> Future[Grade]:
-        """`grade` in the background."""
+        """Run `grade` in a background thread."""
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="grader")
@@ -159,7 +162,7 @@ class Grader:
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, job: dict[str, Any]) -> tuple[str, str, float]:
-        """(outcome, reason, seconds) from a worker; a death is tried once more on a fresh one.
+        """Return (outcome, reason, seconds) from a worker. If it dies, try once more on a new one.
 
         Raises:
             GraderOutage: the second worker did not run either.
@@ -200,7 +203,7 @@ class Grader:
                 self._idle.append(worker)
 
     def _replace(self, worker: Worker) -> None:
-        """Kill it and start the next one at once, so that its imports overlap with other work."""
+        """Kill a worker and start a new one at once, so that its imports overlap with other work."""
         worker.kill()
         with self._lock:
             self._all.discard(worker)
@@ -255,7 +258,7 @@ def grade(output: str, answer: str) -> Grade:
 
 
 def _forget_default() -> None:
-    """A forked child must not talk through its parent's pipes."""
+    """Drop the shared grader in a forked child, which must not use its parent's pipes."""
     global _default, _default_lock
     _default, _default_lock = None, threading.Lock()
 

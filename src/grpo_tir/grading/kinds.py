@@ -1,4 +1,4 @@
-r"""The kinds of answers, and what may be meant as a set of reals.
+r"""Define the kinds of answers, and convert those that can denote a set of reals to a `Region`.
 
 Scalar     12\sqrt{3}"cm"   50%   $18.90   x^2+1          Region    x > 3   (-∞,1)∪(2,∞)   x ≠ 3
 Sequence   (1,2)  [0,1)  ⦃1,2⦄  1,2 and 3  1 ± √2         Grid      \begin{pmatrix}…
@@ -20,7 +20,7 @@ from grpo_tir.grading.numbers import Region, interval, joined
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number or an expression, with what it is counted in."""
+    """A number or an expression, with its unit."""
 
     value: Expr
     unit: units.Unit | None = None
@@ -30,7 +30,8 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Sequence:
-    """`brackets` is "()", "[]", "(]", "[)", "⦃⦄", or empty for a bare list, where order says nothing."""
+    """Items in `brackets`: "()", "[]", "(]", "[)" or "⦃⦄"; empty for a bare list, whose order does not matter. For
+    a chain a < b ≤ c, `brackets` holds its signs."""
 
     brackets: str
     items: tuple[Any, ...]
@@ -38,7 +39,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Named:
-    """name = value; `difference` is left - right where both are expressions."""
+    """name = value. `difference` is left - right if both sides are expressions, else None."""
 
     name: str
     value: Any
@@ -47,7 +48,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Equation:
-    """left = right, kept as left - right."""
+    """left = right, stored as left - right."""
 
     difference: Expr
 
@@ -85,14 +86,14 @@ class Based:
 
 @dataclass(frozen=True)
 class Date:
-    """Year, if said, month and day."""
+    """Year (None if not given), month and day."""
 
     parts: tuple[int | None, int, int]
 
 
 def as_region(value: Any) -> Region | None:
-    """A set of reals from what may be meant as one: x = 3 is a point, (1,2) an interval; (1,2),(3,4) are points of
-    the plane."""
+    """Convert a value to the set of reals that it can denote; None if there is none. x = 3 is one point, (1,2) an
+    interval. (1,2),(3,4) are points of the plane, so there is no set of reals."""
     if isinstance(value, Region):
         return value
     if isinstance(value, Named):
@@ -112,7 +113,8 @@ def as_region(value: Any) -> Region | None:
 
 
 def _any_of(regions: list[Region | None]) -> Region | None:
-    """Join regions, if they do not overlap: x > 3 beside (4,5) is two answers, x > 0 beside y > 0 is no set."""
+    """Return the union of regions; None if two of them overlap (x > 3 and (4,5) are two answers) or have different
+    variables (x > 0 and y > 0)."""
     found = [region for region in regions if region is not None]
     overlap = any(not one.intersection(other).is_empty() for one, other in itertools.combinations(found, 2))
     if not found or len(found) < len(regions) or overlap or len({region.name for region in found} - {""}) > 1:
@@ -121,12 +123,12 @@ def _any_of(regions: list[Region | None]) -> Region | None:
 
 
 def _must_be_interval(value: Any) -> bool:
-    """True if it can only be an interval, not a point of the plane: [1,2), or an infinite end."""
+    """True if a value can only be an interval, not a point of the plane: [1,2), or one with an infinite end."""
     if not isinstance(value, Sequence):
         return isinstance(value, Region)
     return value.brackets != "()" or any(isinstance(i, Scalar) and i.value.is_infinite for i in value.items)
 
 
 def plain_value(scalar: Scalar) -> Expr:
-    """Return the value, with % applied."""
+    """Return the value; a percentage is divided by 100."""
     return scalar.value / 100 if scalar.unit and scalar.unit.percent else scalar.value

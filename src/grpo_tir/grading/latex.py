@@ -1,18 +1,18 @@
-r"""One mathematical expression: from cleaned LaTeX to sympy.
+r"""Parse one mathematical expression from cleaned LaTeX to sympy.
 
-A strict recursive-descent reader. It takes all of the text or raises `Unreadable`: a parser that skips what it
-does not know (math-verify's reads "3 4" as 7 and lower-cases N) calls wrong answers right. No text is ever
-evaluated as code. Numbers whose writing-out would be gigantic (9^{9^{9^9}}, nested factorials) are refused
-before sympy sees them. Sums, integrals, gcd and the like are not read: no gold needs them, and as answers they
-only restate a problem.
+The recursive-descent parser is strict: it reads the whole text or raises `Unreadable`. A parser that skips unknown
+text accepts wrong answers (math-verify reads "3 4" as 7 and converts N to lower case). Text is never evaluated as
+code. Numbers with too many digits (9^{9^{9^9}}, nested factorials) are rejected before sympy computes them. Sums,
+integrals, gcd and similar operators are not supported: no gold needs them, and an answer with one only repeats the
+problem.
 
     sum     := ['+'|'-'] product (('+'|'-') product)*
     product := power (('*'|'/'|nothing) power)*          1/2x is (1/2)x;  2\frac12 is two and a half
     power   := atom ('!' | '°' | '^' exponent)*          2^10 is 2^{10}
 
-Where a constant must be worked out (`worked_out=True`), arithmetic that golds do not leave undone is refused:
+With `worked_out=True` a constant must be evaluated. Arithmetic that golds do not leave unevaluated is rejected:
 
-    refused   502*614   3^2+1   \frac{408}{12}   \sqrt{16}   5!   |-3|   \ln 2   (1+2i)(3-i)   2\pi+3\pi
+    rejected  502*614   3^2+1   \frac{408}{12}   \sqrt{16}   5!   |-3|   \ln 2   (1+2i)(3-i)   2\pi+3\pi
     a number  -7   0.5   \frac{2}{4}   1\frac12   3\cdot10^8   \sqrt{12}   \frac{1+\sqrt5}{2}   2^{2/3}\pi   3-4i
 """
 
@@ -54,10 +54,10 @@ _SLASHED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/^])")
 
 
 def read_expression(text: str, *, worked_out: bool = False) -> Expr:
-    """Read the whole of a cleaned text as one expression.
+    """Parse a cleaned text as one expression.
 
     Raises:
-        Unreadable: it is none; or it is a constant that is not `worked_out`.
+        Unreadable: the text is no expression; or, with `worked_out`, it is a constant that is not evaluated.
     """
     if len(text) > _MAX_LENGTH:
         raise Unreadable("too long")
@@ -81,7 +81,11 @@ def _rational(digits: str) -> Expr:
 
 
 def _power(base: Expr, exponent: Expr) -> Expr:
-    """base ** exponent, unless writing it out would take too many digits."""
+    """Compute base ** exponent.
+
+    Raises:
+        Unreadable: the result would have too many digits.
+    """
     if exponent.is_number and base.is_number:
         size = real_value(exponent)
         if size is None and not exponent.is_finite:
@@ -95,7 +99,7 @@ def _power(base: Expr, exponent: Expr) -> Expr:
     elif exponent.is_Integer and abs(int(exponent)) > 10**6:
         raise Unreadable("a gigantic power")
     if exponent.is_Rational and exponent.q % 2 and exponent.q > 1 and base.is_real and base.is_negative:
-        return (-1) ** exponent.p * sympy.Pow(-base, exponent)  # the real root, as schools teach it
+        return (-1) ** exponent.p * sympy.Pow(-base, exponent)  # the real root, not sympy's complex one
     return sympy.Pow(base, exponent)
 
 
@@ -106,7 +110,7 @@ def _factorial(value: Expr, double: bool) -> Expr:
 
 
 class _Reader:
-    """The grammar at the top of this file, one method a rule."""
+    """Parse the grammar at the top of this file, with one method for each rule."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -114,7 +118,7 @@ class _Reader:
         self.depth = 0
         self.bars = 0
         self.undone = False
-        """Some arithmetic between constants is left to the reader."""
+        """True if the text contains arithmetic between constants that is not evaluated."""
 
     def peek(self) -> str:
         while self.at < len(self.text) and self.text[self.at] in " \ue001":
@@ -139,7 +143,7 @@ class _Reader:
         return found
 
     def command(self) -> str:
-        """The name of the command that comes next, not taken."""
+        """Return the name of the next command without consuming it; empty if there is none."""
         self.peek()
         found = re.compile(r"\\([A-Za-z]+)").match(self.text, self.at)
         return found[1] if found else ""
@@ -185,7 +189,7 @@ class _Reader:
                 return value
 
     def times(self, value: Expr, rule: Any = None) -> Expr:
-        """`value` times the factor that comes next; 3.2*10^2 is a number, 2*3 is arithmetic."""
+        """Multiply `value` by the next factor. 3.2*10^2 is a number; 2*3 is unevaluated arithmetic."""
         scientific = bool(self.match(_TEN)) and value.is_Rational
         factor = rule(self.power) if rule else self.power()
         product = value * factor
@@ -196,7 +200,7 @@ class _Reader:
         return product
 
     def quotient(self, above: Expr, below: Expr) -> Expr:
-        """A fraction; one of whole numbers stays a number unless it is a whole number itself."""
+        """Divide. A fraction of integers counts as a number, unless its value is an integer (408/12)."""
         if below == 0:
             raise Unreadable("division by zero")
         value = above / below
@@ -205,8 +209,8 @@ class _Reader:
         return value
 
     def starts_factor(self) -> bool:
-        """Two things side by side are a product, but a number only after brackets, a factorial,
-        or a group if it is the base of a power: "3 4" is no product."""
+        """True if the next text is a factor without a sign. A number is one only after a bracket or a factorial,
+        or after a group if it is the base of a power: "3 4" is no product."""
         sign = self.peek()
         if sign.isdigit():
             before = self.text[: self.at].rstrip()[-1:]
@@ -233,7 +237,7 @@ class _Reader:
         return value
 
     def applied(self, value: Expr) -> Expr:
-        """The value of a function; of a constant, it is not worked out."""
+        """Return the value of a function. Of a constant, it is unevaluated arithmetic."""
         self.undone |= not value.free_symbols
         return value
 
@@ -288,7 +292,7 @@ class _Reader:
         return _rational(number[0])
 
     def group(self) -> Expr:
-        """( ), [ ] or { }, with "{n \\choose k}"."""
+        """Parse a group in ( ), [ ] or { }, such as "{n \\choose k}"."""
         opening = self.text[self.at]
         self.at += 1
         bars, self.bars = self.bars, 0
@@ -319,7 +323,7 @@ class _Reader:
         return {"e": sympy.E, "i": sympy.I}.get(name) or Symbol(name)
 
     def argument(self) -> Expr:
-        """Read the argument of \\frac and similar commands: a group, one digit, or one sign."""
+        """Parse the argument of \\frac and similar commands: a group, one digit, or one sign."""
         digit = self.match(re.compile(r"\d"))
         return Integer(digit[0]) if digit else self.atom()
 
@@ -349,7 +353,7 @@ class _Reader:
         raise Unreadable(f"unknown command \\{name}" if name else "a stray backslash")
 
     def root(self, value: Expr, degree: Expr) -> Expr:
-        """A root; an odd one of what may be negative is real."""
+        """Compute a root. An odd root is real, also of a negative value."""
         if degree.is_Integer and degree % 2 and value.free_symbols:
             return sympy.sign(value) * sympy.Abs(value) ** (1 / degree)
         result = _power(value, 1 / degree)
@@ -357,7 +361,8 @@ class _Reader:
         return result
 
     def function(self, name: str) -> Expr:
-        r"""`\sin^2 3x`, `\sin^{-1} x`, `\log_2 8`; without brackets the argument ends at the next function."""
+        r"""Parse `\sin^2 3x`, `\sin^{-1} x` or `\log_2 8`. Without brackets the argument ends at the next
+        function."""
         base = self.argument() if name == "log" and self.take("_") else None
         exponent = self.exponent() if self.take("^") else None
         if self.peek() in ("(", "{", "[", "|"):

@@ -1,11 +1,12 @@
-"""Equality of expressions and of sets of real numbers, by value.
+"""Compare expressions, and sets of real numbers, by value.
 
-Rationals are compared exactly. All else is compared at 50 digits: constants as they are, expressions with
-variables at seven fixed odd points (whole ones where factorials, (-1)^n or floors of k, m, n occur). Two different
-answers do not agree there by chance, and `simplify`, which may run for minutes, is not needed.
+Rationals are compared exactly, other values at 50 digits. Expressions with variables are compared at seven fixed
+points, which are integers if factorials, (-1)^n or floors of k, m, n occur. The points are unusual fractions, so
+that different answers do not agree by chance. `simplify`, which may run for minutes, is not used.
 
-A set of reals is a membership test and the points where it can change; two sets are equal if they agree at
-those points, between them and beyond them. Unions, complements and inequalities need no algebra then.
+A set of reals is stored as a membership test and the points where membership can change. Two sets are equal if
+they agree at those points, between them and beyond them. Unions, complements and inequalities then need no
+algebra.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _TINY = mpmath.mpf(10) ** -30
 
 
 def equal(left: Expr, right: Expr) -> bool:
-    """Equal wherever both are real (or, where they rarely are, everywhere that was tried)."""
+    """True if two expressions are equal at every point where both are real. If there are fewer than three such
+    points, all points are used."""
     if left == right:
         return True
     if left.is_Rational and right.is_Rational:
@@ -40,7 +42,7 @@ def equal(left: Expr, right: Expr) -> bool:
     for values in _assignments(names, left + right):
         one, other = _value(left.subs(values)), _value(right.subs(values))
         if one is not None and other is not None:
-            # 0 = 0 says nothing: floor(n/2) is no i floor(n/2)
+            # 0 = 0 is no evidence: floor(n/2) differs from i floor(n/2)
             telling = (one or other) and not (one.imag or other.imag)
             (real if telling else rest).append(_close(one, other))
         if False in real:
@@ -50,7 +52,7 @@ def equal(left: Expr, right: Expr) -> bool:
 
 
 def proportional(left: Expr, right: Expr) -> mpmath.mpc | None:
-    """The nonzero constant k with left = k * right; None if there is none."""
+    """Return the nonzero constant k with left = k * right; None if there is none."""
     names = sorted(left.free_symbols | right.free_symbols, key=str)
     if not names or left.free_symbols != right.free_symbols:
         return None
@@ -66,7 +68,8 @@ def proportional(left: Expr, right: Expr) -> mpmath.mpc | None:
 
 
 def rounds_to(exact: Expr, decimal: str, places: float = 0.5) -> bool:
-    """`decimal` is `exact`, rounded to what it shows: at most half a unit of its last place away."""
+    """True if `decimal` is `exact` rounded to its number of decimals: at most `places` units of the last decimal
+    away."""
     value = real_value(exact)
     if value is None or not re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)", decimal):
         return False
@@ -76,13 +79,14 @@ def rounds_to(exact: Expr, decimal: str, places: float = 0.5) -> bool:
 
 
 def real_value(expression: Expr) -> mpmath.mpf | None:
-    """Return the value, if it is a real number."""
+    """Return the value; None if it is no real number."""
     value = _value(expression)
     return None if value is None or value.imag else value.real
 
 
 def _assignments(names: list[Any], both: Expr) -> list[dict[Any, Expr]]:
-    """Values to try. Whole numbers where something is only defined, or only meant, for them."""
+    """Return the points to compare at, as values of each name. They are integers if the expression is defined, or
+    meant, for integers only."""
     whole = (
         both.has(*_DISCRETE)
         or any(power.base.is_negative and power.exp.free_symbols for power in both.atoms(sympy.Pow))
@@ -96,7 +100,7 @@ def _assignments(names: list[Any], both: Expr) -> list[dict[Any, Expr]]:
 
 
 def _value(expression: Expr) -> mpmath.mpc | None:
-    """50 digits of a constant; None if it has no finite value."""
+    """Compute 50 digits of a constant; None if it has no finite value."""
     number = sympy.N(expression, 50)
     if not number.is_number or not number.is_finite:
         return None
@@ -104,7 +108,7 @@ def _value(expression: Expr) -> mpmath.mpc | None:
     for part in number.as_real_imag():
         if not (part.is_Float or part.is_Rational):
             return None
-        lost = part.is_Float and part._prec < 60  # nothing but rounding noise was left: it is zero
+        lost = part.is_Float and part._prec < 60  # only rounding noise is left: the value is zero
         parts.append(mpmath.mpf(0) if lost else part._to_mpmath(200))
     with mpmath.workprec(200):  # a new number is rounded to the precision in force
         return mpmath.mpc(*parts)
@@ -119,7 +123,8 @@ def _close(one: mpmath.mpc | None, other: mpmath.mpc | None) -> bool:
 
 @dataclass(frozen=True)
 class Region:
-    """A set of reals: who is in, and the points where that can change. `name` is the variable, if one was said."""
+    """A set of reals: a membership test and the points where membership can change. `name` is the variable; empty
+    if the text names none."""
 
     points: tuple[Any, ...]
     inside: Callable[[Any], bool]
@@ -146,8 +151,8 @@ NOTHING = Region((), lambda x: False)
 
 
 def interval(low: Expr, high: Expr, closed_low: bool, closed_high: bool) -> Region | None:
-    """The reals between two values, either of which may be infinite; None if one is no real number, or if they
-    fall: (3, 2) is a point of the plane, not the empty set."""
+    """Return the interval between two values, either of which may be infinite. Returns None if one is no real
+    number, or if low > high: (3, 2) is a point of the plane, not the empty set."""
     ends = []
     for end in (low, high):
         infinite = end in (sympy.oo, -sympy.oo)
@@ -170,9 +175,12 @@ def interval(low: Expr, high: Expr, closed_low: bool, closed_high: bool) -> Regi
 
 
 def joined(regions: list[Region], *, either: bool) -> Region:
-    """Join two regions: their union; for "and", or where the union would be everything (x > 1, x < 3), their
-    intersection. An empty one shows that "and" only listed the pieces. What only leaves out a point (x ≠ 2) is
-    always left out."""
+    """Combine listed regions. A region that only excludes a point (x ≠ 2) is always intersected. The others:
+
+    either      union ("or", a list)
+    not either  intersection ("and"); the union if the intersection is empty, because "and" then only lists regions
+    both cases  intersection if the union is everything (x > 1, x < 3)
+    """
     holes = [region for region in regions if _leaves_out_a_point(region)]
     pieces = [region for region in regions if region not in holes] or [EVERYTHING]
     union = both = replace(pieces[0], name=regions[0].name)
@@ -192,7 +200,7 @@ def _leaves_out_a_point(region: Region) -> bool:
 
 
 def half_line(bound: Expr, sign: str) -> Region | None:
-    """The x with x sign bound."""
+    """Return the set of all x that satisfy `x sign bound`, for example x ≤ 3."""
     if sign in "<≤":
         return interval(-sympy.oo, bound, False, sign == "≤")
     if sign in ">≥":
@@ -202,7 +210,7 @@ def half_line(bound: Expr, sign: str) -> Region | None:
 
 
 def _probes(points: tuple[Any, ...]) -> list[Any]:
-    """The points, one value between each two, and one beyond on either side."""
+    """Return the points, one value between each two neighbours, and one value beyond either end."""
     with mpmath.workdps(60):
         sorted_ = sorted(points)
         if not sorted_:

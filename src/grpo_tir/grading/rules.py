@@ -2,12 +2,16 @@ r"""Judge one answer against one gold answer, inside a worker process.
 
     clean ──► words and letters, or: read (what kind of answer it is) ──► same (one rule for each pair of kinds)
 
-Kinds decide before numbers do: (1,2) is no [1,2], 1011_2 is no 1011, 4:30 p.m. is no 4:30 a.m., CBAD is no
-product. Where an answer can be read in two ways (is 1,000 a list?) one shared reading suffices; where a
-convention is missing on one side only (unit, `x =`, brackets of a pair, \$) it is not required. Exact golds want
-exact answers: 0.333 is not 1/3 and 3.14 is not \pi. A percentage is its value, or its number where the gold has
-no % and is above 1 (a gold of 50 to "what percent…"). In doubt the answer is wrong: a policy finds every false
-positive, and pays little for a false negative.
+The rules:
+
+- The kinds must agree before values are compared: (1,2) differs from [1,2], 1011_2 from 1011, 4:30 p.m. from 4:30
+  a.m., and CBAD is no product.
+- If a text has two readings (1,000 may be a list), one common reading is enough.
+- A unit, `x =`, the brackets of a pair, or \$ may be missing on one side.
+- An exact gold requires an exact answer: 0.333 is not 1/3, and 3.14 is not \pi.
+- A percentage equals its value. It also equals its number if the gold has no % and is above 1 (a gold of 50 for
+  "what percent…").
+- Any other answer is wrong. A policy would exploit every false positive; a false negative costs little.
 """
 
 from __future__ import annotations
@@ -45,11 +49,11 @@ _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,]*\d)")
 _BRACKETED_THOUSAND = re.compile(r"\((-?\d{1,3}(?:,0\d\d)(?:,\d{3})*)\)")
 _DECIMAL = re.compile(r"-?\d*\.\d+")
 _SENTENCE = re.compile(r"(?:[A-Za-z]{2,} +){3}[A-Za-z]{2,}")
-"""Four words in a row: "either of the foci" cannot be compared by words."""
+"""Four words in a row, such as "either of the foci". Such a gold cannot be compared by its words."""
 
 
 def warm_up() -> None:
-    """Import and exercise what the first answer would else wait for."""
+    """Judge one pair, so that the first request does not wait for imports and caches."""
     judge(r"\frac{\sqrt{2}}{2}x + 1", r"1 + \frac{x}{\sqrt{2}}")
 
 
@@ -70,8 +74,8 @@ def gold_fault(gold: str) -> str:
 
 
 def judge(answer: str, gold: str, digits: int = 0) -> tuple[str, str]:
-    """("right" | "rounded" | "wrong" | "unjudged", reason). With `digits`, `rounded` is an answer that is not the
-    exact gold, but the gold correctly rounded to so many digits or more."""
+    """Return ("right" | "rounded" | "wrong" | "unjudged", reason). `rounded` means that the answer is the exact
+    gold, correctly rounded to at least `digits` digits; with `digits` 0 such an answer is wrong."""
     if len(gold) > _MAX_LENGTH:
         return "unjudged", "the gold is too long"
     if len(answer) > _MAX_LENGTH:
@@ -105,14 +109,14 @@ def _verdict(right: bool, by: str) -> tuple[str, str]:
 
 
 def _squeezed(text: str) -> str:
-    """Without the spaces that separate nothing: "1 2/3" is not "12/3"."""
+    """Remove spaces, except those between two letters, digits or dots: "1 2/3" differs from "12/3"."""
     return re.sub(r"(?<![\w.])\s+|\s+(?![\w.])", "", text)
 
 
 @lru_cache(maxsize=1000)
 def _gold_readings(text: str) -> tuple[list[Any], bool]:
-    """Return the readings of the gold, and whether its constants are worked out (an answer's must then be,
-    too)."""
+    """Return the readings of the gold, and whether its constants are evaluated. If so, those of the answer must be
+    evaluated too."""
     try:
         return _readings(text, Reader(answer=False, worked_out=True)), True
     except Unreadable:
@@ -130,11 +134,11 @@ def _readings(text: str, reader: Reader) -> list[Any]:
     for each in texts:
         with contextlib.suppress(Unreadable):
             readings.append(reader.read(each))
-    return readings or [reader.read(text)]  # which says what is wrong
+    return readings or [reader.read(text)]  # raises the reason
 
 
 def same(gold: Any, answer: Any) -> bool:
-    """The answer says what the gold says."""
+    """True if a parsed answer equals a parsed gold, by the rule for their kinds."""
     if isinstance(gold, Named) or isinstance(answer, Named):
         return _same_named(gold, answer)
     if isinstance(gold, Region) or isinstance(answer, Region):
@@ -166,7 +170,7 @@ def same(gold: Any, answer: Any) -> bool:
 
 
 def _exact(gold: Any, answer: Any, digits: int) -> Any:
-    """The answer with the exact number of the gold for each decimal that is this number, correctly rounded."""
+    """Replace each decimal of the answer that is the gold's number, correctly rounded, by that exact number."""
     if isinstance(answer, Named):
         return replace(answer, value=_exact(gold, answer.value, digits), difference=None)
     if isinstance(gold, Named):
@@ -215,7 +219,8 @@ def _degrees(unit: units.Unit | None) -> bool:
 
 
 def _same_named(gold: Any, answer: Any) -> bool:
-    """x = 5 is 5; it is not y = 5. Equations of several variables may be solved for another one."""
+    """Compare if one side or both have a name. x = 5 equals 5 but not y = 5. Equations of several variables may be
+    solved for different ones."""
     named = isinstance(gold, Named) and isinstance(answer, Named)
     if named and (gold.name == answer.name or '"' in (gold.name, answer.name)) and same(gold.value, answer.value):
         return True
@@ -270,13 +275,14 @@ def _assigned(items: list[Any]) -> bool:
 
 
 def _orders(items: list[Any]) -> list[list[Any]]:
-    """x = 1, y = 2 as the pair 1, 2: as written, and by name."""
+    """Return the item lists to compare in order. For x = 1, y = 2 it is the values 1, 2, sorted by name if the
+    names are the same letter or consecutive ones, else as written."""
     if not _assigned(items):
         return [items]
     ordered = sorted(items, key=lambda item: item.name)
     last = [item.name[-1:] for item in ordered]
     steps = [ord(b) - ord(a) for a, b in itertools.pairwise(last) if a and b]
-    return [[item.value for item in (ordered if set(steps) <= {1} else items)]]  # m, b have no order but theirs
+    return [[item.value for item in (ordered if set(steps) <= {1} else items)]]  # m, b: as written
 
 
 def _in_order(gold: list[Any], answer: list[Any]) -> bool:
@@ -284,7 +290,7 @@ def _in_order(gold: list[Any], answer: list[Any]) -> bool:
 
 
 def _matched(gold: list[Any], answer: list[Any]) -> bool:
-    """Each gold item has an answer item of its own, and none is left."""
+    """True if the items can be paired one to one, in any order."""
     if len(gold) != len(answer):
         return False
     left = list(answer)

@@ -1,14 +1,13 @@
-r"""Answer text to one canonical spelling, before anything is parsed.
+r"""Convert the text of an answer to one canonical spelling, before it is parsed.
 
-`clean` undoes what LaTeX does for looks and gives each sign one character, so that the later stages need one
-case each:
+`clean` removes typesetting and replaces each sign by one character, so that later stages have one case for each:
 
     \left( \dfrac{1}{2},\, 3\text{ cm} \right)      ->  ( \frac{1}{2}, 3"cm" )
-    \$1,\!657   4\!:\!30\text{ p.m.}   x\neq 3      ->  €… no: $1657    4:30"p.m."    x ≠ 3
+    \$1,\!657   4\!:\!30\text{ p.m.}   x\neq 3      ->  $1657    4:30"p.m."    x ≠ 3
 
-What stood in \text{…} is kept in double quotes: whether `cm` is a unit or c times m matters to every rule that
-follows. Wrapped numbers are unwrapped. `,` between digits is left alone (1,000 or the list 1, 000?); the rules
-see both readings. Nothing here uses more than `re`.
+The content of \text{…} is kept in double quotes, because later rules must distinguish the unit `cm` from c times
+m. Numbers in \text{…} are unwrapped. A comma between digits is kept, because 1,000 may be a list; `rules` tries
+both readings. This module uses regular expressions only.
 """
 
 from __future__ import annotations
@@ -130,11 +129,11 @@ _ORDINAL = re.compile(r'(?<=\d)\s*(?:\^\s*\{?\s*"?(?:st|nd|rd|th)"?\s*\}?|"?(?:s
 
 
 class Unreadable(ValueError):
-    """A text that no rule reads completely, or a number too large to be an answer."""
+    """The text cannot be parsed completely, or contains a number that is too large."""
 
 
 def clean(text: str) -> str:
-    """The canonical spelling of an answer; idempotent on what it gives."""
+    """Return the canonical spelling of an answer. Cleaning it again changes nothing."""
     text = _dollars(_characters(text.strip()))
     text = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _ROW.sub("\ue001", text)
@@ -162,7 +161,7 @@ def clean(text: str) -> str:
 
 
 def plain_words(text: str) -> str:
-    """For comparing words: lower case, without quotes, punctuation and articles."""
+    """Return the words of a text in lower case, without quotes, punctuation and articles."""
     text = text.replace("∧", " and ").replace("∨", " or ").replace('"', " ").lower()
     text = re.sub(r"[.,;:!?'()\[\]{}\\$]", " ", text)
     return " ".join(word for word in text.replace("-", " ").split() if word not in ("a", "an", "the"))
@@ -188,13 +187,14 @@ def top_positions(text: str, signs: str) -> list[int]:
 
 
 def split_top(text: str, signs: str) -> list[str]:
-    """The pieces between those positions."""
+    """Split the text at the signs that `top_positions` finds."""
     cuts = [-1, *top_positions(text, signs), len(text)]
     return [text[a + 1 : b].strip() for a, b in itertools.pairwise(cuts)]
 
 
 def enclosed(text: str) -> bool:
-    """The first bracket is closed by the last character: "(1)(2)" is not enclosed. Mixed kinds may pair."""
+    """True if the last character closes the first bracket: "(1)(2)" is not enclosed. The two may be of different
+    kinds, as in (1, 2]."""
     if len(text) < 2 or text[0] not in "([{⦃⟨" or text[-1] not in ")]}⦄⟩":
         return False
     depth = 0
@@ -215,7 +215,7 @@ def _characters(text: str) -> str:
 
 
 def _dollars(text: str) -> str:
-    """Unescaped `$` is money where each one stands before an amount, else a delimiter."""
+    """Escape each unescaped `$` if all of them precede an amount of money; else remove them as delimiters."""
     if "$" not in text.replace(r"\$", ""):
         return text
     bare = re.findall(r"(?<!\\)\$(.?.?)", text)
@@ -260,7 +260,7 @@ def _unwrap(match: re.Match[str]) -> str:
 
 
 def _words(text: str) -> str:
-    """Outside quotes: "and"/"or" become signs, sin( becomes \\sin(, pi and inf become signs."""
+    """Replace words outside quotes: "and", "or", "pi" and "inf" by signs, and sin( by \\sin(."""
     pieces = text.split('"')
     for index in range(0, len(pieces), 2):
         piece = re.sub(r"(?i)(?<![A-Za-z\\])and(?![A-Za-z])", "∧", pieces[index])

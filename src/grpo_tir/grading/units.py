@@ -1,8 +1,8 @@
-r"""Quantities that are no bare number: units, money, bases, clock times, dates.
+r"""Read units, money, numbers in a base, clock times and dates.
 
-A unit is a product of dimensions and a factor: `5 "m"` is `500 "cm"`, `80 "cents"` is `$0.80`, and neither is
-`5 "kg"`. A unit on one side only is ignored, as every grader does; on both sides it must agree. Words that are
-no unit ("14 right triangles") are counted nouns: on both sides they must share a word.
+A unit has dimensions and a factor: `5 "m"` equals `500 "cm"`, `80 "cents"` equals `$0.80`, and neither equals
+`5 "kg"`. If only one side has a unit, it is ignored, as in other graders. If both have one, the units must agree.
+Words that are no unit ("14 right triangles") are nouns; if both sides have nouns, they must share one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ power       1 w watt
 potential   1 v volt
 resistance  1 ohm, 1000 kohm kiloohm
 """
-"""A dimension, then its units: the factor in front of all spellings of one."""
+"""One dimension per row, with its units. A unit is its factor, followed by all its spellings."""
 _UNITS: dict[str, tuple[str, Fraction]] = {}
 for _dimension, _row in re.findall(r"^(\w+)\s+(\S(?:.*\n?)(?:\s+\S.*\n?)*)", _TABLE, re.MULTILINE):
     for _factor, *_names in (unit.split() for unit in _row.split(",")):
@@ -98,19 +98,19 @@ _BASE_SAID = re.compile(r"(-?)\(?([0-9A-Za-z]+?)\)?,?\(?(?:in)?base-?_?\{?([0-9]
 
 @dataclass(frozen=True)
 class Unit:
-    """`factor` in units of `dimensions`; `nouns` is what is counted."""
+    """A unit: exponents of its `dimensions`, its `factor`, and `nouns` for counted things."""
 
     dimensions: tuple[tuple[str, int], ...] = ()
     factor: Fraction = Fraction(1)
     nouns: frozenset[str] = frozenset()
     scale: int = 1
-    """From words such as million; belongs to the number."""
+    """Factor of the number, from words such as million."""
     percent: bool = False
     anything: bool = False
-    """"units", "square units": fits every unit."""
+    """True for "units" and "square units", which agree with every unit."""
 
     def agrees(self, other: Unit) -> bool:
-        """Both can be said of the same quantity."""
+        """True if both units can measure the same quantity."""
         if self.anything or other.anything:
             return True
         if self.dimensions or other.dimensions:
@@ -120,7 +120,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Clock:
-    """A time of day. `half` is a, p, or empty where it was not said."""
+    """A time of day. `half` is `a` for a.m., `p` for p.m., and empty if neither is given."""
 
     hour: int
     minute: int
@@ -140,7 +140,8 @@ class Clock:
 
 
 def split_unit(text: str, *, letters: bool = False) -> tuple[str, Unit | None]:
-    """(the number's text, its unit). With `letters`, "5 m" is five metres; a gold `5 m` may be five times m."""
+    """Split a text into its number and its unit, None if there is none. With `letters`, "5 m" is five metres;
+    without, it is five times m, as it may be in a gold."""
     if money := _MONEY.match(text):
         number, more = split_unit(money["rest"])
         unit = parse_unit(money["unit"])
@@ -159,10 +160,10 @@ def split_unit(text: str, *, letters: bool = False) -> tuple[str, Unit | None]:
 
 
 def parse_unit(text: str) -> Unit:
-    """The unit that a tail of text names.
+    """Parse the text after a number as a unit.
 
     Raises:
-        Unreadable: it says something else.
+        Unreadable: it contains other words.
     """
     text = re.sub(r'["{}().,]', " ", text.lower()).replace("*", " ")
     text = re.sub(r"\s*\^\s*", "^", text)
@@ -209,7 +210,7 @@ def parse_unit(text: str) -> Unit:
 
 
 def read_clock(text: str) -> Clock | None:
-    """A time of day that says a.m. or p.m."""
+    """Read a time of day with a.m. or p.m., noon or midnight; None for other texts."""
     said = text.replace('"', "").strip().lower()
     if said in ("noon", "12 noon", "midnight", "12 midnight"):
         return Clock(12, 0, 0, "p" if "noon" in said else "a")
@@ -220,13 +221,13 @@ def read_clock(text: str) -> Clock | None:
 
 
 def read_colons(text: str) -> Clock | None:
-    """8:34, which is a time only if the other side is one, or looks like it."""
+    """Read a time such as 8:34; None for other texts. It may also be a ratio, so the comparison decides."""
     found = _COLONS.fullmatch(text.replace('"', "").strip())
     return Clock(int(found[1]), int(found[2]), int(found[3] or 0), "") if found else None
 
 
 def read_date(text: str) -> tuple[int | None, int, int] | None:
-    """(year or None, month, day)."""
+    """Read a date as (year, month, day), with year None if it is not given; None for other texts."""
     said = re.sub(r"\s+", " ", text.replace('"', " ")).strip().lower()
     for pattern in _DATES:
         if found := pattern.fullmatch(said):
@@ -237,7 +238,7 @@ def read_date(text: str) -> tuple[int | None, int, int] | None:
 
 
 def read_based(text: str) -> tuple[str, int] | None:
-    """(digits, base) of a number with its base as index or said: 1011_2, (1011)_{two}, 1011 base 2."""
+    """Read a number with its base as (digits, base): 1011_2, (1011)_{two}, 1011 base 2. None for other texts."""
     squeezed = re.sub(r'[\s"]', "", text).replace("{,}", "")
     found = _BASED.fullmatch(squeezed) or _BASE_SAID.fullmatch(squeezed)
     if not found or not (re.search(r"\d", found[2]) or (found[2].isupper() and len(found[2]) > 1)):
@@ -250,7 +251,7 @@ def read_based(text: str) -> tuple[str, int] | None:
 
 
 def full_name(word: str) -> str:
-    """Weekdays and months without their abbreviations."""
+    """Return the full name of an abbreviated weekday or month; other words are unchanged."""
     for name in [*_DAYS, *_MONTHS]:
         if len(word) >= 3 and name.startswith(word) and (len(word) <= 4 or word == name):
             return name

@@ -1,8 +1,8 @@
-r"""Read a cleaned text as one of the `kinds` of answers, or raise `Unreadable`.
+r"""Parse a cleaned text as one of the `kinds` of answers, or raise `Unreadable`.
 
-From the outside in: whole forms (times, dates, matrices), lists, relations, set operations, double signs, ratios,
-brackets, and what is left is one expression with its unit. A pair in round brackets stays a sequence; that it may
-mean an open interval is decided where it meets a Region.
+The order is from the outside in: complete forms (times, dates, matrices), lists, relations, set operations, ±,
+ratios, brackets, and last one expression with its unit. A pair in round brackets is a sequence. `rules` converts
+it to an open interval if the other side is a Region.
 """
 
 from __future__ import annotations
@@ -54,16 +54,18 @@ _FOR_ALL = re.compile(
 
 @dataclass(frozen=True)
 class Reader:
-    """Settings of reading: in an answer "5 m" is five metres; constants must be `worked_out` if the gold's are."""
+    """Parse answers or golds, with these settings."""
 
     answer: bool
+    """True for an answer, in which "5 m" is five metres; in a gold it may be five times m."""
     worked_out: bool = False
+    """True if constants must be evaluated: 502*614 is then unreadable."""
 
     def read(self, text: str, depth: int = 0) -> Any:
-        """The value of a cleaned text.
+        """Parse a cleaned text.
 
         Raises:
-            Unreadable: no rule fits all of it.
+            Unreadable: no rule reads the whole text.
         """
         if depth > 12:
             raise Unreadable("nested too deeply")
@@ -113,7 +115,8 @@ class Reader:
         return Scalar(value, unit, number.replace(" ", ""))
 
     def listed(self, text: str, parts: list[str], depth: int) -> Any:
-        """Items side by side. Conditions join to one region; `x = 1, 2` names both."""
+        """Combine the items of a list. Conditions on one variable become one region; `x = 1, 2` gives x both
+        values."""
         if len(parts) > _MAX_ITEMS:
             raise Unreadable("too many items")
         items: list[Any] = []
@@ -152,8 +155,8 @@ class Reader:
         return self.inequality(sides, signs)
 
     def approximation(self, exact: str, sides: list[str], depth: int) -> Any:
-        """Read a chain with ≈: the side before it is exact and the side after it must be near. 5 ≈ 6 names two
-        candidates."""
+        """Parse a chain with ≈ and return its exact side. The side after ≈ must be near it; 5 ≈ 6 is
+        unreadable."""
         about = self.read(sides[-1], depth + 1)
         if not exact or (len(sides) == 2 and self.names(*sides)):
             return replace(about, approximate=True) if isinstance(about, Scalar) else about
@@ -193,15 +196,16 @@ class Reader:
         return Equation(scalars[0].value - scalars[1].value)
 
     def last(self, sides: list[str], depth: int) -> Any:
-        """The last of equal sides that is worked out: 12 = 3*4 says 12, 3*4 = 2*6 says nothing."""
+        """Return the last of equal sides that can be read. With `worked_out`, 12 = 3*4 gives 12, and 3*4 = 2*6 is
+        unreadable."""
         for side in sides[:0:-1]:
             with contextlib.suppress(Unreadable):
                 return self.read(side, depth + 1)
         return self.read(sides[0], depth + 1)
 
     def names(self, side: str, other: str) -> bool:
-        """`side` names what `other` is. An expression is a name only in an answer, and only of a constant: m+n = 5
-        says 5, but x+y+z = 0 is not answered by 0, and n! = e^x says two things."""
+        """True if `side` is a name for the value `other`. An expression is a name only in an answer, and only if
+        the value is a constant: the answer m+n = 5 means 5. The gold x+y+z = 0 is an equation, as is n! = e^x."""
         if '"' in side or not _name_like(side) or not _COMPOSITE.search(_INDICES.sub("", side)):
             return _name_like(side)
         value = replace(self, worked_out=False).read(other) if self.answer else None
@@ -233,7 +237,7 @@ class Reader:
         return Inequality(right - left if signs[0] in "<≤" else left - right, signs[0] in "<>")
 
     def region(self, text: str, depth: int) -> Region | None:
-        """ℝ, unions, intersections and differences; None if the text is nothing of the kind."""
+        """Parse ℝ, ∅, unions, intersections and differences of sets; None for other texts."""
         if text in ("ℝ", "∅", "⦃⦄", "⦃ ⦄"):
             return EVERYTHING if text == "ℝ" else NOTHING
         for sign in "∪∖∩":
@@ -272,7 +276,7 @@ class Reader:
         return Sequence(brackets, tuple(items))
 
     def both_signs(self, text: str, depth: int) -> Any:
-        """1 ± 2 as the list 3, -1. Each ± is free; with ∓ all of them go together."""
+        """Expand 1 ± 2 to the list 3, -1. Several ± are independent; with ∓ all signs change together."""
         places = [at for at, sign in enumerate(text) if sign in "±∓"]
         if len(places) > 4:
             raise Unreadable("too many double signs")
@@ -312,7 +316,8 @@ class Reader:
 
 
 def _name_like(side: str) -> bool:
-    """x, f(x), AB, m+n, \\angle A, "Area", P(X = 1): something named, no equation's half with numbers in it."""
+    """True if a side can be a name: x, f(x), AB, m+n, \\angle A, "Area", P(X = 1). It has letters and no
+    numbers."""
     if _POINT.fullmatch(side):
         return True
     bare = _INDICES.sub("", side)
@@ -334,7 +339,7 @@ def _difference(left: str, right: str) -> Expr | None:
 
 
 def _agree(one: Any, other: Any) -> bool:
-    """Sides of one chain, as in x = 0.56 = 56%."""
+    """True if two sides of a chain such as x = 0.56 = 56% have the same value."""
     if not (isinstance(one, Scalar) and isinstance(other, Scalar)):
         return False
     return equal(plain_value(one), plain_value(other))

@@ -1,6 +1,6 @@
-"""Answers that are words or letters: options, orders of letters, names, yes and no.
+"""Compare answers that are words or letters: options, sequences of letters, names, yes and no.
 
-They are compared as written, without case, articles and punctuation; never as products of variables.
+They are compared as text, without case, articles and punctuation, and never as products of variables.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ _SHORT_WORDS = set("yes no odd even true false one two six ten red blue up down 
 
 
 def read_letters(text: str) -> list[str]:
-    """Capitals that are names: B, (B), "A, C", CBAD. Not those of a formula."""
+    """Return the letters of an answer that consists of capitals: B, (B), "A, C", CBAD. Empty for other answers."""
     bare = re.sub(r"[,;]?\s*\b(?:and|or)\b", " ∧", text.replace('"', "").strip())
     return re.findall("[A-Z]", bare) if _LETTERS.fullmatch(bare) else []
 
 
 def same_letters(mine: str, theirs: str, letters: list[str]) -> bool:
-    """One option: the same, perhaps with its text. Several: the same, in any order if they are listed, and
-    listed alphabetically (then they are a choice, else the order may be the answer)."""
+    """Compare with the `letters` of the gold. One letter: the answer must name it, and may add the option's text.
+    Several: the same letters in the same order, or in any order if both are lists and the gold is alphabetical (in
+    another order, the order may be the answer)."""
     if len(letters) == 1:
         option = _OPTION.fullmatch(mine.replace('"', "").strip())
         if option is None:
@@ -47,7 +48,7 @@ def same_letters(mine: str, theirs: str, letters: list[str]) -> bool:
         wrapped = '"' in mine or "(" in mine or said.isupper()
         return wrapped and said.upper() == letters[0] and not re.search(r"\([A-Z]\)|\b[A-Z]\b|[∧∨]", rest)
     either = re.compile(r"∨|\bor\b")
-    if either.search(mine) and not either.search(theirs):  # A or B names candidates, A and B both
+    if either.search(mine) and not either.search(theirs):  # "A or B" names candidates, "A and B" both
         return False
     found = read_letters(mine)
     listed = bool(re.search("[,;∧∨]", theirs))
@@ -57,13 +58,13 @@ def same_letters(mine: str, theirs: str, letters: list[str]) -> bool:
 
 
 def without_option(text: str) -> str:
-    """(B) 12 is 12 for a gold of 12."""
+    """Remove the letter of an option before its value: "(B) 12" becomes "12"."""
     found = re.match(r'"?\(([A-H])\)"?:?\s+(?=[^\s+\-*/^=])', text)
     return text[found.end() :] if found and not re.search(r"\([A-H]\)", text[found.end() :]) else text
 
 
 def is_words(text: str) -> bool:
-    """Names and words, which are compared as such."""
+    """True if a text consists of names and words, which are compared as text."""
     if units.read_clock(text) or units.read_date(text) or units.read_based(text) or plain_words(text) in PHRASES:
         return False
     if not re.fullmatch(r"[\"A-Za-zÀ-ÿ\s,.;:'()∧∨\-!?]+", text):
@@ -78,6 +79,8 @@ def is_words(text: str) -> bool:
 
 
 def same_words(mine: str, theirs: str) -> bool:
+    """True if two texts have the same words, name the same month or day, both mean "undefined", or list the same
+    names in another order."""
     found, wanted = plain_words(mine), plain_words(theirs)
     if found == wanted or units.full_name(found) == units.full_name(wanted):
         return True

@@ -1,14 +1,14 @@
-"""A grading process and its pipe: lines of JSON in, lines of JSON out.
+"""Run one grading process, and exchange lines of JSON with it over a pipe.
 
     in   {"answer": str | null, "gold": str, "digits": int, "limit": seconds}    null: can this gold be judged?
     out  {"outcome": "right" | "rounded" | "wrong" | "unjudged", "reason": str}
 
-`Worker` is the parent's end, `main` the child's. The deadline counts from the request, never the start. Where the
-machine is so busy that the child got no processor, wall time proves nothing: then its processor time decides.
+`Worker` runs in the parent, `main` in the child. The deadline counts from the request, not from the start of the
+process. On an overloaded machine the child may get no processor; then its processor time decides, not wall time.
 
-The child ends by itself at end of file, and by its own timer where the parent is gone in the middle of a hang:
-SIGALRM with its default action needs no Python code to run, so a loop inside C cannot hold it off. Running out of
-memory ends it too: a fresh process then decides whether it was the answer or what had piled up here.
+The child ends at end of file. If the parent dies while the child hangs, the child's timer ends it: SIGALRM with
+its default action runs no Python code, so a loop in C cannot delay it. A child that runs out of memory ends too. A
+new process then shows whether the answer was the cause, or memory that earlier requests had left.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from typing import Any
 
 _MEMORY = 3 << 30
 _START_LIMIT = 120.0
-_ENOUGH = 0.25  # of the deadline, in processor time: 99 of 100 honest pairs need less than a tenth of it
+_ENOUGH = 0.25
+"""Processor time, as a share of the deadline, from which an answer counts as late. 99% of ordinary pairs need less
+than 0.1."""
 STARVED = 5
-"""Times the deadline that a worker without a processor may take."""
+"""Maximum wall time of a worker that gets no processor, as a multiple of the deadline."""
 
 
 class WorkerDied(Exception):
@@ -36,15 +38,15 @@ class WorkerDied(Exception):
 
 
 class WorkerOutage(WorkerDied):
-    """The worker did not start, or got no processor time: the fault is ours."""
+    """The worker did not start, or got no processor time. The answer is not the cause."""
 
 
 class WorkerLate(Exception):
-    """The worker computed until the deadline."""
+    """The worker was still computing at the deadline."""
 
 
 class Worker:
-    """One judging process: a line of JSON in, a line of JSON out."""
+    """The parent's end of one grading process."""
 
     def __init__(self) -> None:
         root = str(Path(__file__).resolve().parent.parent.parent)
@@ -56,7 +58,11 @@ class Worker:
         self._ready = False
 
     def wait_until_ready(self) -> None:
-        """Imports are done; not part of any deadline."""
+        """Wait until the imports are done. This time counts for no deadline.
+
+        Raises:
+            WorkerOutage: the process does not start.
+        """
         if not self._ready:
             try:
                 hello = self._read_line(time.monotonic() + _START_LIMIT) or {"error": "no reply"}
@@ -76,7 +82,7 @@ class Worker:
             raise WorkerDied("a grading worker has ended") from None
         reply = self._read_line(began + timeout)
         if reply is None and used is not None:
-            # Wall time is not the answer's fault where the machine is overloaded: the processor time is.
+            # On an overloaded machine only processor time shows that the answer is slow.
             while reply is None and time.monotonic() < began + STARVED * timeout:
                 if (self._cpu_seconds() or 0.0) - used >= _ENOUGH * timeout:
                     raise WorkerLate
@@ -102,7 +108,7 @@ class Worker:
                 continue  # an unsent line of a dead worker
 
     def _read_line(self, until: float) -> dict[str, Any] | None:
-        """The next message; None if it has not come by then."""
+        """Return the next message; None if none has come by the time `until`."""
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         poll = select.poll()
@@ -119,7 +125,7 @@ class Worker:
         return json.loads(line)
 
     def _cpu_seconds(self) -> float | None:
-        """Processor time of the worker so far; None where there is no /proc."""
+        """Return the worker's processor time so far; None on a system without /proc."""
         try:
             fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -128,13 +134,13 @@ class Worker:
 
 
 def main() -> None:
-    """Serve until the parent closes the pipe."""
+    """Answer requests until the parent closes the pipe."""
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
     quiet = os.open(os.devnull, os.O_RDWR)
     os.dup2(quiet, 0)
-    os.dup2(quiet, 1)  # parsers print warnings; they must not get between the replies
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.dup2(quiet, 1)  # warnings of parsers must not mix with the replies
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     try:
@@ -162,7 +168,7 @@ def _judge(rules: Any, job: dict[str, Any]) -> tuple[str, str]:
         return rules.judge(job["answer"], job["gold"], job["digits"])
     except MemoryError:
         os._exit(1)
-    except Exception as error:  # whatever a parser throws at hostile text is a verdict on that text
+    except Exception as error:  # hostile text can raise any error in a parser: it cannot be read
         fault = "" if job["answer"] is None else _gold_fault(rules, job["gold"])
         if job["answer"] is None or fault:
             return "unjudged", fault or f"the gold cannot be read: {type(error).__name__}"
@@ -182,7 +188,7 @@ def _limit_memory() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
     except (ValueError, OSError):
-        return  # macOS refuses this limit; the deadline still holds
+        return  # macOS rejects this limit; the deadline still applies
 
 
 def _send(replies: Any, message: dict[str, Any]) -> None:
