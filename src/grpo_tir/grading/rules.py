@@ -275,8 +275,8 @@ def _assigned(items: list[Any]) -> bool:
 
 
 def _orders(items: list[Any]) -> list[list[Any]]:
-    """Return the item lists to compare in order. For x = 1, y = 2 it is the values 1, 2: sorted by name if the last
-    letters of the names are consecutive, else as written."""
+    """Return the item lists to compare in order. For x = 1, y = 2 it is the values 1, 2: sorted by name if the
+    last letters of the names are consecutive, else as written."""
     if not _assigned(items):
         return [items]
     ordered = sorted(items, key=lambda item: item.name)
