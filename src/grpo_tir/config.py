@@ -161,7 +161,7 @@ class RewardConfig:
     """Value added once if any executed code failed, but not for a response without code (bug 12 of the reference).
     (ToRL: 0; its ablation: -0.5)"""
     no_code_penalty: float = 0.0
-    """Value added if no code was executed. Only to repeat the ablation of the reference, which has bug 12."""
+    """Value added if no code was executed. Its only use is to reproduce the reference's ablation (bug 12)."""
     soft_overlong_buffer: int = 0
     """Number of last tokens of the budget over which the reward falls by 1 (DAPO, eq. 13). 0 means none."""
     rounding: str = "exact"
@@ -175,7 +175,7 @@ class AlgorithmConfig:
     option is off by default."""
 
     aggregation: Literal["token", "sequence", "constant"] = "token"
-    """Normalization of the loss over an optimizer step. `token`: mean over valid tokens (DAPO, ToRL). `sequence`:
+    """Normalization of the loss over an optimizer step. `token`: mean over model tokens (DAPO, ToRL). `sequence`:
     mean of response means (GRPO). `constant`: sum / (responses x max_completion_length) (Dr. GRPO)."""
     clip_low: float = 0.2
     """Lower clip: ratio >= 1 - clip_low. (ToRL: 0.2)"""
@@ -231,7 +231,7 @@ class OptimConfig:
     eps: float = 1e-8
     """Value added to the denominator of the update. (PyTorch: 1e-8)"""
     weight_decay: float = 0.01
-    """Decoupled weight decay. (ToRL: 0.01)"""
+    """Coefficient of decoupled weight decay. (ToRL: 0.01)"""
     max_grad_norm: float = 1.0
     """Maximum global gradient norm; larger gradients are scaled down to it. (ToRL: 1)"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -265,7 +265,7 @@ class TrainConfig:
     save_total_limit: int = 3
     """Maximum number of checkpoints kept. 0 means all."""
     save_in_background: bool = True
-    """Write checkpoints while training goes on. This needs a copy in CPU memory, 12 bytes per parameter."""
+    """Write checkpoints in a background thread. This needs a copy in CPU memory, 12 bytes per parameter."""
     eval_every: int = 0
     """Steps between greedy evaluations on `data.eval`, also at the start and end. 0 means none. (ToRL: 4)"""
     eval_size: int = 0

@@ -33,7 +33,7 @@ class Response:
 
     prompt: list[int]
     answer: str  # gold
-    key: tuple[int, int, int]  # seed, group, sample: of its random draws
+    key: tuple[int, int, int]  # (seed, group, sample), which key its random draws
     ids: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     turns: list[str] = field(default_factory=list)  # the model's text, cut at its tool calls
@@ -96,7 +96,7 @@ def pad(rows: list[list[int]], value: int, left: bool = False) -> torch.Tensor:
     return torch.tensor([f + row if left else row + f for f, row in zip(fill, rows, strict=True)])
 
 
-# 3. The tool: which text is code, and what the model reads of its run.
+# 3. The tool: find the code in the text, and format the output that the model reads.
 def find_code(text: str) -> str | None:
     """Return the last closed ```python block before the marker; None if it is empty or another one is open."""
     code, block = "", None  # type: str, list[str] | None
@@ -111,7 +111,7 @@ def find_code(text: str) -> str | None:
 
 
 def observation(result: Any) -> str:
-    """Return what the model reads: the output, and of an error only the last line (paper, section 3.2)."""
+    """Return what the model reads: stdout and, after an error, the last line of stderr (paper, section 3.2)."""
     error = (result.stderr.strip().splitlines() or [result.status])[-1].strip()
     parts = [result.stdout.strip()] if result.status == "ok" else [result.stdout.strip(), error]
     parts = [part if len(part) < 256 else f"{part[:128]}...{part[-128:]}" for part in parts if part]
@@ -163,14 +163,14 @@ class Minimal:
     eps: float = 1e-8  # of AdamW
     clip: float = 0.2
     seed: int = 1
-    groups_done: int = 0  # rollout groups so far; numbers the next one
+    groups_done: int = 0  # number of rollout groups so far, and of the next group
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), self.lr, eps=self.eps, weight_decay=0.01)
 
     def step(self) -> list[list[Response]]:
         """Take one training step. Returns the groups that it learned from."""
-        # 1) Draw problems: each once an epoch, in an order that the seed fixes.
+        # 1) Draw problems: each once per epoch, in an order that depends on the seed.
         drawn = []
         for number in range(self.groups_done, self.groups_done + self.prompts):
             epoch, place = divmod(number, len(self.problems))

@@ -52,7 +52,7 @@ from grpo_tir.utils.recipe import save_config
 
 @dataclass
 class Parts:
-    """All that lives as long as a run. `opened` closes what must be closed, in the reverse order of opening."""
+    """The parts of a run. `opened` closes them, in the reverse order of opening."""
 
     runtime: Runtime
     console: Console
@@ -115,7 +115,7 @@ class Trainer:
         with parts.stop, parts.watchdog:
             parts.console.start(steps, self.steps_done)
             try:
-                self.finish_step()  # the evaluation before training, or one that a signal cut short
+                self.finish_step()  # the evaluation before training, or one that a signal interrupted
                 while self.steps_done < steps:
                     self.step()
             except Interrupted:  # the batch or the evaluation under way is abandoned
@@ -163,7 +163,7 @@ class Trainer:
         """Evaluate, write metrics and save a checkpoint, where they are due after the step just taken.
 
         Raises:
-            Interrupted: a signal. An evaluation that it cut short is made up for on `--resume`.
+            Interrupted: a signal. An evaluation that it interrupted is repeated on `--resume`.
         """
         if self.line is not None:
             found = self.evaluate() if self.evaluation_is_due else {}
@@ -254,7 +254,7 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         console, folder = Console(runtime.is_main), Path(config.train.output_dir)
         make_writable(folder)
         console.log(f"precision: {runtime.precision}")
-        if runtime.world > 1:  # a wrong launcher starts one process instead of many, and says nothing
+        if runtime.world > 1:  # shows whether the launcher started as many processes as wanted
             console.log(f"{runtime.world} processes")
         checkpoint = find_start(folder, resume, console.log)
         if len(set(runtime.gather([checkpoint and checkpoint.name]))) > 1:
@@ -264,7 +264,7 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
             folder / "alive", runtime.rank, runtime.world, runtime.progress, config.train.watchdog_minutes
         )
         writer = Writer("log")
-        # 2. Tool and problems: they fail faster than the model.
+        # 2. Tool and problems. They come before the model, because their errors show sooner.
         tool = given.tool if given.tool and config.tool.max_tool_calls else open_tool(config, console.log)
         if tool is not None and tool is not given.tool:
             opened.callback(tool.close)
@@ -284,7 +284,7 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         fitting = keep_fitting(train, config, policy, console.log)
         collector = Collector(config, runtime, policy, tool, reward, fitting, journal, stop, console)
         opened.callback(collector.close)
-        # 5. Go on where the checkpoint stands. Files of the run are changed only after that has worked.
+        # 5. Restore the checkpoint. Files of the run are changed only if this succeeds.
         state = _restore(checkpoint, config, policy, learner, collector, runtime) if checkpoint else None
         if state:
             console.log(f"resuming after step {state['step']}")

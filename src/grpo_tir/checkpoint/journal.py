@@ -10,8 +10,8 @@ decode together. An incomplete wave is sampled again from its prompts; a call th
 result. Lost calls and lost rollouts are not recorded.
 
 Each rank writes its own file and reads the files of all ranks, so that a run can resume with another number of
-ranks. A journal of another recipe is ignored. So are the journals of steps after the first step in which a rollout
-had to be sampled.
+ranks. A journal of another recipe is ignored. After a step in which a rollout had to be sampled, the journals of
+later steps are ignored too.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw of --balance")
     parser.add_argument(
-        "--workers", type=int, default=2, help="processes that read golds, 60 MB each (default: 2)"
+        "--workers", type=int, default=2, help="processes that check golds, 60 MB each (default: 2)"
     )
     parser.add_argument("--on-bad", choices=["stop", "skip"], default="stop", help="a row that cannot be used")
 
@@ -130,9 +130,7 @@ def run_build(args: argparse.Namespace) -> int:
         raise DataError("two sources have one name: give them names with --source NAME=…")
     named = [name for argument in args.bench for name in ([argument] if "=" in argument else argument.split(","))]
     if not named:
-        print(
-            "no --bench: training problems may be those of a benchmark (--bench aime24,aime25,math500,… keeps out)"
-        )
+        print("no --bench: benchmark problems are not removed (--bench aime24,aime25,math500,… removes them)")
     benchmarks = [open_benchmark(name, args.bench_dir, args.problem_field, args.answer_field) for name in named]
     forbidden = Benchmarks(entry for _, problems in benchmarks for entry in problems)
     build = Build(

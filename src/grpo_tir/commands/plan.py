@@ -1,4 +1,4 @@
-"""`grpo-tir plan RECIPE --gpus N --gpu-memory 80GB`: check whether a recipe fits, and name what would."""
+"""Check whether a recipe fits: `grpo-tir plan RECIPE --gpus N --gpu-memory 80GB`. If not, name settings that fit."""
 
 from __future__ import annotations
 

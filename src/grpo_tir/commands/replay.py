@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the run and the response."""
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory (train.output_dir)")
     parser.add_argument(
-        "step", metavar="STEP", type=int, help="a step that was written down (train.rollouts_every)"
+        "step", metavar="STEP", type=int, help="a step whose rollouts were recorded (train.rollouts_every)"
     )
     parser.add_argument("sample", metavar="SAMPLE", help="GROUP.SAMPLE as in the report, or the line of the file")
     parser.add_argument("--no-code", action="store_true", help="do not run the code again")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import grpo_tir
-from grpo_tir.curation.balance import lot, water_fill
+from grpo_tir.curation.balance import draw_key, water_fill
 from grpo_tir.curation.card import write_card
 from grpo_tir.curation.contamination import Benchmarks, answers_differ
 from grpo_tir.curation.dedup import SourceRow, Store, stored
@@ -213,11 +213,11 @@ def _record(row: SourceRow, sources: list[Source]) -> dict[str, Any]:
 
 def _draw(store: Store, size: int, seed: int) -> None:
     """Reject the rows above the quota of their class. A second call changes nothing."""
-    store.db.create_function("lot", 1, partial(lot, seed))
+    store.db.create_function("draw_key", 1, partial(draw_key, seed))
     counts = dict(store.db.execute("SELECT difficulty, count(*) FROM rows WHERE reason = '' GROUP BY difficulty"))
     for label, quota in water_fill(counts, size).items():
         store.db.execute(
             "UPDATE rows SET reason = 'not drawn', detail = 'difficulty ' || difficulty WHERE n IN (SELECT n FROM "
-            "rows WHERE reason = '' AND difficulty = ? ORDER BY lot(id), n LIMIT -1 OFFSET ?)",
+            "rows WHERE reason = '' AND difficulty = ? ORDER BY draw_key(id), n LIMIT -1 OFFSET ?)",
             (label, quota),
         )

@@ -18,7 +18,7 @@ nearly all words. But a copy keeps the numbers, however it is worded. So the num
 Weights: a run that occurs in n benchmark problems counts 1/n; a stem in n of N problems counts log(1 + N/(n+1)).
 A long text that contains the runs of a short problem by chance is not a copy, unless it contains at least 0.8 of
 them. A text that is a part of a benchmark problem is detected by the share of its own runs. docs/experiments.md
-lists what this finds and what it costs.
+reports how many copies this finds and how many other problems it rejects.
 """
 
 from __future__ import annotations

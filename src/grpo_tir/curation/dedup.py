@@ -8,8 +8,8 @@ are rejected as a contradiction, because it is unknown which is right. A problem
 row has the same numbers, the same answer and a Jaccard index of 3-word runs of at least `NEAR`. ("Find m + n" and
 "Find m - n" for the same m and n have different answers: they are two problems.)
 
-Near duplicates are looked up by one key of their numbers and answer. Of many rows with that key, the latest are
-compared.
+Near duplicates are looked up by a key made of their numbers and answer. A row is compared with at most `MOST`
+earlier rows that have its key, the latest first.
 """
 
 from __future__ import annotations

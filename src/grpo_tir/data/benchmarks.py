@@ -1,8 +1,8 @@
 """Load the paper's five benchmarks (section 4.1). Each is pinned by its number of problems and a hash of its text.
 
-Without a count, a file with 134 of the 500 problems of MATH500 passes for MATH500 (ToRL, issue 13). The hash
-covers all problems and answers, but neither white space nor order, so that every copy of the same text has the
-same hash. A local file with another hash is refused. A Hub copy is pinned by its commit, where one is known. Its
+The count detects incomplete files, such as one with 134 of the 500 problems of MATH500 (ToRL, issue 13). The hash
+covers all problems and answers, but neither white space nor order, so that all copies of the same text have the
+same hash. A local file with another hash is rejected. A Hub copy is pinned by its commit if one is known. Its
 hash is written to the result, because copies differ in how they write an answer (`27.0`, `$27$`).
 
 This module does not import torch. It imports datasets only to load from the Hub.

@@ -1,8 +1,8 @@
 """Build prompts: the text of a problem that the policy continues.
 
-Base models get raw text, without BOS and without a chat template, which could remove a marker of an earlier turn.
-`torl` and `torl_0307` equal the reference's templates exactly, including its mistake: they write "the problem
-above", but the problem follows below.
+Base models get raw text, without a BOS token and without a chat template (which may delete markers of earlier
+turns). `torl` and `torl_0307` equal the reference's templates exactly, including its mistake: they write "the
+problem above", but the problem follows below.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Estimate what a recipe needs: memory by part on each GPU, sequences in the KV cache, executor slots.
 
-    bytes on one of N ranks for P parameters in float32 (at lr 1e-6 an update is too small to change a bf16 weight)
+    bytes on one of N ranks for P parameters in float32 (in bf16, an update at lr 1e-6 would be lost in rounding)
 
                     one process, DDP     ZeRO-1          ZeRO-2           ZeRO-3
     weights         4P                   4P              4P               4P/N; gathered, 4P + 4P/N, to sample

@@ -68,8 +68,8 @@ def average(results: dict[str, Result]) -> Result:
 
 
 def differences(cells: Sequence[Result]) -> list[Result]:
-    """Compute `second` minus `first` for every two cells on each benchmark: the later minus the earlier one. A
-    cell with true tool outputs always comes second, after one without the tool or with changed outputs."""
+    """Compute `second` minus `first` for every two cells on each benchmark. `second` is the cell with true tool
+    outputs if only one has them, else the later one."""
     found = []
     for earlier, later in itertools.combinations(cells, 2):
         first, second = (

@@ -55,7 +55,7 @@ class RowBudget(StoppingCriteria):
     """Stop each row when its budget is spent."""
 
     def __init__(self, widths: list[int]) -> None:
-        self.widths = torch.tensor(widths)  # (B,) full width, padding included, at which a row is spent
+        self.widths = torch.tensor(widths)  # (B,) width, padding included, at which the budget ends
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **_: Any) -> torch.BoolTensor:
         """Map `input_ids` (B, T) to (B,) bool: True where the budget is spent."""
@@ -149,7 +149,7 @@ class GenerateRounds:
         if stopped_at is not None:
             ends["call"] = stopped_at - sampler.width
         length = min(ends.values())
-        # an end-of-text token or a call at the last token of the budget is not a cut
+        # at the last token of the budget, `eos` and `call` take precedence over `length`
         reason = next(name for name in ("eos", "call", "length") if ends.get(name) == length)
         tokens = new[:length]
         row.response += tokens

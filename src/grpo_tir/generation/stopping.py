@@ -55,7 +55,7 @@ class CodeBlockStopping(StoppingCriteria):
         """True if the last token completes a call. `token_ids` is one model segment so far."""
         if not token_ids or token_ids[-1] not in self.closers:
             return False
-        # each character of the marker may be one token, and three more start the text at a UTF-8 character
+        # each character of the marker may be one token; three more tokens complete a UTF-8 character before them
         tail = token_ids[-len(self.marker) - 3 :]
         if self.marker not in self._decode(tail):
             return False

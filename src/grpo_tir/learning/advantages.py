@@ -23,7 +23,8 @@ from grpo_tir.types import Rollout, RolloutGroup
 FORMAT_REWARD = -0.1
 """Reward of a turn whose call has no code, with `gtpo_gamma`."""
 NO_FAULT = 1e-6
-"""Value added to the penalty of a right response, so that its inverse is finite. Responses without faults win."""
+"""Value added to the penalty of a right response, so that its inverse is finite. Its small size gives responses
+without faults nearly all of the probability."""
 
 
 def group_advantages(rewards: Sequence[float], *, scale: bool = True, eps: float = 1e-6) -> list[float]:
@@ -70,9 +71,10 @@ def has_void_turn(rollout: Rollout) -> bool:
 def turn_returns(rollout: Rollout, gamma: float) -> list[float]:
     """Compute the discounted return of each turn (GTPO, arXiv 2511.14846):  R_j = r_j + gamma R_{j+1}.
 
-    r_j is the reward of the response at its last turn, plus `FORMAT_REWARD` at a turn whose call has no code. The
-    advantage of a turn is its return, normalized over all turns of the group. The paper's reward of a wrong answer
-    is 0: a negative one, discounted, would favour wrong responses with more turns.
+    r_j is 0, plus the reward of the response at the last turn, plus `FORMAT_REWARD` at a turn whose call has no
+    code. The advantage of a turn is its return, normalized over all turns of the group. As in the paper, the
+    reward of a wrong answer should be 0: discounting a negative reward would favour wrong responses with more
+    turns.
     """
     assert rollout.reward is not None
     rewards = [0.0] * len(_turns(rollout))

@@ -9,8 +9,8 @@
 
 A segment is stamped when it enters a rollout. The stamps are checked when the learner makes its samples. The first
 two checks find any change of an id or of the mask in between: re-tokenization, a mask shifted by a round (bugs 1,
-3 and 4 of the reference), a reward function that edits its rollout. The third check finds a generator that sampled
-at another temperature, with a penalty, from stale weights, or after another prompt.
+3 and 4 of the reference), or a reward function that edits its rollout. The third check finds a generator that
+sampled at another temperature, with a penalty, from stale weights, or after another prompt.
 
 This module imports only the standard library.
 """
@@ -25,10 +25,10 @@ from grpo_tir.errors import CertificateError
 from grpo_tir.types import Stamp, stamp
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.03}
-"""Largest mean gap of log-probs over a batch, in nats per token, by the lower of the two precisions. The
-quickstart's model has 5e-7 in fp32 and 6e-4 in bf16. Larger models add up more rounding errors: in bf16, TRL with
-vLLM reports 0.012, and vime 0.011 for Qwen3-4B, where 0.036 was a drift that grew with training
-(vllm-project/vime#64). 0.03 is 2.5 times the former and below the latter."""
+"""Maximum mean gap of log-probs over a batch, in nats per token, by the lower of the two precisions. Measured on
+the quickstart's model: 5e-7 in fp32, 6e-4 in bf16. Rounding errors grow with the model: in bf16, TRL with vLLM
+reports 0.012. vime reports 0.011 for Qwen3-4B, and 0.036 in a run whose gap grew during training
+(vllm-project/vime#64). The limit 0.03 is 2.5 times the normal gap, and below that of the growing one."""
 SINGLE = 10.0
 """Factor on the tolerance for a single response, whose mean is over few tokens."""
 SLOPE_TOLERANCE = 0.02
@@ -93,9 +93,9 @@ class Agreement:
     """The largest mean of |x - y| over one response."""
 
     def slope(self) -> tuple[float, float]:
-        """Return the least-squares slope of y over x, and its largest deviation from 1 due to rounding: the ratio
-        of rounding noise to the variance of x, plus four standard errors. A lower sampling temperature raises the
-        slope, even if a confident policy leaves a small gap. Rounding does not raise it."""
+        """Return the least-squares slope of y over x, and the maximum deviation from 1 that rounding explains: the
+        ratio of rounding noise to the variance of x, plus four standard errors. A lower sampling temperature
+        raises the slope, also for a confident policy, whose mean gap stays small."""
         spread = self.xx - self.x**2 / max(self.tokens, 1.0)
         if spread <= 0:
             return 1.0, math.inf

@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 class LogSoftmaxInPlace(torch.autograd.Function):
     """Compute `plain_log_softmax` in the buffer of its logits. The forward pass overwrites it with probabilities,
     the backward pass with d logprob / d logits = (onehot(token) - probabilities) / temperature. The plain version
-    holds three such buffers and reads them twenty times. Here a part of a few rows stays in the processor's
-    cache."""
+    needs three such buffers and reads them twenty times. Here the rows are processed a few at a time, so that they
+    fit in the processor's cache."""
 
     @staticmethod
     def forward(

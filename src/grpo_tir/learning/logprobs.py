@@ -35,7 +35,7 @@ class TokenLogprobs(nn.Module):
         self.weight: Any = getattr(head, "weight", None)  # (V, H)
         self.bias: Any = getattr(head, "bias", None)  # (V,)
         self.watched: int | None = None
-        """Token id whose probability each forward leaves in `watched_probs`, (B, T), for every model token."""
+        """Token id; each forward stores its probability at every model token in `watched_probs`, (B, T)."""
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, loss_mask: torch.Tensor

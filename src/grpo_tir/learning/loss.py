@@ -4,7 +4,7 @@ For token t of rollout i with ratio  w_it = exp(logprob_it - old_logprob_it)  an
 
     L_it = -min(w_it A_i, clip(w_it, 1 - clip_low, 1 + clip_high) A_i)  [+ kl_coef KL_it]
 
-    token     sum_it L_it / valid tokens                       DAPO, arXiv 2503.14476, eq. 8
+    token     sum_it L_it / model tokens                       DAPO, arXiv 2503.14476, eq. 8
     sequence  sum_i (mean_t L_it) / rollouts                   GRPO, arXiv 2402.03300, eq. 3
     constant  sum_it L_it / (rollouts x max length)            Dr. GRPO, arXiv 2503.20783
 
@@ -50,7 +50,7 @@ def grpo_loss(
     Args:
         logprobs: (B, T) of the policy, with gradient. old_logprobs: (B, T) of the policy that sampled.
         advantages: (B,), or (B, T) for credit by token. loss_mask: (B, T), 1 at model tokens.
-        normalizer: denominator; None means that of these rows: valid tokens, rows with a valid token, or B x T.
+        normalizer: denominator; None means that of these rows (`count`).
         ratio: `token`, or `sequence` for GSPO. objective: `clip` or `cispo`.
         ref_logprobs: (B, T), required if `kl_coef` is not 0.
         weights: (B, T) truncated importance weights between learner and generator.
@@ -95,7 +95,8 @@ def grpo_loss(
 
 
 def count(loss_mask: torch.Tensor, aggregation: Aggregation, max_length: int | None = None) -> float:
-    """Return the part of these rows in the denominator: valid tokens, rows with one, or rows x max length."""
+    """Return the part of these rows in the denominator: number of model tokens, of rows with at least one model
+    token, or of rows x max length."""
     if aggregation == "token":
         number = loss_mask.sum().item()
     elif aggregation == "sequence":

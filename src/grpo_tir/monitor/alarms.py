@@ -1,8 +1,8 @@
 """Find faults of a run from its metrics.
 
-Training with a tool can fail silently: the executor is down and the score drifts, the policy stops calling the
-tool, or the budget cuts off every answer. Each rule reads the history up to a step, and returns a text if it holds
-*at* that step. Console and report use the same rules. A healthy run, such as the quickstart, raises no alarm.
+Training with a tool can fail without an error: the executor loses calls, the policy stops calling the tool, or the
+budget cuts off every answer. Each rule reads the history up to a step and returns a text if it holds *at* that
+step. Console and report use the same rules. A run without faults, such as the quickstart, raises no alarm.
 
 A history is the list of lines of metrics.jsonl, in order. Means are over `WINDOW` steps, because a single batch of
 a hundred rollouts is too noisy.
@@ -29,7 +29,7 @@ COLLAPSED_ENTROPY = 0.1
 SOLVED = 0.9
 """Accuracy from which low entropy is expected."""
 DEAD_ENTROPY = 0.01
-"""Alarm below this share of the run's initial entropy, at any accuracy: hardly any samples still differ."""
+"""Alarm below this share of the run's initial entropy, at any accuracy: nearly all samples are then equal."""
 RISEN_ENTROPY = 3.0
 """Alarm above this multiple of the run's initial entropy (verl#2738). The highest in the quickstart is 1.2."""
 FEW_CALLS = 0.1

@@ -55,7 +55,7 @@ class Collector:
         self.grading: dict[int, Future[Reward | None]] = {}
         self.expected = self.finished = self.sampled = 0
         self.idle, self.forwards = 0.0, 0
-        """Seconds in which all rows waited for tools, and forward passes, of the current batch."""
+        """Of the current batch: seconds in which all rows waited for their tool; number of forward passes."""
         self.graders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reward")
 
     def state_dict(self) -> dict[str, Any]:

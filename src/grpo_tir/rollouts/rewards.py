@@ -73,7 +73,7 @@ def make_reward(config: RewardConfig, budget: int, given: RewardFunction | None 
 
 def code_penalty(rollout: Rollout, config: RewardConfig) -> float:
     """Return the penalty for a response in which any executed code failed. Every call counts, not only the last
-    (bug 11). A response without code gets `no_code_penalty`: 0, except to repeat the reference (bug 12)."""
+    (bug 11). A response without executed code gets `no_code_penalty`, 0 by default (bug 12)."""
     executed = [call for call in rollout.calls if call.result is not None]
     if not executed:
         return config.no_code_penalty

@@ -259,7 +259,8 @@ class RolloutLoop:
             self._answer(row, ToolCall(code, future.result(), time.monotonic() - since))
 
     def _answer(self, row: int, call: ToolCall) -> None:
-        """Insert the tool's answer and resume the row."""
+        """Insert the observation of a call and resume the row; end it after an outage or at the end of its
+        budget."""
         rollout = self.rollouts[row]
         rollout.calls.append(call)
         # 1. After an outage, end the row: it is neither shown to the model nor scored (bug 7).
