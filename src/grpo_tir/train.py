@@ -109,7 +109,11 @@ class Trainer:
         """Train to the last step, or until a signal.
 
         Returns:
-            The metrics of every step so far, on the main process; elsewhere none.
+            The metrics of every step of the run, earlier ones of a resumed run included, on the main process; []
+            on the others.
+
+        Raises:
+            GrpoTirError: as `step`, or a checkpoint or metrics cannot be written.
         """
         parts, steps = self.parts, self.config.train.steps
         with parts.stop, parts.watchdog:
@@ -228,7 +232,7 @@ class Trainer:
 
     @contextmanager
     def _recorded_if_it_diverges(self, groups: list[RolloutGroup]) -> Iterator[None]:
-        """Write the trajectories of a batch that ends the run, for `grpo-tir replay`."""
+        """Write the trajectories of the batch if `TrainingDiverged` ends the run, for `grpo-tir replay`."""
         try:
             yield
         except TrainingDiverged:  # on all ranks together

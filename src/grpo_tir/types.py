@@ -7,7 +7,7 @@ One rollout with c = 1, and its loss mask:
     not trained      1 1 1 1 1 1 1 1 1 1 1      0 0 0 0 0 0 0             1 1 1 1 1 1
 
 Sampled ids are kept as they were sampled. They are never decoded and encoded again (bug 3 of the reference). The
-mask is the kind of the segment that holds a token, so the two cannot disagree (bug 1).
+mask of a token is derived from the kind of its segment, so the two cannot disagree (bug 1).
 
 This module imports only the standard library.
 """
@@ -85,7 +85,8 @@ class Segment:
     token_ids: list[int]
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
-    """Text of the tokens, decoded once for grading and display; never encoded again."""
+    """Text of the tokens without a final end-of-text token, decoded once for grading and display; never encoded
+    again."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class Rollout:
     turn_advantages: list[float] = field(default_factory=list)
     """Advantage of each model segment; empty if all have `advantage`."""
     trained: bool = True
-    """False if an option (flat group, over-long, void turn) leaves the rollout out of the loss."""
+    """False if the rollout is invalid, or if an option (flat group, over-long, void turn) leaves it out of the
+    loss."""
     stamps: list[Stamp] = field(default_factory=list)
     """Stamp of each segment, made when it was added. The certificate compares the trained tokens with it."""
 

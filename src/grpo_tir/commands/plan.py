@@ -1,4 +1,4 @@
-"""Check whether a recipe fits: `grpo-tir plan RECIPE --gpus N --gpu-memory 80GB`. If not, name settings that fit."""
+"""Check whether a recipe fits: `grpo-tir plan RECIPE --gpus N --gpu-memory 80GB`; else name settings that fit."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
 
 
 def count_fake_outputs(rollout: Rollout) -> int:
-    """Count invented outputs: output blocks that the model opened, but that the tool did not fill."""
+    """Count output blocks that the model opened and filled itself, without a call of the tool."""
     texts: dict[str, list[str]] = {"model": [], "tool": []}
     for segment in rollout.segments:
         texts[segment.kind].append(segment.text)
