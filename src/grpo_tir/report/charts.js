@@ -66,7 +66,7 @@ const FIGURES = [
   ]],
 ];
 /** Return the groups of figures: the fixed ones, and one by source of the problems if the runs recorded it. */
-function groups() {
+function figureGroups() {
   const keys = [...new Set(report.runs.flatMap((run) => Object.keys(run.metrics)))].filter((key) => key.startsWith("by_source/"));
   const named = [["accuracy", "Accuracy", "right answers in training"], ["code_ratio", "Code ratio", "responses with code"],
     ["recovery_ratio", "Recovery ratio", "failed calls that a successful call follows"]];
@@ -320,7 +320,7 @@ function drawFigures() {
   view.first = steps[0];
   view.last = Math.max(steps[steps.length - 1], steps[0] + 1);
   setWindow(longest);
-  for (const [name, figures] of groups()) {
+  for (const [name, figures] of figureGroups()) {
     if (!view.grids.has(name)) {
       view.grids.set(name, h("div.grid"));
       home.append(h("h3", {}, name), view.grids.get(name));
@@ -333,7 +333,7 @@ function drawFigures() {
 
 /** Add all other metrics in a closed <details>; they are drawn when it is opened. */
 function drawOthers(home) {
-  const used = new Set(groups().flatMap(([, figures]) => figures.flatMap((figure) => (figure.series || []).map(([key]) => key))));
+  const used = new Set(figureGroups().flatMap(([, figures]) => figures.flatMap((figure) => (figure.series || []).map(([key]) => key))));
   const recorded = [...new Set(report.runs.flatMap((run) => Object.keys(run.metrics)))];
   const rest = recorded.filter((key) => !used.has(key) && !key.startsWith("tools/error/")).sort();
   if (!rest.length) return;
