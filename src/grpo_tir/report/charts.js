@@ -292,7 +292,8 @@ function chartsOf(figure) {
   const present = figure.series.filter(([key]) => runs.some((run) => pointsOf(run, key).length));
   const lines = runs.flatMap((run, i) => present.map(([key, name], dash) => {
     const label = runs.length === 1 ? name : present.length === 1 ? run.name : `${run.name}, ${name}`;
-    return { run: i, colour: i % 7, dash, label, name, exact: key.startsWith("eval/"), points: pointsOf(run, key) };
+    const many = present.length > 3 && runs.length === 1;  // more series than dashes: colours
+    return { run: i, colour: many ? dash % 7 : i % 7, dash: many ? 0 : dash, label, name, exact: key.startsWith("eval/"), points: pointsOf(run, key) };
   })).filter((line) => line.points.length);
   return lines.length ? [new Chart(figure, lines)] : [];
 }
