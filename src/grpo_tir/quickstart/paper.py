@@ -5,7 +5,7 @@ A finding is a statement of the paper as an inequality between two measurements:
     value = first - second  >  bound        (for times: first / second > bound)
 
 The verdict is that of its 95% interval: `reproduced` if the interval lies above the bound, `not reproduced` if it
-lies below, else `undecided`. Bounds were written down before the first run.
+lies below, else `undecided`. The bounds were written down after one pilot run with c = 2, before all others.
 
 The interval is a hierarchical bootstrap: seeds are drawn with replacement, and for each drawn seed its problems,
 the same for both measurements. With one seed it covers the spread over problems only.
@@ -89,7 +89,8 @@ FINDINGS = [
 ]  # fmt: skip
 RULE = (
     "A finding is reproduced if the whole 95% interval of (first - second), for times of (first / second), lies "
-    "above the bound, not reproduced if it lies below, else undecided. The bounds were set before the run."
+    "above the bound, not reproduced if it lies below, else undecided. The bounds were set after one pilot run, "
+    "before all others."
 )
 
 
