@@ -157,7 +157,7 @@ class StaticStep:
         self.ends_row[torch.tensor(sorted(eos_ids), dtype=torch.int64)] = True
         config = model.config.get_text_config()
         self.group = config.num_attention_heads // cache.layers[0].shape[1]
-        self.replay: Callable[[], None] = self._step
+        self.replay: Callable[[], None] | None = None  # not `self._step`: a cycle would keep the pool in memory
         if mode == "plain":
             return
         self._step()  # compiles; `live` is 0 in all rows, so only the scratch page is written
@@ -193,7 +193,7 @@ class StaticStep:
         self.count.zero_()
         # 2. Run.
         for _ in range(steps):
-            self.replay()
+            (self.replay or self._step)()
         # 3. Read.
         tokens, bits = self.record[:, :steps, : len(state)].cpu()
         return tokens.tolist(), bits.view(torch.float32).tolist()
