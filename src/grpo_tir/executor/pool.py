@@ -10,7 +10,7 @@ Rules, each with its reason:
   is `killed`: a program cannot escape a penalty by breaking the executor.
 - If the whole engine went down, no call is a suspect.
 - The circuit opens when too many calls were lost, or no runner served for too long. Then every future and every
-  later `submit` raises `ExecutorOutage`: to stop is better than to train on noise.
+  later `submit` raises `ExecutorOutage`: without tool results, rewards are noise.
 """
 
 from __future__ import annotations

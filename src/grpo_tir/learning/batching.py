@@ -32,13 +32,13 @@ class TrainingSample:
     advantages: list[float]
     """(T,) equal at all tokens of a turn."""
     old_logprobs: torch.Tensor | None = None
-    """(T,) log-probs of the learner before the first of several updates; None with one update."""
+    """(T,) log-probs of the learner before the first update; None with one update and no `importance_cap`."""
     ref_logprobs: torch.Tensor | None = None
     """(T,) log-probs of the reference policy; None without `kl_coef`."""
     rollout: Rollout | None = None
     """Rollout of this sample; None for an idle row."""
     certified: bool = False
-    """True if the stamps of the rollout were checked. Its log-probs then come from the generator."""
+    """True if the stamps of the rollout were checked. Only such samples are compared with the generator."""
 
     @property
     def prompt(self) -> tuple[int, ...]:
