@@ -230,7 +230,7 @@ class Engine:
 
     def load(self, image: str) -> None:
         source, target = connect(None), connect(self.url)
-        target.images.load(b"".join(source.images.get(image).save(named=True)))
+        target.images.load(b"".join(source.images.get(image).save(named=f"{image}:latest")))
 
     def stop(self, how: int = signal.SIGTERM) -> None:
         if self.process:

@@ -130,19 +130,20 @@ def test_where_queries_and_keys_lie() -> None:
     ids = torch.tensor([[7, 8, 9, 1, 2, 3], [7, 8, 4, 5, 0, 0], [7, 8, 9, 6, 0, 0]])
     held = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0]])
     chosen = torch.tensor([[0, 0, 0, 1, 0, 1], [0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]).bool()
-    packing = Packing.of(ids, held, chosen)
+    here = torch.device("cpu")
+    packing = Packing.of(ids, held, chosen, here)
     assert packing.fed.int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0]]
     assert packing.lengths == [6, 4, 2] and packing.key_lengths == [6, 4, 4]
     assert packing.keys is not None and packing.keys.tolist() == [*range(6), *range(6, 10), 0, 1, 10, 11]
-    assert Packing.of(ids[:2], held[:2], chosen[:2]).keys is None
+    assert Packing.of(ids[:2], held[:2], chosen[:2], here).keys is None
 
 
 def test_the_kernel_for_gpus_is_asked_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its call, answered by a float64 loop with FlashAttention's rule: the last query belongs to the last key."""
 
-    def varlen_attn(q: Any, k: Any, v: Any, *ends_and_longest: Any, **options: Any) -> Any:
+    def varlen_attn(q: Any, k: Any, v: Any, *ends_and_longest: Any, enable_gqa: bool, **options: Any) -> Any:
         q_ends, k_ends, q_most, k_most = ends_and_longest
-        assert options["window_size"] == (-1, 0) and options["enable_gqa"] and q_ends.dtype == torch.int32
+        assert options["window_size"] == (-1, 0) and enable_gqa and q_ends.dtype == torch.int32
         assert q_most == q_ends.diff().max() and k_most == k_ends.diff().max()
         out = torch.zeros_like(q)
         for row, (q_end, k_end) in enumerate(zip(q_ends[1:].tolist(), k_ends[1:].tolist())):
