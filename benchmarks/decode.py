@@ -25,13 +25,12 @@ import time
 import torch
 from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
-from workload import print_table, random_model
+from workload import copy_rate, print_table, random_model
 
 from grpo_tir.engine.engine import Engine
 from grpo_tir.engine.support import kv_shape
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
-from grpo_tir.monitor.utilization import copy_rate
 
 MODES = ("eager", "captured", "compiled")
 

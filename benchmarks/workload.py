@@ -39,7 +39,6 @@ from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.learning.batching import TrainingSample, collate, plan_micro_batches
 from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.learning.packing import packed_attention
-from grpo_tir.monitor.utilization import copy_rate
 
 INSERTED = list(range(100, 120))
 SHAPES: dict[str, dict[str, Any]] = {
@@ -277,6 +276,18 @@ def decode_fraction(
     weights = done[0].counts["forwards"] * sum(parameter.nbytes for parameter in model.parameters())
     kv_token = 2 * math.prod(kv_shape(model)) * model.dtype.itemsize
     return (weights + cached * kv_token) / copy_rate(model.device) / took
+
+
+def copy_rate(device: torch.device) -> float:
+    """Measure the bytes per second that a GPU reads and writes in a copy of 1 GiB, far more than any cache."""
+    source = torch.zeros(1 << 30, dtype=torch.uint8, device=device)
+    target, seconds = torch.empty_like(source), []
+    for _ in range(6):
+        began = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * source.nbytes / min(seconds[1:])
 
 
 def _bare_products(model: PreTrainedModel, widths: Counter[int]) -> float:

@@ -26,7 +26,6 @@ COMMANDS = {
     "watch": ("grpo_tir.commands.watch", "show the report of a running job, live"),
     "doctor": ("grpo_tir.commands.doctor", "find what would go wrong before training starts"),
     "replay": ("grpo_tir.commands.replay", "compare one recorded response with executor, model and loss mask"),
-    "bench": ("grpo_tir.commands.bench", "measure tokens per second, and their share of this machine's limit"),
     "data": ("grpo_tir.commands.data", "check, build and select training problems"),
     "grade": ("grpo_tir.commands.grade", "judge recorded outputs against gold answers"),
     "sandbox": ("grpo_tir.commands.sandbox", "build, check, measure and use the executor"),

@@ -317,7 +317,8 @@ ABOVE_ZERO = (
     *("train.steps", "train.max_skipped"),
 )
 AT_LEAST_ZERO = (
-    *("model.lora_rank", "rollout.temperature", "rollout.top_k", "rollout.max_rows", "tool.max_tool_calls"),
+    *("model.lora_rank", "model.lora_alpha", "rollout.temperature", "rollout.top_k", "rollout.max_rows"),
+    *("rollout.kv_tokens", "tool.max_tool_calls"),
     *("executor.slots", "executor.retries", "reward.soft_overlong_buffer"),
     *("algorithm.clip_low", "algorithm.clip_high", "algorithm.advantage_eps", "algorithm.kl_coef"),
     *("algorithm.dynamic_sampling", "algorithm.importance_cap"),

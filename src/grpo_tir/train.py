@@ -36,11 +36,9 @@ from grpo_tir.learning.learner import Learner
 from grpo_tir.learning.lora import add_adapters
 from grpo_tir.monitor.console import Console
 from grpo_tir.monitor.run_log import Recorder, RunLog, describe_run
-from grpo_tir.monitor.utilization import MachineLimits
 from grpo_tir.rollouts.collect import Collector, keep_fitting
 from grpo_tir.rollouts.policy import Policy, load_policy, load_reference
 from grpo_tir.rollouts.rewards import RewardFunction, make_reward
-from grpo_tir.rollouts.rollout import SamplingCost
 from grpo_tir.tools.open import open_tool
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.tools.python import CALL_MARKER
@@ -158,9 +156,10 @@ class Trainer:
         learned = learner.report()
         self.steps_done += 1
         seconds = sampled - started, time.perf_counter() - sampled
-        cost = SamplingCost(collector.idle, collector.forwards, [])
         problems = len(collector.problems.problems)
-        self.line = self.parts.recorder.measure(groups, self.steps_done, learned, seconds, cost, problems)
+        self.line = self.parts.recorder.measure(
+            groups, self.steps_done, learned, seconds, collector.idle, problems
+        )
         self.finish_step()
 
     def finish_step(self) -> None:
@@ -298,7 +297,7 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
             saver.tidy(state["step"] if state else 0)
         log = _open_log(config, folder, state, writer, tool) if runtime.is_main else None
         runtime.barrier()
-        recorder = Recorder(config, runtime, log, console, MachineLimits(policy.model, runtime.bf16))
+        recorder = Recorder(config, runtime, log, console)
         return Parts(
             runtime, console, stop, watchdog, policy, tool, reward, collector,
             learner, held_out, saver, recorder, writer, state, opened.pop_all(),

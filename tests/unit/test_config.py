@@ -113,6 +113,8 @@ def test_overrides_win_over_the_file_and_take_yaml_s_numbers(tmp_path: Path) -> 
         ("rollout: {prompts_per_step: 0}", "rollout.prompts_per_step is 0: it must be above 0"),
         ("rollout: {temperature: -1}", "rollout.temperature is -1.0: it must be 0 or more"),
         ("tool: {max_tool_calls: -1}", "tool.max_tool_calls is -1: it must be 0 or more"),
+        ("rollout: {kv_tokens: -1}", "rollout.kv_tokens is -1: it must be 0 or more"),
+        ("model: {lora_alpha: -1}", "model.lora_alpha is -1.0: it must be 0 or more"),
         ("algorithm: {mini_batches: 4}\nrollout: {prompts_per_step: 2}", "cannot exceed rollout.prompts_per_step"),
         ("train: {report_to: [wandbb]}", "train.report_to: unknown ['wandbb']"),
         ("optim: {lr: .nan}", "optim.lr is nan: it must be 0 or more"),

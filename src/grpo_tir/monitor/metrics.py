@@ -159,16 +159,13 @@ def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: flo
     return metrics
 
 
-def time_metrics(
-    tokens: int, sampling: float, learning: float, idle: float, shares: tuple[float | None, float | None]
-) -> dict[str, float | None]:
+def time_metrics(tokens: int, sampling: float, learning: float, idle: float) -> dict[str, float]:
     """Compute seconds and rates of one training step.
 
     Args:
         tokens: number of response tokens of all ranks.
         sampling, learning: seconds of sampling and of the update.
         idle: seconds of `sampling` in which all rows waited for their tool, mean over the ranks.
-        shares: shares of the machine's limit that sampling and update reached (`MachineLimits.shares`).
     """
     return {
         "time/step": sampling + learning,
@@ -177,8 +174,6 @@ def time_metrics(
         "time/tool_idle": idle,
         "time/rollout_tokens_per_second": tokens / sampling,
         "time/learn_tokens_per_second": tokens / learning,
-        "time/rollout_share_of_limit": shares[0],
-        "time/learn_share_of_limit": shares[1],
     }
 
 

@@ -26,8 +26,6 @@ from grpo_tir.utils.files import Writer, append_lines, read_jsonl, sync, write_a
 if TYPE_CHECKING:  # reading or writing a log does not import torch
     from grpo_tir.distributed.runtime import Runtime
     from grpo_tir.monitor.console import Console
-    from grpo_tir.monitor.utilization import MachineLimits
-    from grpo_tir.rollouts.rollout import SamplingCost
 
 
 def describe_run(config: Config, tool: Tool | None) -> dict[str, Any]:
@@ -146,14 +144,10 @@ class Recorder:
         runtime: gathers from the ranks.
         log: log of the run on the main process; None on other ranks.
         console: prints the line of a step.
-        limits: measured rates of this machine, to compute the share that a step reached.
     """
 
-    def __init__(
-        self, config: Config, runtime: Runtime, log: RunLog | None, console: Console, limits: MachineLimits
-    ) -> None:
-        self.config, self.runtime, self.log = config, runtime, log
-        self.console, self.limits = console, limits
+    def __init__(self, config: Config, runtime: Runtime, log: RunLog | None, console: Console) -> None:
+        self.config, self.runtime, self.log, self.console = config, runtime, log, console
 
     def rollouts(self, groups: Sequence[RolloutGroup], step: int) -> None:
         """Write the trajectories of all ranks into one file. All ranks must call it together."""
@@ -167,7 +161,7 @@ class Recorder:
         step: int,
         learned: dict[str, float],
         seconds: tuple[float, float],
-        cost: SamplingCost,
+        idle: float,
         problems: int,
     ) -> dict[str, float | None]:
         """Compute the metrics of a training step. Write its rewards and, if they are due, its trajectories. All
@@ -178,7 +172,7 @@ class Recorder:
             step: training step, from 1.
             learned: metrics of the update (`Learner.report`).
             seconds: seconds of sampling and of the update.
-            cost: cost of sampling on this rank.
+            idle: seconds of sampling in which all rows of this rank waited for their tool.
             problems: number of training problems, from which the epoch follows.
 
         Returns:
@@ -190,19 +184,15 @@ class Recorder:
         summaries = self.runtime.gather([summarize(rollout, config.tool.max_tool_calls) for rollout in rollouts])
         if self._keeps_trajectories(step, learned):
             self.rollouts(groups, step)
-        idle, forwards = self.runtime.sum([cost.idle, cost.forwards])
+        idle = self.runtime.sum([idle])[0]
         if self.log is None:
             return {}
         # 2. On the main process, write the rewards and compute the metrics.
         self.log.rewards(step, summaries, problems)
         if config.train.sample_every and step % config.train.sample_every == 0:
             self.console.trajectory(rollouts[0])
-        world = self.runtime.world
-        shares = self.limits.shares(
-            summaries, sampling, learning, forwards / world, config.algorithm.epochs, world
-        )
         tokens = sum(row["length"] for row in summaries)
-        times = time_metrics(tokens, sampling, learning, idle / world, shares)
+        times = time_metrics(tokens, sampling, learning, idle / self.runtime.world)
         return {**step_metrics(summaries), **learned, **times}
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:

@@ -95,7 +95,6 @@ def test_rates_and_evaluation_of_that_run_add_up(finished_run: Path) -> None:
         assert line["time/learn_tokens_per_second"] * line["time/learn"] == pytest.approx(tokens)
         assert line["time/step"] == pytest.approx(line["time/rollout"] + line["time/learn"])
         assert 0 <= line["time/tool_idle"] <= line["time/rollout"]
-        assert line["time/rollout_share_of_limit"] > 0 and line["time/learn_share_of_limit"] > 0
     # greedily it says one text by heart to both problems: code in each or in none, and the answer 2 fits one
     assert (before["eval/unjudged"], before["eval/accuracy"]) == (0, 0.5)
     assert before["eval/code_ratio"] == 1.0 and before["eval/pass_ratio"] in (0.0, 1.0)
