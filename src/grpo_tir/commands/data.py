@@ -82,7 +82,7 @@ def add_limr_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-scores", type=Path, metavar="FILE", help="write all scores, as JSON {id: score}")
     parser.add_argument("--balance", type=int, metavar="N", help="keep N, equally of each tenth of accuracy")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of --balance")
-    parser.add_argument("--on-bad", choices=["stop", "skip"], default="stop", help="a row that cannot be used")
+    parser.add_argument("--on-bad", choices=["stop", "skip"], default="stop", help="a bad row of --problems")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -148,7 +148,7 @@ def run_limr(args: argparse.Namespace) -> int:
     """Score and choose problems, report missing scores, write."""
     if (args.history is None) == (args.scores is None):
         raise DataError("name either the folder of a run (or its problem_rewards.jsonl) or --scores FILE")
-    history = read_history(args.scores or args.history, args.on_bad)
+    history = read_history(args.scores or args.history)
     lim = lim_scores(history.visits) if history.visits else LimScores(history.scores)
     chosen = [name for name, score in lim.scores.items() if score >= args.threshold]
     describe_history(history, lim)
@@ -165,10 +165,6 @@ def run_limr(args: argparse.Namespace) -> int:
 
 def describe_history(history: History, lim: LimScores) -> None:
     """Describe the reward history: what was read and what was missing."""
-    for line in history.skipped:
-        print(f"left out: {line}")
-    if history.skipped:
-        print(f"{len(history.skipped)} rows left out")
     if not history.visits:
         return
     problems = f"{len(history.visits)} problems in {len(lim.epochs)} epochs"

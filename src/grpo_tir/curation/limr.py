@@ -37,8 +37,6 @@ class History:
     visits: dict[str, dict[int, float]] = field(default_factory=dict)
     """Share of right answers in [0, 1] by problem id and epoch."""
     scores: dict[str, float] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-    """One line for each row that could not be used."""
     unjudged: int = 0
     """Visits without a graded rollout: all rollouts were invalid, or dynamic sampling replaced the group."""
 
@@ -93,11 +91,11 @@ def lim_scores(visits: Mapping[str, Mapping[int, float]]) -> LimScores:
     return result
 
 
-def read_history(path: Path, on_bad: str = "stop") -> History:
+def read_history(path: Path) -> History:
     """Read a run folder, its `problem_rewards.jsonl`, or finished scores (`.json`).
 
     Raises:
-        DataError: no such file, no usable row, or a bad row if `on_bad` is `stop`, named by file and line or id.
+        DataError: no such file, nothing in it, or a bad row, named by file and line or id.
     """
     if path.is_dir():
         path = path / "problem_rewards.jsonl"
@@ -112,12 +110,9 @@ def read_history(path: Path, on_bad: str = "stop") -> History:
             else:
                 _take_visit(history, row)
         except ValueError as error:
-            fault = f"{path} {where}: {error}"
-            if on_bad != "skip":
-                raise DataError(f"{fault} (`--on-bad skip` leaves such rows out)") from None
-            history.skipped.append(fault)
+            raise DataError(f"{path} {where}: {error}") from None
     if not history.visits and not history.scores:
-        raise DataError(f"{path} holds no score and no reward; {next(iter(history.skipped), 'it is empty')}")
+        raise DataError(f"{path} holds no score and no reward")
     return history
 
 
@@ -127,10 +122,9 @@ def _finished_scores(path: Path) -> Iterator[tuple[str, Any]]:
         found = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    if isinstance(found, ValueError):
-        raise DataError(f"{path}: {found}")
     if not isinstance(found, dict):
-        raise DataError(f"{path} must be one JSON object {{id: score}}, this is {kind(found)}")
+        fault = found if isinstance(found, ValueError) else f"this is {kind(found)}"
+        raise DataError(f"{path} must be one JSON object {{id: score}}: {fault}")
     for name, score in found.items():
         yield f"id {short(name)}", {name: score}
 
@@ -139,20 +133,19 @@ def _take_visit(history: History, row: Any) -> None:
     """Add the accuracy of one problem in one epoch. ValueError: what is wrong with the row."""
     if isinstance(row, ValueError):
         raise row
-    if not isinstance(row, dict):
-        raise ValueError(f"a row is an object, this is {kind(row)}")
-    for key in ("problem_id", "epoch", "correct"):
-        if key not in row:
-            raise ValueError(f"no `{key}`: give the problem_rewards.jsonl of a run")
-    name, epoch, correct = row["problem_id"], int(_number(row["epoch"])), row["correct"]
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError("`problem_id` is empty or no text")
-    if not isinstance(correct, list):
-        raise ValueError(f"`correct` is a list with one value a rollout, this is {kind(correct)}")
-    by_epoch = history.visits.setdefault(str(name), {})
+    if (
+        not isinstance(row, dict)
+        or not isinstance(row.get("correct"), list)
+        or not {"problem_id", "epoch"} <= {*row}
+    ):
+        raise ValueError("a row of problem_rewards.jsonl has `problem_id`, `epoch` and a list `correct`")
+    name, epoch = str(row["problem_id"]), int(_number(row["epoch"]))
+    by_epoch = history.visits.setdefault(name, {})
     if epoch in by_epoch:
         raise ValueError(f"the id {short(name)} has epoch {epoch} a second time")
-    graded = [_accuracy(value) for value in correct if value is not None]  # null: a custom reward did not grade it
+    graded = [_number(value) for value in row["correct"] if value is not None]  # null: a reward did not grade it
+    if not all(0 <= accuracy <= 1 for accuracy in graded):
+        raise ValueError("LIM's rewards lie between 0 (wrong) and 1 (right)")
     if graded:
         by_epoch[epoch] = fmean(graded)
     else:
@@ -160,19 +153,10 @@ def _take_visit(history: History, row: Any) -> None:
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise ValueError(f"a score is a number, this is {kind(value)}")
     try:
         number = float(value)
-    except ValueError:
-        raise ValueError(f"a score is a number, this is {short(str(value))!r}") from None
+    except (TypeError, ValueError):
+        raise ValueError(f"a score is a number, this is {kind(value)}") from None
     if not math.isfinite(number):
         raise ValueError(f"{short(str(value))} is no finite number")
-    return number
-
-
-def _accuracy(value: Any) -> float:
-    number = _number(value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"{short(str(value))} is no accuracy: LIM's rewards lie between 0 (wrong) and 1 (right)")
     return number

@@ -2,7 +2,7 @@
 
 A source is JSONL (`line 7`), a JSON list or parquet (`row 7`), or a function (`item 7`). For a row that cannot be
 read, a ValueError with the reason is yielded in its place, so that the caller can continue with the next row.
-Memory holds one JSONL row, one chunk of a list or one parquet batch, for files of any size.
+Memory holds one JSONL row or one parquet batch, for files of any size, but a complete JSON list.
 """
 
 from __future__ import annotations
@@ -17,18 +17,11 @@ from grpo_tir.errors import DataError
 from grpo_tir.types import Problem
 from grpo_tir.utils.resources import find_file, load_object
 
-CHUNK = 1 << 16
-"""Number of characters of a JSON list that are read at a time."""
-LONGEST = 1 << 26
-"""Largest number of characters of one item of a list. A longer item is reported as a list without an end."""
 BATCH = 256
 """Number of parquet rows decoded at a time. pyarrow's default of 65,536 would need hundreds of megabytes."""
 
 _FILE_NAME = re.compile(r".*\.(jsonl|json|parquet|csv|tsv|txt)|[^:]*/[^:]*|[\w-]*")
 """Matches names that are meant as a file, even if there is none. Any other text names a function."""
-_BEFORE_ITEM = {"[": re.compile(r"\s*\[\s*(?=[^\s\]])"), ",": re.compile(r"\s*,\s*")}
-_ESCAPED = re.compile("[\udc80-\udcff]")
-"""Matches a byte that is not UTF-8, as decoded with `surrogateescape`."""
 
 
 class Numeral(str):
@@ -112,33 +105,11 @@ def _line_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _list_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield the items of a JSON list. Bad JSON raises DataError, because the next item cannot be found."""
-    decoder = json.JSONDecoder(parse_int=Numeral, parse_float=Numeral)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        text, opener, number, fault = "", "[", 0, ""
-        while chunk := file.read(max(CHUNK, len(text))):  # double it, so that a long item is parsed few times
-            # 1. Yield every complete item of the text read so far.
-            text, at, fault = text + chunk, 0, ""
-            while (opened := _BEFORE_ITEM[opener].match(text, at)) and not fault:
-                try:
-                    item, end = decoder.raw_decode(text, opened.end())
-                except (json.JSONDecodeError, RecursionError) as error:  # bad, or continues in the next chunk
-                    fault = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-                    continue
-                number, opener = number + 1, ","
-                escaped = _ESCAPED.search(text, at, end)
-                yield f"row {number}", _wrong_byte(escaped[0]) if escaped else item
-                at = end
-            # 2. Keep the incomplete item for the next chunk.
-            text = text[at:]
-            if len(text) > LONGEST:
-                break
-        if text.strip() != "]" and (number or "".join(text.split()) != "[]"):
-            raise DataError(f"{path} row {number + 1}: wrong JSON: {fault or 'the list has no end'}")
-
-
-def _wrong_byte(escaped: str) -> ValueError:
-    byte = f"byte 0x{ord(escaped) - 0xDC00:02x}"
-    return ValueError(f"wrong encoding: not UTF-8 ({byte}); convert the file with `iconv -t UTF-8`")
+    items = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    if isinstance(items, ValueError):
+        raise DataError(f"{path}: {items}")
+    for i, item in enumerate(items, 1):
+        yield f"row {i}", item
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
