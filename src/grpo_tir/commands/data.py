@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from grpo_tir.curation.balance import balance, difficulty_class
@@ -100,12 +99,14 @@ def run_check(args: argparse.Namespace) -> int:
         id_field=args.id_field,
         on_bad="skip",
     )
-    with Grader(timeout=GOLD_SECONDS) as grader, ThreadPoolExecutor(grader.workers) as threads:
-        faults = list(threads.map(grader.check_gold, (problem.answer for problem in problems)))
-    for problem, fault in zip(problems, faults):
-        if fault:
-            skipped.append(f"{args.file} id {short(problem.id)}: {fault}: {short(problem.answer)}")
-    problems = [problem for problem, fault in zip(problems, faults) if not fault]
+    usable = []
+    with Grader(timeout=GOLD_SECONDS) as grader:
+        for problem, fault in grader.each(problems, lambda problem: grader.check_gold(problem.answer)):
+            if fault:
+                skipped.append(f"{args.file} id {short(problem.id)}: {fault}: {short(problem.answer)}")
+            else:
+                usable.append(problem)
+    problems = usable
     for line in skipped:
         print(line)
     print(f"{args.file}: {len(problems)} problems, {len(skipped)} rows that cannot be used")

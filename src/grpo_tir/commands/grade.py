@@ -13,9 +13,8 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=os.cpu_count() or 2, help="judging processes (default: cores)"
     )
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds for one answer (default: 2)")
-    parser.add_argument(
-        "--allow-text", action="store_true", help='without a box, take what follows the last "answer is" or "####"'
-    )
     parser.add_argument("--on-bad", choices=["stop", "skip"], default="stop", help="a row that cannot be used")
 
 
 def run(args: argparse.Namespace) -> int:
     """Grade every row. The exit code does not depend on the grades."""
+    from tqdm import tqdm
+
     if args.workers < 1 or args.timeout <= 0:
         raise DataError("--workers must be 1 or more, --timeout above 0")
     if not args.out.parent.is_dir():
@@ -63,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
     disagreements: list[str] = []
     rows = _rows(args.input, args.against, bad, skip=args.on_bad == "skip")
     with Grader(args.workers, args.timeout) as grader, replacing(args.out) as out:
-        for row, grade in _graded(rows, grader, args):
+        rows = tqdm(rows, desc="grading", unit="row", disable=None)
+        for row, grade in grader.each(
+            rows, lambda row: grader.grade(extract_answer(row["output"]), row["answer"])
+        ):
             if grade.outcome == "unjudged":
                 grader.check_gold(row["answer"])  # raises GraderOutage
             counts[grade.outcome] += 1
@@ -73,23 +74,6 @@ def run(args: argparse.Namespace) -> int:
                 disagreements.append(_disagreement(row, grade))
     _summarise(counts, bad, disagreements if args.against else None, args.out)
     return 0
-
-
-def _graded(
-    rows: Iterator[dict[str, Any]], grader: Grader, args: argparse.Namespace
-) -> Iterator[tuple[dict[str, Any], Grade]]:
-    """Yield rows with their grades, in order. A few rows for each worker are graded at the same time."""
-    from tqdm import tqdm
-
-    under_way: deque[tuple[dict[str, Any], Future[Grade]]] = deque()
-    for row in tqdm(rows, desc="grading", unit="row", disable=None):
-        answer = extract_answer(row["output"], allow_text=args.allow_text)
-        under_way.append((row, grader.submit(answer, row["answer"])))
-        if len(under_way) >= 8 * args.workers:
-            first, future = under_way.popleft()
-            yield first, future.result()
-    for row, future in under_way:
-        yield row, future.result()
 
 
 def _rows(path: Path, against: str | None, bad: list[str], *, skip: bool) -> Iterator[dict[str, Any]]:

@@ -17,9 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -39,8 +37,6 @@ from grpo_tir.utils.files import replacing
 
 COMMIT_EVERY = 500
 """Rows between two commits: at most so many are read again after a kill."""
-AHEAD = 16
-"""Rows for each worker that are read before the first of them is judged."""
 
 
 class Build:
@@ -151,16 +147,22 @@ class Build:
 
     def _examined(self, number: int, source: Source, start: int) -> Iterator[SourceRow]:
         """Yield rows in order, checked one by one; their golds are judged in parallel."""
-        pending: deque[tuple[SourceRow, Future[str] | None]] = deque()
-        with ThreadPoolExecutor(self.workers) as threads:
-            for where, raw in source.read(start):
-                row = self.examiner.examine(number, f"{source.location} {where}", raw)
-                judging = None if row.reason else threads.submit(self.grader.check_gold, row.answer)
-                pending.append((row, judging))
-                if len(pending) >= AHEAD * self.workers:
-                    yield _judged(*pending.popleft())
-            while pending:
-                yield _judged(*pending.popleft())
+        rows = (
+            self.examiner.examine(number, f"{source.location} {where}", raw) for where, raw in source.read(start)
+        )
+        for row, fault in self.grader.each(rows, self._gold_fault):
+            if fault:
+                row.reason, row.detail = "unverifiable answer", fault
+            yield row
+
+    def _gold_fault(self, row: SourceRow) -> str:
+        """Return why the gold of a row cannot be judged; empty if it can, or if the row is rejected already."""
+        try:
+            return "" if row.reason else self.grader.check_gold(row.answer)
+        except GraderOutage as outage:
+            raise GraderOutage(
+                f"{row.place}: {outage}; the row was not judged: run the same command again"
+            ) from None
 
     def _same_answer(self, one: str, other: str) -> bool:
         return "".join(one.split()) == "".join(other.split()) or self.grader.outcome(one, other) == "right"
@@ -184,16 +186,6 @@ def _delete(work: Path) -> None:
     """Delete the database and its log."""
     for path in work.parent.glob(f"{work.name}*"):
         path.unlink()
-
-
-def _judged(row: SourceRow, judging: Future[str] | None) -> SourceRow:
-    try:
-        fault = judging.result() if judging else ""
-    except GraderOutage as outage:
-        raise GraderOutage(f"{row.place}: {outage}; the row was not judged: run the same command again") from None
-    if fault:
-        row.reason, row.detail = "unverifiable answer", fault
-    return row
 
 
 def _record(row: SourceRow, sources: list[Source]) -> dict[str, Any]:

@@ -11,30 +11,11 @@ _FENCE = re.compile(r"```+[ \t]*([\w+.-]*)[ \t\r]*$")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 
 
-_SAID = re.compile(
-    r"(?:final\s+answer|answer)\s*(?:is|:|=)+\s*(?P<said>\S.*)|^\s*####\s*(?P<hash>\S.*)",
-    re.I | re.M,
-)
-
-
-def extract_answer(text: str, *, allow_text: bool = False) -> str | None:
-    r"""Return the content of the last ``\boxed{…}`` outside code fences; None if there is none.
-
-    Args:
-        text: what the model wrote.
-        allow_text: where there is no box at all, take what follows the last "answer is", "answer:" or "####".
-    """
+def extract_answer(text: str) -> str | None:
+    r"""Return the content of the last ``\boxed{…}`` outside code fences; None if there is none."""
     prose = _outside_fences(text)
     boxes = list(_BOX.finditer(prose))
-    if boxes:
-        return _box_content(prose, boxes[-1].end())
-    if not allow_text:
-        return None
-    said = list(_SAID.finditer(prose))
-    if not said:
-        return None
-    answer = (said[-1]["said"] or said[-1]["hash"]).strip().strip("*").strip()
-    return answer.removesuffix(".") or None
+    return _box_content(prose, boxes[-1].end()) if boxes else None
 
 
 def boxed_answers(text: str) -> list[str]:

@@ -27,21 +27,26 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from grpo_tir.errors import GraderOutage
 from grpo_tir.grading.extract import extract_answer
 from grpo_tir.grading.worker import Worker, WorkerDied, WorkerLate, WorkerOutage
 
 Outcome = Literal["right", "wrong", "unjudged"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
 GOLD_SECONDS = 10.0
 """Time limit to check one gold: five times that of training, so that a busy machine does not change the result."""
+AHEAD = 16
+"""Items for each worker that `Grader.each` reads before the first of them is judged."""
 _COUNTED = 3
 """Minimum number of digits of a rounded answer that is counted (`Grade.rounded`) if no rounding is accepted."""
 NO_ANSWER = {"", "none", "null", "nan", "n/a", "na", "notfound", "not found", "no answer", "unknown"}
@@ -74,7 +79,6 @@ class Grader:
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
         self._all: set[Worker] = set()
-        self._threads: ThreadPoolExecutor | None = None
         self._golds: OrderedDict[str, str] = OrderedDict()
         self._closed = False
         self._process = os.getpid()
@@ -121,12 +125,17 @@ class Grader:
             self.check_gold(gold)
         return outcome
 
-    def submit(self, answer: str | None, gold: str) -> Future[Grade]:
-        """Run `grade` in a background thread."""
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="grader")
-        return self._threads.submit(self.grade, answer, gold)
+    def each(self, items: Iterable[Item], judge: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+        """Yield (item, judge(item)) in order. `AHEAD` items for each worker are judged at the same time."""
+        under_way: deque[tuple[Item, Future[Result]]] = deque()
+        with ThreadPoolExecutor(self.workers) as threads:
+            for item in items:
+                under_way.append((item, threads.submit(judge, item)))
+                if len(under_way) >= AHEAD * self.workers:
+                    first, future = under_way.popleft()
+                    yield first, future.result()
+            for item, future in under_way:
+                yield item, future.result()
 
     def check_gold(self, gold: str) -> str:
         """Return why no answer can be judged against this gold; empty if it can be used.
@@ -155,11 +164,8 @@ class Grader:
         with self._lock:
             self._closed = True
             workers, self._all, self._idle = self._all, set(), []
-            threads, self._threads = self._threads, None
         for worker in workers if self._process == os.getpid() else ():  # a forked child has only the handles
             worker.kill()
-        if threads is not None:
-            threads.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, job: dict[str, Any]) -> tuple[str, str, float]:
         """Return (outcome, reason, seconds) from a worker. If it dies, try once more on a new one.

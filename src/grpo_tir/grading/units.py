@@ -81,7 +81,6 @@ _CLOCK = re.compile(r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*([ap])\.?\
 _COLONS = re.compile(r"(\d{1,2})\s*:\s*(\d\d)(?:\s*:\s*(\d\d))?")
 _MONTHS = "january february march april may june july august september october november december".split()
 _ANGLE_INSIDE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
-_DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 _MONTH = "|".join(f"{name[:3]}(?:{name[3:]})?" if len(name) > 3 else name for name in [*_MONTHS, "sept"])
 _DAY = r"(?:the )?(?P<day>\d{1,2})(?:st|nd|rd|th)?"
 _YEAR = r"(?:\s*,?\s*(?P<year>\d{4}))?"
@@ -210,10 +209,8 @@ def parse_unit(text: str) -> Unit:
 
 
 def read_clock(text: str) -> Clock | None:
-    """Read a time of day with a.m. or p.m., noon or midnight; None for other texts."""
+    """Read a time of day with a.m. or p.m.; None for other texts."""
     said = text.replace('"', "").strip().lower()
-    if said in ("noon", "12 noon", "midnight", "12 midnight"):
-        return Clock(12, 0, 0, "p" if "noon" in said else "a")
     found = _CLOCK.fullmatch(said)
     if not found or not 1 <= int(found[1]) <= 12:
         return None
@@ -248,11 +245,3 @@ def read_based(text: str) -> tuple[str, int] | None:
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits.replace(".", "")):
         return None
     return found[1] + (digits.lstrip("0") or "0"), base
-
-
-def full_name(word: str) -> str:
-    """Return the full name of an abbreviated weekday or month; other words are unchanged."""
-    for name in [*_DAYS, *_MONTHS]:
-        if len(word) >= 3 and name.startswith(word) and (len(word) <= 4 or word == name):
-            return name
-    return word

@@ -37,8 +37,8 @@ _MAX_ITEMS = 200
 _RELATIONS = "=≠<>≤≥∈≈"
 _FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠", "=": "="}
 _MATRIX = re.compile(
-    r"(?P<before>.*?)\\begin\s*\{(?P<kind>[pbBv]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(?P<body>.*)"
-    r"\\end\s*\{(?P=kind)\}(?P<after>.*)"
+    r"(?P<factor>[^=≠<>≤≥∈≈]*?)\*?\s*[(\[]?\s*\\begin\s*\{(?P<kind>[pb]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(?P<body>.*)"
+    r"\\end\s*\{(?P=kind)\}\s*[)\]]?"
 )
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|equation\*?)\}")
 _POINT = re.compile(r"\(\s*[A-Za-z](?:_\w)?(?:\s*,\s*[A-Za-z](?:_\w)?)+\s*\)")
@@ -292,25 +292,15 @@ class Reader:
 
     def grid(self, text: str, depth: int) -> Grid | None:
         found = _MATRIX.fullmatch(text)
-        if (
-            not found
-            or any(sign in found["before"] for sign in _RELATIONS)
-            or found["kind"] in ("vmatrix", "Bmatrix")
-            or "\\begin" in found["body"]
-        ):
+        if not found or "\\begin" in found["body"]:
             return None
-        factor = found["before"].strip().rstrip("([").strip().rstrip("*")
         rows = [row for row in found["body"].split("\ue001") if row.strip(" \\hline")]
         cells = [[cell.strip().strip(",") for cell in row.split("&")] for row in rows]
         if len({len(row) for row in cells}) != 1:
             raise Unreadable("a matrix with rows of different lengths")
-        if re.fullmatch(r"\s*[)\]]?\s*\^\s*\{?\s*(?:T|\\top|\"T\")\s*\}?\s*", found["after"]):
-            cells = [list(column) for column in zip(*cells)]
-        elif found["after"].strip(" )]"):
-            raise Unreadable("something after a matrix")
         values = [[self.read(cell, depth + 1) for cell in row] for row in cells]
-        if factor:
-            times = self.expression(factor)
+        if found["factor"]:
+            times = self.expression(found["factor"])
             values = [[replace(cell, value=times * cell.value, text="") for cell in row] for row in values]
         return Grid(tuple(map(tuple, values)))
 

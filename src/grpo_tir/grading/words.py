@@ -79,12 +79,10 @@ def is_words(text: str) -> bool:
 
 
 def same_words(mine: str, theirs: str) -> bool:
-    """True if two texts have the same words, name the same month or day, both mean "undefined", or list the same
+    """True if two texts have the same words, both mean "undefined", or list the same
     names in another order."""
     found, wanted = plain_words(mine), plain_words(theirs)
-    if found == wanted or units.full_name(found) == units.full_name(wanted):
-        return True
-    if {found, wanted} <= _UNDEFINED:
+    if found == wanted or {found, wanted} <= _UNDEFINED:
         return True
     if " and " not in wanted:
         return False

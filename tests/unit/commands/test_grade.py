@@ -116,12 +116,3 @@ def test_bad_arguments_are_one_line_and_code_2(
     assert main(["grade", *arguments]) == 2
     message = capsys.readouterr().err
     assert fault in message and message.count("\n") == 1
-
-
-def test_text_answers_are_an_option(tmp_path: Path) -> None:
-    source = write(tmp_path / "in.jsonl", {"id": 1, "output": "The answer is 12.", "answer": "12"})
-    out = tmp_path / "out.jsonl"
-    assert main(["grade", str(source), "--out", str(out)]) == 0
-    assert rows(out)[0]["outcome"] == "wrong"
-    assert main(["grade", str(source), "--out", str(out), "--allow-text"]) == 0
-    assert rows(out)[0]["outcome"] == "right"

@@ -94,8 +94,9 @@ def test_workers_that_cannot_start_leave_answers_unjudged(monkeypatch: pytest.Mo
 
 def test_hostile_answers_are_wrong_and_run_nothing(grader: Grader, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    graded = {name: grader.submit(answer, "7") for name, answer in hostile_answers(str(marker)).items()}
-    assert {name for name, future in graded.items() if future.result().outcome != "wrong"} == set()
+    answers = hostile_answers(str(marker))
+    graded = grader.each(answers, lambda name: grader.grade(answers[name], "7"))
+    assert {name for name, grade in graded if grade.outcome != "wrong"} == set()
     assert not marker.exists()
 
 
@@ -106,6 +107,11 @@ def test_eight_threads_lose_and_mix_up_nothing(grader: Grader) -> None:
         grades = list(threads.map(lambda case: grader.grade(case[0], case[1]), cases))
     assert [grade.outcome == "right" for grade in grades] == [case[2] for case in cases]
     assert [grade.extracted for grade in grades] == [case[0] for case in cases]
+
+
+def test_items_are_judged_in_parallel_and_yielded_in_order(grader: Grader) -> None:
+    both = threading.Barrier(2, timeout=30)  # passed only if two items are judged at the same time
+    assert list(grader.each([3, 1], lambda n: both.wait() * 0 + n)) == [(3, 3), (1, 1)]
 
 
 def test_the_callers_alarm_and_handlers_are_left_alone(grader: Grader) -> None:
@@ -144,9 +150,8 @@ def test_a_script_needs_no_main_guard_and_exits_by_itself() -> None:
     done = run_script(
         "from grpo_tir.grading.grader import default_grader\n"
         "print(default_grader().grade(r'\\frac{2}{4}', '0.5').outcome)\n"
-        "print(default_grader().submit('y+x', 'x+y').result().outcome)\n"
     )
-    assert (done.returncode, done.stdout.split()) == (0, ["right", "right"]), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, ["right"]), done.stderr
 
 
 def test_workers_die_with_a_killed_parent_even_in_the_middle_of_a_hang() -> None:
