@@ -47,11 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on-bad", choices=["stop", "skip"], help="a problem that cannot be used (data.on_bad)")
     parser.add_argument("--batch", type=int, default=64, help="responses that are made together (default 64)")
     parser.add_argument(
-        "--overlap",
-        action="store_true",
-        help="let no row wait for another's tool: faster, and equal to a second run only up to near-ties",
-    )
-    parser.add_argument(
         "--float64", action="store_true", help="compute in float64: slow, and no response depends on --batch"
     )
     parser.add_argument("--compare", choices=["paper"], help="set the paper's Table 3 beside it")

@@ -3,8 +3,6 @@
 In:  one object a line with `id`, `output` (the complete model output) and `answer` (the gold answer).
 Out: one object a line, in the same order, with `id`, `outcome` (right | wrong | unjudged), `extracted` (the
      content of the last box, or null) and `seconds`. The file appears under its name when it is complete.
-
-`--against FIELD` compares with a verdict that the rows already carry and prints every disagreement.
 """
 
 from __future__ import annotations
@@ -19,26 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from grpo_tir.data.problems import check_answer
-from grpo_tir.data.rows import Numeral, kind, read_rows, short
+from grpo_tir.data.rows import Numeral, kind, read_rows
 from grpo_tir.errors import DataError
 from grpo_tir.grading.extract import extract_answer
-from grpo_tir.grading.grader import Grade, Grader
+from grpo_tir.grading.grader import Grader
 from grpo_tir.utils.files import replacing
-
-_VERDICTS = {
-    **dict.fromkeys(("right", "correct", "true", "1", "1.0", "yes"), "right"),
-    **dict.fromkeys(("wrong", "incorrect", "false", "0", "0.0", "-1", "-1.0", "no"), "wrong"),
-    "unjudged": "unjudged",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add input, output and grader options."""
     parser.add_argument("input", type=Path, help='JSONL with {"id", "output", "answer"} a line')
     parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
-    parser.add_argument(
-        "--against", metavar="FIELD", help="column with another verdict (right/wrong, true/false, 1/0)"
-    )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 2, help="judging processes (default: cores)"
     )
@@ -58,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"--out {args.out} is the input itself: name another file")
     bad: list[str] = []
     counts: Counter[str] = Counter()
-    disagreements: list[str] = []
-    rows = _rows(args.input, args.against, bad, skip=args.on_bad == "skip")
+    rows = _rows(args.input, bad, skip=args.on_bad == "skip")
     with Grader(args.workers, args.timeout) as grader, replacing(args.out) as out:
         rows = tqdm(rows, desc="grading", unit="row", disable=None)
         for row, grade in grader.each(
@@ -70,18 +58,16 @@ def run(args: argparse.Namespace) -> int:
             counts[grade.outcome] += 1
             record = {"id": row["id"], "outcome": grade.outcome, "extracted": grade.extracted}
             out.write(json.dumps({**record, "seconds": round(grade.seconds, 6)}) + "\n")
-            if args.against and row["verdict"] != grade.outcome:
-                disagreements.append(_disagreement(row, grade))
-    _summarise(counts, bad, disagreements if args.against else None, args.out)
+    _summarise(counts, bad, args.out)
     return 0
 
 
-def _rows(path: Path, against: str | None, bad: list[str], *, skip: bool) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, bad: list[str], *, skip: bool) -> Iterator[dict[str, Any]]:
     """Yield usable rows. A bad row ends the run with its file and line, or is left out and noted in `bad`."""
     seen: dict[str, str] = {}
     for where, raw in read_rows(str(path)):
         try:
-            row = _row(raw, against)
+            row = _row(raw)
             key = json.dumps(row["id"])
             if key in seen:
                 raise ValueError(f"the id {key} is that of {seen[key]} too")
@@ -95,7 +81,7 @@ def _rows(path: Path, against: str | None, bad: list[str], *, skip: bool) -> Ite
         yield row
 
 
-def _row(row: Any, against: str | None) -> dict[str, Any]:
+def _row(row: Any) -> dict[str, Any]:
     """Check one row.
 
     Raises:
@@ -105,7 +91,7 @@ def _row(row: Any, against: str | None) -> dict[str, Any]:
         raise row
     if not isinstance(row, dict):
         raise ValueError(f"an object is expected, this is {kind(row)}")
-    for name in filter(None, ("id", "output", "answer", against)):
+    for name in ("id", "output", "answer"):
         if name not in row:
             raise ValueError(f"`{name}` is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
     if not isinstance(row["output"], str) or isinstance(row["output"], Numeral):
@@ -117,32 +103,11 @@ def _row(row: Any, against: str | None) -> dict[str, Any]:
     row["answer"] = answer
     if isinstance(row["id"], Numeral):
         row["id"] = json.loads(row["id"])
-    if against:
-        said = str(row[against]).strip().lower()
-        if said not in _VERDICTS:
-            raise ValueError(
-                f"`{against}` is {row[against]!r:.40}; known: right, wrong, unjudged, true, false, 1, 0"
-            )
-        row["verdict"] = _VERDICTS[said]
     return row
 
 
-def _disagreement(row: dict[str, Any], grade: Grade) -> str:
-    extracted, gold = (
-        "no box" if text is None else f"`{short(' '.join(text.split()), 60)}`"
-        for text in (grade.extracted, row["answer"])
-    )
-    verdicts = f"{grade.outcome}, not {row['verdict']}"
-    return f"{row['id']}: {verdicts}: {extracted} for {gold} ({grade.reason})"
-
-
-def _summarise(counts: Counter[str], bad: list[str], disagreements: list[str] | None, out: Path) -> None:
+def _summarise(counts: Counter[str], bad: list[str], out: Path) -> None:
     for fault in bad:
         print(f"left out: {fault}", file=sys.stderr)
-    for line in disagreements or []:
-        print(line)
-    total = sum(counts.values())
     verdicts = ", ".join(f"{counts[name]} {name}" for name in ("right", "wrong", "unjudged"))
-    print(f"{total} rows: {verdicts}" + (f"; {len(bad)} left out" if bad else "") + f" -> {out}")
-    if disagreements is not None:
-        print(f"{len(disagreements)} of {total} disagree with the column")
+    print(f"{counts.total()} rows: {verdicts}" + (f"; {len(bad)} left out" if bad else "") + f" -> {out}")

@@ -3,8 +3,7 @@
 Responses are sampled in waves with a fixed number of rows, in the order of the benchmark. Within a wave, all tool
 results are collected before any row continues. Every forward pass is therefore the same in a second run. A resumed
 run repeats an incomplete wave from its start, so it computes the same bits as an uninterrupted run. Another wave
-size changes the last bits of the logits; in float64 it does not change a greedy response. With `overlap` a row
-continues as soon as its result has come: faster, but not bit-identical.
+size changes the last bits of the logits; in float64 it does not change a greedy response.
 
 Draws are keyed by (seed, benchmark, problem, sample). They depend neither on the batch nor on other evaluations.
 """
@@ -112,7 +111,7 @@ def _make(cell: Cell, name: str, wave: Sequence[tuple[Problem, int]], bench: Eva
         cell.config,
         bench.runtime,
         cell.sampling,
-        fixed_waves=not cell.options.overlap,
+        fixed_waves=True,
         check=bench.check,
     )
     fits = {id(rollout) for rollout in fitting}

@@ -132,7 +132,6 @@ class Session:
             "generator": "generate" if policy.engine_refused else rollout.generator,
             "precision": f"float64 on {self.runtime.device.type}" if options.float64 else self.runtime.precision,
             "batch": options.batch,
-            "overlap": options.overlap,
             "reward": config.reward.function,
             "executor": {"kind": executor.describe()["kind"], "timeout": config.executor.timeout}
             if c and executor
@@ -153,7 +152,6 @@ class Session:
             "benchmarks": {benchmark.name: benchmark.card() for benchmark in self.benchmarks},
             "cells": self.finished,
             "differences": pairs,
-            "tool_benefit": summary.tool_benefit(self.finished, pairs),
         }
         with_paper = self.options.compare == "paper"
         if with_paper:
@@ -165,8 +163,6 @@ class Session:
         log("\n" + tables.table(self.finished, [b.name for b in self.benchmarks], with_paper))
         if pairs:
             log("\n" + tables.difference_table(pairs))
-        for line in result["tool_benefit"]:
-            log(line)
         scores = {cell["label"]: {n: r["score"] for n, r in cell["results"].items()} for cell in self.finished}
         log(json.dumps({"out": str(self.folder), "scores": scores}))
 

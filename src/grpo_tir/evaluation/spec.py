@@ -21,8 +21,6 @@ class EvalOptions:
     """Draw one response instead of decoding it greedily."""
     batch: int = 64
     """Rows that are sampled together."""
-    overlap: bool = False
-    """Let rows go on while others wait for their tool. Results then repeat only up to near-ties of logits."""
     float64: bool = False
     """Compute in float64, so that no greedy response depends on `batch`."""
     compare: str | None = None

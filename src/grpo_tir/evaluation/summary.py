@@ -87,23 +87,6 @@ def differences(cells: Sequence[Result]) -> list[Result]:
     return found
 
 
-def tool_benefit(cells: Sequence[Result], pairs: Sequence[Result]) -> list[str]:
-    """Describe what reading the outputs is worth, for each checkpoint evaluated with changed outputs."""
-    wording = {"no tool": "no tool", "blanked": "blanked outputs", "shuffled": "outputs of other programs"}
-    lines = []
-    for cell in cells:
-        same = [other for other in cells if (other["model"], other["prompt"]) == (cell["model"], cell["prompt"])]
-        others = {other["label"]: other["condition"] for other in same}
-        if cell["condition"] != "tool" or "blanked" not in others.values():
-            continue
-        lines += [
-            f"{cell['label']} on {pair['benchmark']}, over {wording[others[pair['first']]]}: {points(pair)}"
-            for pair in pairs
-            if pair["second"] == cell["label"] and pair["first"] in others
-        ]
-    return lines
-
-
 def points(pair: Result) -> str:
     """Format a difference as `+3.2 points [-1.0, +7.4]`."""
     if pair["won"] + pair["lost"] == 0:

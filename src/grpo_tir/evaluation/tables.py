@@ -58,8 +58,6 @@ def page(result: Result) -> str:
     parts = ["# Evaluation", table(cells, benchmarks, "paper" in result)]
     if result["differences"]:
         parts += ["## Paired differences", difference_table(result["differences"])]
-    if result["tool_benefit"]:
-        parts += ["## What the tool is worth", "\n".join(f"- {line}" for line in result["tool_benefit"])]
     parts += ["## Named", *(_named(cells) or ["Every prompt was sampled and every response judged."])]
     parts += ["## To repeat it", "```sh\n" + " ".join(result["command"]) + "\n```"]
     known = [

@@ -1,8 +1,8 @@
 """Print the progress of a run.
 
     step   12/60  reward -0.34  right 0.33 …  left 4 min        one line per step; alarms and reasons follow it
-    training  20%|████      | 12/60 [01:10<04:40]               on a terminal: a bar of all steps with time left,
-      step 13  45%|█████    | 58/128 rollouts, 3 calls in flight               and a bar of the current step
+    training  20%|████      | 12/60 [01:10<04:40], 58 of 128 rollouts, 3 calls in flight
+                                                                on a terminal or in a notebook: a bar of all steps
 
 Without a terminal, a long step prints a progress line every minute.
 """
@@ -21,7 +21,6 @@ from grpo_tir.monitor.alarms import Alarm
 from grpo_tir.types import Rollout
 
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
-STEP_BAR = "  {desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} rollouts{postfix}"
 REFRESH = 0.2
 """Seconds between two updates of the bar. `progress` is called far more often."""
 LINE_INTERVAL = 60.0
@@ -31,12 +30,11 @@ REASON_GAP = 10
 
 
 class Console:
-    """Print on the main process only: bars to stderr, lines to stdout."""
+    """Print on the main process only: a bar to stderr, lines to stdout."""
 
     def __init__(self, active: bool = True) -> None:
         self.active = active
         self.bar: Any = None
-        self.step_bar: Any = None
         self.done, self.took = 0, 0.0
         """Steps taken by this process, and seconds spent on them."""
         self.last = self.shown = time.monotonic()
@@ -44,12 +42,10 @@ class Console:
         self.reasons: dict[str, int] = {}
         """Last step at which each reason held."""
         self.active_alarms: set[str] = set()
-        terminal = sys.stderr.isatty()
-        self.notebook = not terminal and hasattr(builtins, "get_ipython")
-        self.shows_bars = terminal or self.notebook
+        self.shows_bars = sys.stderr.isatty() or hasattr(builtins, "get_ipython")
 
     def log(self, text: str) -> None:
-        """Print a line without breaking the bars."""
+        """Print a line without breaking the bar."""
         if self.active:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -70,19 +66,10 @@ class Console:
         if self.bar is None:
             self.log(f"           {finished} of {total} rollouts done, {waiting} calls in flight")
             return
-        if self.notebook:  # it shows one bar only
-            self.bar.set_postfix_str(f"{finished} of {total} rollouts, {waiting} calls in flight")
-            return
-        if self.step_bar is None:
-            options = {"position": 1, "leave": False, "bar_format": STEP_BAR, "file": sys.stderr}
-            self.step_bar = tqdm(total=total, desc=f"step {self.bar.n + 1}", **options)
-        self.step_bar.total, self.step_bar.n = total, finished
-        self.step_bar.set_postfix_str(f"{waiting} calls in flight", refresh=False)
-        self.step_bar.refresh()
+        self.bar.set_postfix_str(f"{finished} of {total} rollouts, {waiting} calls in flight")
 
     def step(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
         """Print the line of a step and, if its loss is 0 or undefined, the reason."""
-        self._close_step()
         if self.bar is not None:
             self.bar.update()
         now = time.monotonic()
@@ -118,16 +105,10 @@ class Console:
         self.log(format_trajectory(rollout, f"one rollout (reward {reward}, {rollout.finish_reason})"))
 
     def finish(self) -> None:
-        """Close the bars."""
-        self._close_step()
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-    def _close_step(self) -> None:
-        if self.step_bar is not None:
-            self.step_bar.close()
-            self.step_bar = None
 
 
 COLUMNS = [
