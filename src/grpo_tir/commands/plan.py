@@ -16,33 +16,19 @@ TAKES_OVERRIDES = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the recipe and the machine."""
     parser.add_argument("recipe", help="a YAML file, or the name of a packaged recipe such as torl_1.5b")
-    add_machine(parser)
-
-
-def add_machine(parser: argparse._ActionsContainer) -> None:
-    """Add the options that describe a machine."""
-    parser.add_argument("--gpus", type=int, help="GPUs in all, a process each (default 8)")
-    parser.add_argument("--gpu-memory", help="memory of each, like 80GB (default) or 80GiB")
+    parser.add_argument("--gpus", type=int, default=8, help="GPUs in all, a process each (default 8)")
+    parser.add_argument("--gpu-memory", default="80GB", help="memory of each, like 80GB (default) or 80GiB")
     parser.add_argument("--zero", type=int, choices=range(4), default=0, help="ZeRO stage; 0 (default) is DDP")
     parser.add_argument("--cpu", action="store_true", help="processes on a CPU, in float32, instead of GPUs")
-
-
-def machine_of(args: argparse.Namespace) -> Hardware:
-    """Return the machine that the options describe.
-
-    Raises:
-        ConfigError: a number or a size is invalid.
-    """
-    gpus = 8 if args.gpus is None else args.gpus
-    if gpus < 1 or (args.zero and gpus < 2):
-        raise ConfigError(f"--gpus {gpus}: it must be 1 or more, and 2 or more to shard over (--zero {args.zero})")
-    return Hardware(gpus, parse_memory(args.gpu_memory or "80GB"), args.zero, args.cpu)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit code 2 if it does not fit."""
     config = load_config(find_recipe(args.recipe), args.overrides)
-    machine, shape = machine_of(args), shape_of(config.model.path, config.model.revision)
+    if args.gpus < 1 or (args.zero and args.gpus < 2):
+        raise ConfigError(f"--gpus {args.gpus}: it must be 1 or more, and 2 or more for --zero {args.zero}")
+    machine = Hardware(args.gpus, parse_memory(args.gpu_memory), args.zero, args.cpu)
+    shape = shape_of(config.model.path, config.model.revision)
     found = plan(config, shape, machine)
     print(describe(found, shape, machine), flush=True)
     check_plan(found, config, shape, machine)
