@@ -63,6 +63,8 @@ def enter_cell(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, d
         os.write(score, b"1000")
     if zygote.cell == "namespace":
         kernel.enter_namespaces(zygote.proc)
+    elif zygote.mounts:
+        kernel.libc("setns", zygote.mounts[slot], kernel.CLONE_NEWNS)
     null = os.open(os.devnull, os.O_RDONLY)
     for target, source in enumerate((null, descriptors[1], descriptors[2])):
         os.dup2(source, target)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 LINUX = sys.platform == "linux"
 FOLDER_MB, FOLDER_FILES = 16, 1024
+NAMES = {"/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "/etc/group": "root:x:0:\n"}
 FS_IOC_SETFLAGS = 0x40006602 | struct.calcsize("@l") << 16
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER = 1, 4, 38, 22, 36
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
@@ -117,6 +118,12 @@ def mount_folder(target: str, options: str = "") -> None:
     mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
 
 
+def mount_tmp(folder: str) -> None:
+    """Make /tmp the folder of a call, unless Python itself lies in /tmp."""
+    if not os.listdir("/tmp"):
+        mount(folder, "/tmp", None, MS_BIND)
+
+
 def clear_attributes(folder: int) -> None:
     """Remove flags (as of chattr) and extended attributes (access lists too) of an open folder."""
     if LINUX:
@@ -127,11 +134,25 @@ def clear_attributes(folder: int) -> None:
 
 
 def enter_namespaces(proc: int) -> None:
-    """Enter namespaces of this call: user, mounts and folder. The zygote has made the pid namespace."""
+    """Enter namespaces of this call: user, mounts, folder and /tmp. The zygote has made the pid namespace."""
     libc("unshare", CLONE_NEWUSER | CLONE_NEWNS)
     write_id_maps(proc)
     mount_folder("/slots/0")
+    mount_tmp("/slots/0")
     mount("tmpfs", "/proc", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k")
+
+
+def slot_namespaces(slots: int) -> list[int]:
+    """Make a mount namespace for each slot, where /tmp is the folder of the slot. Returns their descriptors."""
+    ours = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    made = []
+    for slot in range(slots):
+        libc("unshare", CLONE_NEWNS)
+        mount_tmp(f"/slots/{slot}")
+        made.append(os.open("/proc/self/ns/mnt", os.O_RDONLY))
+        libc("setns", ours, CLONE_NEWNS)
+    os.close(ours)
+    return made
 
 
 def build_walls(config: dict[str, Any], cell: str) -> None:
@@ -158,8 +179,11 @@ def build_walls(config: dict[str, Any], cell: str) -> None:
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     for path in visible_paths():
         show(root, path)
-    for name in ("proc", "slots", "old"):
-        os.mkdir(f"{root}/{name}", 0o755)
+    for name in ("proc", "slots", "tmp", "etc", "old"):
+        os.makedirs(f"{root}/{name}", 0o755, exist_ok=True)
+    for path, line in NAMES.items():
+        with open(root + path, "w") as file:
+            file.write(line)
     mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for slot in range(config["slots"] if cell == "uid" else 1):
         uid = config["uid_base"] + slot

@@ -56,6 +56,7 @@ class Zygote:
         self.walls = config["walls"]
         self.cell = self.choose_cell()
         self.base = config["folders"]
+        self.mounts: list[int] = []  # by slot, where programs of all slots share the other namespaces
         self.runs: dict[int, Run] = {}  # by pid
         self.deadlines: list[tuple[float, int]] = []
         self.closing: list[Run] = []  # ended, with processes of theirs still to die
@@ -81,6 +82,8 @@ class Zygote:
             os.setresuid(self.config["uid_base"] - 1, 0, 0)  # kill(-1) under a slot's id then spares our processes
             for slot in range(self.config["slots"]):
                 self.prepare_folder(slot)
+            if self.walls == "namespaces":
+                self.mounts = kernel.slot_namespaces(self.config["slots"])
         elif self.cell == "namespace":
             self.pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
             self.proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)

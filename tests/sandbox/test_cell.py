@@ -153,6 +153,16 @@ def test_a_working_folder_holds_the_program_alone_and_is_tmpdir(process_executor
     assert [process_executor.run(code).stdout for _ in range(6)] == ["['main.py'] True\nTrue\n"] * 6
 
 
+def test_tmp_is_the_folder_of_the_call_and_root_has_a_name(process_executor: Pool) -> None:
+    """So the limits of the folder hold there, and it is emptied with it."""
+    if process_executor.workers[0].facts["walls"] == "none":
+        pytest.skip("this machine grants no namespaces, and the executor says so")
+    code = "import os, pwd\nopen('/tmp/left', 'w').write('x')\nprint(sorted(os.listdir()), pwd.getpwuid(0).pw_name)\n"
+    code += "try: open('/tmp/big', 'wb').write(bytes(17 << 20))\nexcept OSError as error: print(error.errno)"
+    futures = [process_executor.submit(code) for _ in range(12)]
+    assert {future.result().stdout for future in futures} == {"['left', 'main.py'] root\n28\n"}
+
+
 def test_31_threads_fit_into_the_memory_of_a_call(process_executor: Pool) -> None:
     """512 MB of address space hold 7 arenas of 64 MB; here it is 256 MB."""
     code = """

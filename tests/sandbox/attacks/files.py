@@ -70,7 +70,7 @@ ATTACKS = [
         places = ['/', '/tmp', '/var/tmp', '/dev/shm', '/run', '/run/lock', '/opt/runner', '/opt/sandbox', '/root',
                   '/home', '/slots', '/etc', '/usr/lib', '/dev', '/dev/mqueue', '/proc', *sys.path]
         for place in places:
-            if os.path.abspath(place) == here: continue
+            if os.path.exists(place) and os.path.samefile(place, here): continue
             try:
                 open(os.path.join(place, 'planted'), 'w')
                 print('BREACH', place)
