@@ -162,6 +162,8 @@ class RewardConfig:
     (ToRL: 0; its ablation: -0.5)"""
     no_code_penalty: float = 0.0
     """Value added if no code was executed. Its only use is to reproduce the reference's ablation (bug 12)."""
+    call_penalty: float = 0.0
+    """Value added for each executed call, so that a model calls only where that pays. (ToRL: 0)"""
     soft_overlong_buffer: int = 0
     """Number of last tokens of the budget over which the reward falls by 1 (DAPO, eq. 13). 0 means none."""
     rounding: str = "exact"

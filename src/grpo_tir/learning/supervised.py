@@ -15,21 +15,67 @@ rollouts are traces too.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grpo_tir.config import AlgorithmConfig, Config
+import torch
+
+from grpo_tir.checkpoint.save import make_writable
+from grpo_tir.config import AlgorithmConfig, Config, check_for_training
 from grpo_tir.data.prompts import encode
 from grpo_tir.data.rows import read_rows
-from grpo_tir.errors import DataError
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.errors import ConfigError, DataError
 from grpo_tir.learning.learner import Learner
-from grpo_tir.rollouts.policy import Policy
+from grpo_tir.monitor.run_log import RunLog
+from grpo_tir.rollouts.policy import Policy, load_policy
 from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment
+from grpo_tir.utils.recipe import save_config
 
 FORM = 'an object with "problem" and "segments", a list of {"kind": "model" or "tool", "text": …}'
+
+
+def fine_tune(config: Config) -> Path:
+    """Take `train.steps` steps on the traces of `data.train`, and save the model in `train.output_dir`/model.
+
+    Raises:
+        UserError: the recipe, the traces or the folder cannot be used.
+    """
+    config = for_likelihood(config)
+    check_for_training(config)
+    if config.model.lora_rank:
+        raise ConfigError("model.lora_rank: sft trains all weights; set it to 0")
+    torch.manual_seed(config.train.seed)
+    folder, steps = Path(config.train.output_dir), config.train.steps
+    make_writable(folder)
+    runtime = Runtime(config.model.precision, trains=True)
+    try:
+        policy = load_policy(config, config.model.path, runtime.device, runtime.full_weights)
+        traces, too_long = read_traces(config.data.train, policy, config)
+        log = RunLog(folder, config.train.report_to) if runtime.is_main else None
+        if log:
+            save_config(config, folder / "config.yaml")
+            print(f"{len(traces)} traces, {too_long} too long ones left out; {runtime.precision}", flush=True)
+        learner = Learner(runtime, policy.model, config)
+        endless = batches(traces, config.rollout.prompts_per_step, config.train.seed)
+        for step, batch in enumerate(itertools.islice(endless, steps)):
+            line = supervised_step(learner, runtime.share(batch), step, folder / "dumps" / f"step_{step + 1:06d}")
+            if log:
+                log.metrics(step + 1, {**line})
+                print(f"step {step + 1}/{steps}  loss {line['loss']:.4f}", flush=True)
+        with runtime.full_weights(policy.model):
+            if log:
+                policy.model.save_pretrained(folder / "model")
+                policy.tokenizer.save_pretrained(folder / "model")
+                log.sync()
+                print(f"saved {folder / 'model'}: train it with --model.path {folder / 'model'}")
+    finally:
+        runtime.close()
+    return folder / "model"
 
 
 def read_traces(path: str, policy: Policy, config: Config) -> tuple[list[Rollout], int]:

@@ -80,18 +80,33 @@ FINDINGS = [
     Finding("useless", "useless code disappears", "examples", f"c1 before code {SPARE}", f"c1 after code {SPARE}"),
     Finding("chooses", "calls are made to compute, not to read", "examples",
             "c1 after code tiny/mul tiny/mod", "c1 after code tiny/pick", 0.2),
+    Finding("chooses_price", "they are where each costs 0.1 of reward", "not studied",
+            "price after code tiny/mul tiny/mod", "price after code tiny/pick", 0.2),
+    Finding("price", "that price costs no accuracy", "not studied", f"price {RIGHT}", f"c1 {RIGHT}", -0.02),
     Finding("penalty", "a penalty for failing code does not help", "+0.1 points",
             f"c1 {RIGHT}", f"penalty {RIGHT}", -0.02),
     Finding("penalty_reference", "nor does it as the reference ran it", "+0.1 points",
             f"c1 {RIGHT}", f"penalty_reference {RIGHT}", -0.02),
     Finding("group", "G = 16 beats G = 4 with as many responses", "not studied", f"c1 {RIGHT}", f"g4 {RIGHT}"),
     Finding("sft", "RL from the base beats SFT", "+8.6 points, 7B", f"c1 {RIGHT}", "sft greedy_before accuracy"),
+    Finding("sft_start", "RL from the base does as well as RL after SFT", "not studied",
+            f"c1 {RIGHT}", f"sft {RIGHT}", -0.02),
 ]  # fmt: skip
 RULE = (
     "A finding is reproduced if the whole 95% interval of (first - second), for times of (first / second), lies "
     "above the bound, not reproduced if it lies below, else undecided. The bounds were set after one pilot run, "
     "before all others."
 )
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Return what the page shows: the rule and the judged findings."""
+    lines = [
+        {"name": finding.name, "statement": finding.statement, **line}
+        for finding in FINDINGS
+        if (line := judge(finding, results))
+    ]
+    return {"rule": RULE, "findings": lines}
 
 
 def correct_traces(problems: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:

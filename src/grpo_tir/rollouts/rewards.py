@@ -2,6 +2,7 @@
 
     R = +1 if the last box of the model's own text equals the gold answer, else -1
         -0.5 if some executed code failed                      (optional; the paper's ablation)
+        call_penalty * executed calls                          (optional)
         -min(1, overrun of the soft limit / buffer)            (optional; DAPO eq. 13)
 
 A custom reward is a function `reward(problem, rollout) -> Reward | None`. None means that the response could not
@@ -63,6 +64,7 @@ def make_reward(config: RewardConfig, budget: int, given: RewardFunction | None 
             base = replace(base, value=config.correct if base.parts["correct"] else config.wrong)
         penalties = {
             "code_penalty": code_penalty(rollout, config),
+            "call_penalty": config.call_penalty * sum(call.result is not None for call in rollout.calls),
             "overlong": overlong_penalty(len(rollout.token_ids), budget, config.soft_overlong_buffer),
         }
         used = {name: value for name, value in penalties.items() if value}
