@@ -19,6 +19,7 @@ from grpo_tir.errors import UserError
 from grpo_tir.utils.files import write_atomically
 
 TAKES_OVERRIDES = True
+TITLE = "The paper's findings in a miniature world, {} seed(s)"
 EXPERIMENTS = {
     "c": ["c0", "c1", "c2", "c4"],
     "penalty": ["c1", "penalty", "penalty_reference"],
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     """Run what is missing, judge, and write the page. Prints one JSON object last."""
     from grpo_tir.quickstart.conditions import CONDITIONS, Task, build_world, run_condition
     from grpo_tir.quickstart.paper import summary
+    from grpo_tir.report.findings import FILE, value
+    from grpo_tir.report.page import write_report
 
     if args.seeds < 1 or args.jobs < 1:
         raise UserError("--seeds and --jobs must be 1 or more")
@@ -54,11 +57,16 @@ def run(args: argparse.Namespace) -> int:
         for task, path in zip(tasks, pool.map(run_condition, tasks)):
             results[task.name].append(json.loads(path.read_text(encoding="utf-8")))
             print(f"{task.name}, seed {task.seed}: {path}", flush=True)
-    found = summary(results)
-    write_atomically(out / "findings.json", json.dumps(found, indent=1))
+    found = summary(results) | {
+        "title": TITLE.format(args.seeds),
+        "runs": [f"runs/{name}-seed1" for name in names],
+    }
+    write_atomically(out / FILE, json.dumps(found, indent=1))
+    page = write_report([out], out / "report.html")
     for line in found["findings"]:
-        print(f"{line['verdict']:<15} {line['statement']}: {line['value']} {line['interval']}, paper {line['paper']}")
-    judged = {line["name"]: line for line in found["findings"]}
+        print(f"{line['verdict']:<15} {line['statement']}: {value(line)}, paper {line['paper']}")
+    kept = ("value", "interval", "first", "second", "bound", "paper", "verdict")
+    judged = {line["name"]: {key: line[key] for key in kept} for line in found["findings"]}
     seconds = round(time.perf_counter() - started)
-    print(json.dumps({"seeds": args.seeds, "findings": judged, "seconds": seconds}))
+    print(json.dumps({"seeds": args.seeds, "findings": judged, "seconds": seconds, "page": str(page)}))
     return 0

@@ -1,10 +1,9 @@
 """Run the conditions under which the findings of the paper are tested, and keep what they give.
 
-    base model of a seed ──► SFT (only `sft`) ──► measure ──► GRPO ──► measure ──► results/CONDITION-seedN-HASH.json
+    base model of a seed ──► SFT (only `sft`) ──► measure ──► GRPO ──► measure ──► results/NAME-seedN-HASH.json
 
-The hash is that of all that the result depends on: the settings, the world with its base model, and the code of the
-trainer. An interrupted run goes on from its last checkpoint. `measure` samples one response to each held-out
-problem.
+The hash is that of all that the result depends on: settings, world with base model, and code of the trainer. An
+interrupted run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import grpo_tir
 from grpo_tir.config import Config
 from grpo_tir.quickstart.build import QuickstartFiles, build_quickstart
-from grpo_tir.quickstart.paper import correct_traces
+from grpo_tir.quickstart.world import OUTPUT_MARKER, PAPER_FAMILIES
 from grpo_tir.utils.files import read_jsonl, write_atomically
 from grpo_tir.utils.recipe import load_config
 from grpo_tir.utils.resources import find_recipe
@@ -75,7 +76,7 @@ def recipe(task: Task) -> Config:
         "data.train": files.train,
         "data.eval": files.eval,
         "rollout.max_completion_length": 160,
-        "train.steps": 80,
+        "train.steps": 60,
         "train.seed": task.seed,
         "train.save_every": 20,
         "train.eval_every": 0,
@@ -122,10 +123,11 @@ def run_condition(task: Task) -> Path:
                 found = {"greedy_before": measure(trainer, 0.0), "before": measure(trainer, 1.0)}
                 write_atomically(stamp, json.dumps(found))
             history = trainer.train()
-            if trainer.exit_code:
-                raise KeyboardInterrupt
             result = json.loads(stamp.read_text(encoding="utf-8"))
-            result |= {"greedy": measure(trainer, 0.0), "after": measure(trainer, 1.0)}
+            if not trainer.exit_code:
+                result |= {"greedy": measure(trainer, 0.0), "after": measure(trainer, 1.0)}
+        if trainer.exit_code:  # stopped by a signal; this process must not begin the next condition
+            os._exit(trainer.exit_code)
         result["steps"] = [{"seconds": line["time/step"], "source": ""} for line in history if "time/step" in line]
         write_atomically(path, json.dumps(result))
     return path
@@ -169,3 +171,19 @@ def make_start(config: Config, base: Path) -> None:
             train=replace(config.train, output_dir=str(start)),
         )
     )
+
+
+def correct_traces(problems: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yield a correct response with at most one call to each problem, in the form of `grpo-tir sft`. Problems that
+    need two calls have none."""
+    for row in problems:
+        name, *numbers = row["id"].split("-")
+        family, (a, b) = PAPER_FAMILIES[name], map(int, numbers)
+        if family.fails(a, b):
+            continue
+        answer, call = f"\\boxed{{{row['answer']}}}", []
+        if not family.derived:
+            code = family.programs[0].format(a=a, b=b)
+            call = [("model", f"```python\n{code}\n```\n{OUTPUT_MARKER}"), ("tool", f"\n{row['answer']}\n```\n")]
+        segments = [{"kind": kind, "text": text} for kind, text in (*call, ("model", answer))]
+        yield {"problem": row["problem"], "segments": segments}

@@ -15,13 +15,11 @@ A measurement is a ratio of two sums over responses, such as code that ran over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from grpo_tir.quickstart.world import OUTPUT_MARKER, PAPER_FAMILIES
 
 RESAMPLES = 2000
 Rows = list[dict[str, Any]]
@@ -92,6 +90,26 @@ FINDINGS = [
     Finding("sft_start", "RL from the base does as well as RL after SFT", "not studied",
             f"c1 {RIGHT}", f"sft {RIGHT}", -0.02),
 ]  # fmt: skip
+WORDS = {
+    "c0": "c = 0", "c1": "c = 1", "c2": "c = 2", "c4": "c = 4", "g4": "G = 4", "sft": "SFT start",
+    "penalty": "penalty -0.5", "penalty_reference": "penalty of the reference", "price": "a call costs 0.1",
+    "greedy_before": "before training, greedy", "greedy": "after training, greedy", "steps": "while training",
+    "before": "before training, sampled", "after": "after training, sampled",
+    "accuracy": "accuracy", "code": "code ratio", "passed": "pass ratio", "executed": "executed ratio",
+    "recovery": "repaired share of failed calls", "seconds": "seconds of a step",
+}  # fmt: skip
+"""Conditions, phases and ratios in words."""
+EXAMPLES = [
+    ("tool", "Solved only with the tool", "c0 greedy -correct", "c1 greedy correct calls"),
+    ("calls_dependent", "One call is not enough", f"c1 greedy -correct {INV}", "c2 greedy correct recovered"),
+    ("recovery", "A repaired error", f"c2 before -recovered {INV}", "c2 after recovered correct"),
+    ("useless", "A needless call that disappears", f"c1 before calls {SPARE}", "c1 after correct -calls"),
+    ("chooses", "A needless call that appears", "c1 before correct -calls tiny/pick", "c1 after calls"),
+    ("chooses_price", "Solved without the tool", "price before calls tiny/pick", "price after correct -calls"),
+    ("penalty_reference", "A call that only avoids the penalty",
+     f"penalty_reference before -calls {SPARE}", "penalty_reference after calls"),
+]  # fmt: skip
+"""Finding, title, and responses to one problem: `CONDITION PHASE KEY… SOURCE`; `-KEY` is a key that must be 0."""
 RULE = (
     "A finding is reproduced if the whole 95% interval of (first - second), for times of (first / second), lies "
     "above the bound, not reproduced if it lies below, else undecided. The bounds were set after one pilot run, "
@@ -100,35 +118,22 @@ RULE = (
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """Return what the page shows: the rule and the judged findings."""
-    lines = [
-        {"name": finding.name, "statement": finding.statement, **line}
-        for finding in FINDINGS
-        if (line := judge(finding, results))
-    ]
-    return {"rule": RULE, "findings": lines}
+    """Return what the page shows: the rule, and each finding whose conditions were run."""
+    found = []
+    for finding in FINDINGS:
+        if finding.conditions <= set(results):
+            seeds = len(results[finding.first.split()[0]])
+            compared = f"{_in_words(finding.first)}, against {_in_words(finding.second)}; {seeds} seed(s)."
+            shown = [_example(words, results) for name, *words in EXAMPLES if name == finding.name]
+            line = {"name": finding.name, "statement": finding.statement, "ran": compared}
+            found.append(
+                {**line, **judge(finding, results), "examples": [example for example in shown if example]}
+            )
+    return {"rule": RULE, "findings": found}
 
 
-def correct_traces(problems: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
-    """Yield a correct response with at most one call to each problem, in the form of `grpo-tir sft`. Problems that
-    need two calls have none."""
-    for row in problems:
-        name, *numbers = row["id"].split("-")
-        family, (a, b) = PAPER_FAMILIES[name], map(int, numbers)
-        if family.fails(a, b):
-            continue
-        answer, call = f"\\boxed{{{row['answer']}}}", []
-        if not family.derived:
-            code = family.programs[0].format(a=a, b=b)
-            call = [("model", f"```python\n{code}\n```\n{OUTPUT_MARKER}"), ("tool", f"\n{row['answer']}\n```\n")]
-        segments = [{"kind": kind, "text": text} for kind, text in (*call, ("model", answer))]
-        yield {"problem": row["problem"], "segments": segments}
-
-
-def judge(finding: Finding, results: Results) -> dict[str, Any] | None:
-    """Return value, interval and verdict of a finding. None if one of its conditions was not run."""
-    if not finding.conditions <= set(results):
-        return None
+def judge(finding: Finding, results: Results) -> dict[str, Any]:
+    """Return value, interval and verdict of a finding."""
     first, second = (
         [_sums(text, seed) for seed in results[text.split()[0]]] for text in (finding.first, finding.second)
     )
@@ -149,6 +154,7 @@ def judge(finding: Finding, results: Results) -> dict[str, Any] | None:
         "first": round(ends[0], 4) if np.isfinite(ends[0]) else None,
         "second": round(ends[1], 4) if np.isfinite(ends[1]) else None,
         "bound": finding.bound,
+        "is_ratio": finding.is_ratio,
         "paper": finding.paper,
         "verdict": verdict(low, high, finding.bound),
     }
@@ -161,12 +167,38 @@ def verdict(low: float | None, high: float | None, bound: float) -> str:
     return "reproduced" if low > bound else "not reproduced" if high < bound else "undecided"
 
 
+def _in_words(measured: str) -> str:
+    condition, phase, ratio, *sources = measured.split()
+    return f"{WORDS[ratio]} {WORDS[phase]} ({', '.join([WORDS[condition], *sources])})"
+
+
+def _example(words: Sequence[str], results: Results) -> dict[str, Any] | None:
+    """Return the first problem whose responses are all as an entry of EXAMPLES asks."""
+    title, *asked = words
+    places = [text.split()[:2] for text in asked]
+    if not {condition for condition, _ in places} <= set(results):
+        return None
+    for seed in range(len(results[places[0][0]])):
+        for rows in zip(*(results[condition][seed][phase] for condition, phase in places)):
+            if all(_fits(row, key) for row, text in zip(rows, asked) for key in text.split()[2:]):
+                who = [f"{WORDS[condition]}, {WORDS[phase]}" for condition, phase in places]
+                responses = [{"who": name, "text": row["text"]} for name, row in zip(who, rows)]
+                return {"title": title, "problem": rows[0]["problem"], "responses": responses}
+    return None
+
+
+def _fits(row: Mapping[str, Any], key: str) -> bool:
+    if key.startswith("tiny/"):
+        return bool(row["source"] == key)
+    return not row[key[1:]] if key.startswith("-") else bool(row[key])
+
+
 def _sums(measured: str, phases: Mapping[str, Rows]) -> Any:
     """Return numerators and denominators of a measurement of one seed, (rows, 2)."""
     _, phase, ratio, *sources = measured.split()
     top, bottom = RATIOS[ratio]
     chosen = [row for row in phases[phase] if not sources or row["source"] in sources]
-    return np.array([[top(row), bottom(row)] for row in chosen], dtype=float)
+    return np.array([[top(row), bottom(row)] for row in chosen] or [[0, 0]], dtype=float)
 
 
 def _resampled(finding: Finding, first: Any, second: Any, rng: np.random.Generator) -> Any:

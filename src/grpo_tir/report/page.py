@@ -21,6 +21,7 @@ from importlib import resources
 from pathlib import Path
 
 from grpo_tir.errors import UserError
+from grpo_tir.report.findings import read_findings, section
 from grpo_tir.report.read import Run, pack, read_runs
 from grpo_tir.report.traces import Traces
 from grpo_tir.utils.files import write_atomically
@@ -35,12 +36,14 @@ def write_report(runs: list[Path], out: Path, *, title: str | None = None) -> Pa
     Args:
         runs: folders of runs.
         out: HTML file to write.
-        title: heading of the page; None: the names of the runs.
+        title: heading of the page; None: that of the findings, or the names of the runs.
 
     Raises:
         UserError: a folder is not a run, or `out` cannot be written.
     """
-    page = build_page(read_runs(runs), title=title)
+    findings = [found for path in runs if (found := read_findings(path))]
+    title = title or next((found["title"] for found in findings), None)
+    page = build_page(read_runs(runs), title=title, before="".join(map(section, findings)))
     try:
         write_atomically(out, page)
     except OSError as error:
@@ -50,9 +53,9 @@ def write_report(runs: list[Path], out: Path, *, title: str | None = None) -> Pa
     return out
 
 
-def build_page(runs: list[Run], *, title: str | None = None) -> str:
-    """Return the page as text. The same runs give the same bytes."""
-    return frame(title or " · ".join(run.name for run in runs), build_chunks(runs))
+def build_page(runs: list[Run], *, title: str | None = None, before: str = "") -> str:
+    """Return the page as text. The same runs give the same bytes. `before` is HTML above the figures."""
+    return frame(title or " · ".join(run.name for run in runs), build_chunks(runs), before=before)
 
 
 def build_chunks(runs: list[Run]) -> dict[str, str]:
@@ -65,7 +68,7 @@ def build_chunks(runs: list[Run]) -> dict[str, str]:
     return {"data": pack(data), **{f"g{i}": chunk for i, chunk in enumerate(traces.chunks)}}
 
 
-def frame(title: str, chunks: dict[str, str], live: str | None = None) -> str:
+def frame(title: str, chunks: dict[str, str], live: str | None = None, before: str = "") -> str:
     """Return the page with its packed data. `live` is the data's version if a server offers newer data."""
     style = _asset("page.css")
     script = _asset("charts.js") + _asset("browser.js") + (_asset("live.js") if live else "")
@@ -74,6 +77,7 @@ def frame(title: str, chunks: dict[str, str], live: str | None = None) -> str:
         "LIVE": f' data-version="{live}"' if live else "",
         "TITLE": html.escape(title.encode("utf-8", "replace").decode("utf-8")),
         "CSP": f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}{connect}",
+        "FINDINGS": before,
         "STYLE": style,
         "SCRIPT": script,
         "CHUNKS": "\n".join(

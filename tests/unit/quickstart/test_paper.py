@@ -8,18 +8,22 @@ import random
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from grpo_tir.commands import paper as command
-from grpo_tir.commands.paper import CONDITIONS, EXPERIMENTS
+from grpo_tir.commands.paper import EXPERIMENTS
 from grpo_tir.config import check_for_training
-from grpo_tir.quickstart import paper
+from grpo_tir.quickstart import conditions
 from grpo_tir.quickstart.build import QuickstartFiles, write_problems
-from grpo_tir.quickstart.paper import FINDINGS, Finding, judge, verdict
+from grpo_tir.quickstart.conditions import CONDITIONS, Task, run_condition
+from grpo_tir.quickstart.paper import FINDINGS, Finding, judge, summary, verdict
 from grpo_tir.quickstart.world import WorldConfig, make_problems
+from grpo_tir.report.findings import section
+from grpo_tir.utils.files import read_jsonl
 from tiny_policy import save_byte_model
 
 BETTER = Finding("x", "x", "x", "b greedy accuracy", "a greedy accuracy")
@@ -48,15 +52,13 @@ def test_verdict_is_the_side_of_the_bound_on_which_the_whole_interval_lies(
 
 def test_value_is_the_mean_over_seeds_of_the_paired_difference() -> None:
     found = judge(BETTER, {"a": [graded("0101"), graded("0000")], "b": [graded("0111"), graded("1110")]})
-    assert found is not None
     assert (found["value"], found["first"], found["second"]) == (0.5, 0.75, 0.25)  # (1/4 + 3/4) / 2
-    assert judge(BETTER, {"a": [graded("01")]}) is None, "the other condition was not run"
 
 
 def test_pairing_leaves_no_spread_where_every_problem_differs_alike() -> None:
     """All problems are won, so the interval is a point, although both accuracies could vary."""
     found = judge(BETTER, {"a": [graded("0" * 20)], "b": [graded("1" * 20)]})
-    assert found is not None and found["interval"] == [1.0, 1.0] and found["verdict"] == "reproduced"
+    assert found["interval"] == [1.0, 1.0] and found["verdict"] == "reproduced"
 
 
 def test_interval_agrees_with_a_bootstrap_written_as_loops() -> None:
@@ -75,7 +77,6 @@ def test_interval_agrees_with_a_bootstrap_written_as_loops() -> None:
             means.append(statistics.fmean(int(b[i]) - int(a[i]) for i in picks))
         values.append(statistics.fmean(means))
     values.sort()
-    assert found is not None
     assert found["interval"] == pytest.approx([values[75], values[2925]], abs=0.03)
 
 
@@ -87,9 +88,8 @@ def test_a_ratio_sums_before_it_divides_and_is_empty_without_a_denominator() -> 
 
     phases = {"before": [row(1, 0), row(3, 1), row(0, 0)], "after": [row(2, 2), row(2, 1), row(9, 0, "other")]}
     found = judge(finding, {"a": [phases]})
-    assert found is not None and (found["first"], found["second"]) == (0.75, 0.25)
+    assert (found["first"], found["second"]) == (0.75, 0.25)
     nothing = judge(finding, {"a": [{**phases, "before": [row(0, 0)]}]})
-    assert nothing is not None
     assert (nothing["value"], nothing["second"], nothing["verdict"]) == (None, None, "undecided")
 
 
@@ -97,31 +97,80 @@ def test_times_are_compared_as_a_ratio() -> None:
     times = {"c0": [{"steps": [{"seconds": s, "source": ""} for s in (1, 3)]}]}
     times["c1"] = [{"steps": [{"seconds": s, "source": ""} for s in (4, 4)]}]
     found = judge(next(f for f in FINDINGS if f.name == "time_tool"), times)
-    assert found is not None and found["value"] == 2.0 and math.isclose(found["bound"], 1.5)
+    assert found["value"] == 2.0 and math.isclose(found["bound"], 1.5)
+
+
+def test_a_finding_is_shown_by_the_first_problem_whose_responses_all_fit() -> None:
+    """Two seeds of three problems. Only the last one of the second seed has a needless call that disappears."""
+
+    def rows(*pairs: tuple[int, int], source: str = "tiny/spare") -> list[dict[str, Any]]:
+        names = [f"{calls}{right}{i}" for i, (calls, right) in enumerate(pairs)]
+        keys = {"source": source, "written": 0, "executed": 0, "passed": 0, "failed": 0, "recovered": 0}
+        return [
+            {**keys, "calls": calls, "correct": float(right), "problem": f"p{i}", "text": name}
+            for i, (name, (calls, right)) in enumerate(zip(names, pairs))
+        ]
+
+    phases = ("greedy_before", "greedy", "before", "after")
+    first = {phase: rows((1, 1), (0, 1), (0, 1)) for phase in phases}
+    second = {**first, "before": rows((1, 0), (1, 0), (1, 0)), "after": rows((1, 1), (0, 0), (0, 1))}
+    found = summary({"c1": [first, second]})
+    assert {line["name"] for line in found["findings"]} == {"code", "pass", "executed", "useless", "chooses"}
+    useless = next(line for line in found["findings"] if line["name"] == "useless")
+    assert useless["ran"].endswith("; 2 seed(s).")
+    (example,) = useless["examples"]
+    assert example["problem"] == "p2" and [one["text"] for one in example["responses"]] == ["102", "012"]
+    assert section(found).count("<article") == 5
 
 
 def test_every_condition_that_a_finding_or_group_names_has_a_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named = set().union(*(finding.conditions for finding in FINDINGS))
-    assert named | {name for names in EXPERIMENTS.values() for name in names} == set(CONDITIONS)
+    assert named == {name for names in EXPERIMENTS.values() for name in names} == set(CONDITIONS)
     files = QuickstartFiles(tmp_path / "w/train.jsonl", tmp_path / "w/eval.jsonl", tmp_path / "w/model")
-    monkeypatch.setattr(command, "build_world", lambda cache, seed: files)
-    recipes = {name: command.recipe(name, 1, tmp_path, tmp_path) for name in CONDITIONS}
+    monkeypatch.setattr(conditions, "build_world", lambda task: files)
+    tasks = {name: Task(name, 1, tmp_path, tmp_path) for name in CONDITIONS}
+    recipes = {name: conditions.recipe(task) for name, task in tasks.items()}
     for config in recipes.values():
         check_for_training(config)
         sampled = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
         assert sampled == 128, "every condition samples as many responses"
     assert [recipes[name].tool.max_tool_calls for name in ("c0", "c1", "c2", "c4")] == [0, 1, 2, 4]
     assert recipes["penalty"].reward.no_code_penalty == 0 != recipes["penalty_reference"].reward.no_code_penalty
-    paths = {command.result_path(name, 1, tmp_path, tmp_path) for name in CONDITIONS}
-    assert len(paths) == len(CONDITIONS)
+    assert len({conditions.result_path(task) for task in tasks.values()}) == len(CONDITIONS)
+
+
+def test_a_result_is_named_by_its_settings_its_world_and_the_code_of_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = QuickstartFiles(tmp_path / "w/train.jsonl", tmp_path / "w/eval.jsonl", tmp_path / "w/model")
+    monkeypatch.setattr(conditions, "build_world", lambda task: files)
+    package = tmp_path / "grpo_tir"
+    for name in ("learning/loss.py", "report/page.py"):
+        (package / name).parent.mkdir(parents=True)
+        (package / name).write_text("")
+    monkeypatch.setattr(conditions.grpo_tir, "__file__", str(package / "__init__.py"))
+
+    def name(out: str = "a", *overrides: str) -> str:
+        return conditions.result_path(Task("c1", 1, tmp_path / out, tmp_path, overrides)).name
+
+    first = name()
+    assert name("b") == first, "the folder does not matter"
+    assert name("a", "--optim.lr", "1e-4") != first
+    (package / "report/page.py").write_text("x = 1")
+    assert name() == first, "no run depends on the report"
+    (package / "learning/loss.py").write_text("x = 1")
+    changed = name()
+    assert changed != first
+    monkeypatch.setattr(conditions, "build_world", lambda task: replace(files, model=tmp_path / "other/model"))
+    assert name() != changed
 
 
 def test_traces_for_sft_are_right_and_call_only_to_compute() -> None:
     problems = make_problems(WorldConfig(1, train_problems=60, eval_problems=1, name="paper"))[0]
     by_text = {problem.problem: problem for problem in problems}
-    traces = list(paper.correct_traces(vars(problem) for problem in problems))
+    traces = list(conditions.correct_traces(vars(problem) for problem in problems))
     left_out = len(problems) - len(traces)
     assert 0 < left_out < 20
     for trace in traces:
@@ -134,16 +183,8 @@ def test_traces_for_sft_are_right_and_call_only_to_compute() -> None:
     assert call[1]["text"] == f"\n{shown.strip()}\n```\n"
 
 
-def test_page_shows_text_of_a_model_as_text() -> None:
-    row = {"recovered": 1, "correct": 1.0, "calls": 2, "source": "tiny/inv", "problem": "?", "text": "<script>x"}
-    line = {"value": 0.5, "interval": [0.4, 0.6], "first": 0.9, "second": 0.4, "verdict": "reproduced"}
-    page = command.page({"calls": line}, {"c2": [{"after": [row]}]}, 1)
-    assert "&lt;script&gt;x" in page and "<script>" not in page
-    assert "+0.500 [+0.400, +0.600]" in page and "reproduced" in page
-
-
 @pytest.fixture
-def tiny_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tiny_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Task]:
     """A random model instead of the base model, and two small steps."""
     home = tmp_path / "cache/paper-1-0"
     home.mkdir(parents=True)
@@ -152,21 +193,16 @@ def tiny_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_problems(home / "eval.jsonl", held_out)
     save_byte_model(home / "model")
     files = QuickstartFiles(home / "train.jsonl", home / "eval.jsonl", home / "model")
-    monkeypatch.setattr(command, "build_world", lambda cache, seed: files)
-    monkeypatch.setattr(command, "STEPS", 2)
-    monkeypatch.setattr(command, "SAVE_EVERY", 1)
-    small = ["--rollout.prompts_per_step", "2", "--rollout.samples_per_prompt", "2", "--executor.kind", "process"]
-    small += ["--rollout.max_completion_length", "60", "--data.max_prompt_length", "100"]
-    for name in ("c2", "sft"):
-        monkeypatch.setitem(CONDITIONS, name, [*CONDITIONS[name], *small])
-    (tmp_path / "results").mkdir()
-    return tmp_path
+    monkeypatch.setattr(conditions, "build_world", lambda task: files)
+    small = "--rollout.prompts_per_step 2 --rollout.samples_per_prompt 2 --executor.kind process --train.steps 2"
+    small += " --train.save_every 1 --rollout.max_completion_length 60 --data.max_prompt_length 100"
+    return lambda name: Task(name, 1, tmp_path, tmp_path, tuple(small.split()))
 
 
 def test_a_condition_is_measured_before_and_after_and_not_run_again(
-    tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_task: Callable[[str], Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = command.run_condition("c2", 1, tiny_world, tiny_world)
+    path = run_condition(tiny_task("c2"))
     result = json.loads(path.read_text())
     assert {name: len(rows) for name, rows in result.items()} == {
         "greedy_before": 6, "before": 6, "greedy": 6, "after": 6, "steps": 2,
@@ -174,11 +210,11 @@ def test_a_condition_is_measured_before_and_after_and_not_run_again(
     assert [row["problem"] for row in result["before"]] == [row["problem"] for row in result["greedy"]]
     content = path.read_bytes()
     monkeypatch.setattr("grpo_tir.train.Trainer", None)  # a second run would fail
-    assert command.run_condition("c2", 1, tiny_world, tiny_world) == path and path.read_bytes() == content
+    assert run_condition(tiny_task("c2")) == path and path.read_bytes() == content
 
 
 def test_an_interrupted_condition_goes_on_with_what_was_measured_before_training(
-    tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_task: Callable[[str], Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(Exception):
         pass
@@ -186,22 +222,22 @@ def test_an_interrupted_condition_goes_on_with_what_was_measured_before_training
     def fail(*_: object) -> None:
         raise Killed
 
-    write = command.write_atomically
+    task, write = tiny_task("c2"), conditions.write_atomically
     monkeypatch.setattr(
-        command, "write_atomically", lambda path, text: fail() if "results" in str(path) else write(path, text)
+        conditions, "write_atomically", lambda path, text: fail() if "results" in str(path) else write(path, text)
     )
     with pytest.raises(Killed):
-        command.run_condition("c2", 1, tiny_world, tiny_world)
-    monkeypatch.setattr(command, "write_atomically", write)
-    before = json.loads(next((tiny_world / "runs/c2-seed1").glob("*.before.json")).read_text())
-    result = json.loads(command.run_condition("c2", 1, tiny_world, tiny_world).read_text())
+        run_condition(task)
+    monkeypatch.setattr(conditions, "write_atomically", write)
+    before = json.loads(next(task.folder.glob("*.before.json")).read_text())
+    result = json.loads(run_condition(task).read_text())
     assert result["before"] == before["before"] and len(result["steps"]) == 2
-    assert "resuming after step 2" in (tiny_world / "runs/c2-seed1/log.txt").read_text()
+    assert "resuming after step 2" in (task.folder / "log.txt").read_text()
 
 
-def test_the_condition_sft_starts_from_the_fine_tuned_model(tiny_world: Path) -> None:
-    command.run_condition("sft", 1, tiny_world, tiny_world)
-    start = tiny_world / "runs/sft-seed1/start"
-    assert (start / "model/config.json").exists()
-    recipe = (tiny_world / "runs/sft-seed1/config.yaml").read_text()
-    assert str(start / "model") in recipe
+def test_the_condition_sft_starts_from_the_fine_tuned_model(tiny_task: Callable[[str], Task]) -> None:
+    task = tiny_task("sft")
+    run_condition(task)
+    assert (task.folder / "start/model/config.json").exists()
+    assert len(read_jsonl(task.folder / "start/metrics.jsonl")) == 2, "as many steps of SFT as of GRPO"
+    assert str(task.folder / "start/model") in (task.folder / "config.yaml").read_text()

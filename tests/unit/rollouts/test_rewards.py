@@ -155,6 +155,15 @@ def test_the_soft_overlong_penalty_is_dapo_equation_13(length: int, penalty: flo
     assert overlong_penalty(length, budget=100, buffer=0) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("calls", "price"), [([], 0.0), ([NO_CODE], 0.0), ([OK], -0.25), ([OK, FAILED, NO_CODE], -0.5)]
+)
+def test_each_executed_call_has_its_price(calls: list[ToolCall], price: float) -> None:
+    rollout = rollout_of("\\boxed{42}", calls=calls)
+    reward = make_reward(RewardConfig(call_penalty=-0.25), 100)(rollout.problem, rollout)
+    assert reward == Reward(1.0 + price, {"correct": 1.0, **({"call_penalty": price} if price else {})})
+
+
 def test_penalties_add_up_and_are_kept_apart() -> None:
     rollout = rollout_of("\\boxed{42}" + "x" * 80, calls=[FAILED])  # 90 tokens
     config = RewardConfig(code_penalty=-0.5, soft_overlong_buffer=20)
