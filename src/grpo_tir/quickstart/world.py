@@ -31,7 +31,7 @@ import math
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -94,6 +94,11 @@ def _maybe_invertible(draw: random.Random) -> tuple[int, int]:
             return a, b
 
 
+def _mistakes(right: str, spoken: str, unknown: str) -> tuple[str, ...]:
+    """Return five broken programs: an open bracket, words as code, an unknown function, no output, a lost name."""
+    return f"print({right}", f"print({spoken})", unknown, right, f"x = {right}\nprint(y)"
+
+
 FAMILIES: dict[str, Family] = {
     "mul": Family(
         _three_digits,
@@ -101,7 +106,7 @@ FAMILIES: dict[str, Family] = {
         ("What is {a} times {b}?", "Compute {a} * {b}.", "Find the product of {a} and {b}."),
         ("We multiply {a} by {b}.", "The product of {a} and {b} is needed.", "We need {a} * {b}."),
         ("print({a} * {b})",),
-        ("print({a} * {b}", "print({a} x {b})", "prod({a}, {b})", "{a} * {b}", "x = {a} * {b}\nprint(y)"),
+        _mistakes("{a} * {b}", "{a} x {b}", "prod({a}, {b})"),
         (("print({a} + {b})", lambda a, b: a + b),),
     ),
     "mod": Family(
@@ -114,13 +119,7 @@ FAMILIES: dict[str, Family] = {
         ),
         ("We divide {a}^2 by {b}.", "The remainder of {a}^2 by {b} is needed.", "We need {a}^2 mod {b}."),
         ("print({a}**2 % {b})",),
-        (
-            "print({a}**2 % {b}",
-            "print({a}**2 mod {b})",
-            "mod({a}**2, {b})",
-            "{a}**2 % {b}",
-            "x = {a}**2 % {b}\nprint(y)",
-        ),
+        _mistakes("{a}**2 % {b}", "{a}**2 mod {b}", "mod({a}**2, {b})"),
         (("print({a}**2 // {b})", lambda a, b: a * a // b),),
     ),
     "sum": Family(
@@ -133,13 +132,7 @@ FAMILIES: dict[str, Family] = {
         ),
         ("We add from {a} to {b}.", "The sum from {a} to {b} is needed.", "We need {a} + ... + {b}."),
         ("print(sum(range({a}, {b} + 1)))",),
-        (
-            "print(sum(range({a}, {b} + 1))",
-            "print(sum({a} to {b}))",
-            "print(total({a}, {b}))",
-            "sum(range({a}, {b} + 1))",
-            "x = sum(range({a}, {b} + 1))\nprint(y)",
-        ),
+        _mistakes("sum(range({a}, {b} + 1))", "sum({a} to {b})", "print(total({a}, {b}))"),
         (("print(sum(range({a}, {b})))", lambda a, b: sum(range(a, b))),),
     ),
     "gcd": Family(
@@ -204,7 +197,7 @@ PAPER_FAMILIES: dict[str, Family] = {
         ),
         ("There are {a} and {b} of them.", "We have {a} and {b}."),
         (),
-        ("print({a} + {b}", "print({a} plus {b})", "total({a}, {b})", "{a} + {b}", "x = {a} + {b}\nprint(y)"),
+        _mistakes("{a} + {b}", "{a} plus {b}", "total({a}, {b})"),
         (("print({a} + {b})", lambda a, b: a + b), ("print({a} * {b})", lambda a, b: a * b)),
         derived=True,
     ),
@@ -245,7 +238,7 @@ class WorldConfig:
 
 
 def sample_problem(
-    draw: random.Random, taken: set[Key], families: dict[str, Family] = FAMILIES
+    draw: random.Random, taken: Container[Key], families: dict[str, Family] = FAMILIES
 ) -> tuple[Key, Problem]:
     """Draw a problem whose key is not in `taken`. Returns its key and the problem."""
     while True:
@@ -261,17 +254,11 @@ def sample_problem(
 def make_problems(world: WorldConfig) -> tuple[list[Problem], list[Problem], set[Key]]:
     """Return (train, eval, keys of eval). No two problems have the same family and numbers, in any wording."""
     draw = random.Random(f"problems/{world.seed}")
-    taken: set[Key] = set()
-    held_out: list[Problem] = []
-    train: list[Problem] = []
-    for problems, count in ((held_out, world.eval_problems), (train, world.train_problems)):
-        for _ in range(count):
-            key, problem = sample_problem(draw, taken, WORLDS[world.name][0])
-            taken.add(key)
-            problems.append(problem)
-        if problems is held_out:
-            eval_keys = set(taken)
-    return train, held_out, eval_keys
+    taken: dict[Key, Problem] = {}
+    for _ in range(world.eval_problems + world.train_problems):
+        taken.update([sample_problem(draw, taken, WORLDS[world.name][0])])
+    problems, count = list(taken.values()), world.eval_problems
+    return problems[count:], problems[:count], set(list(taken)[:count])
 
 
 def make_documents(world: WorldConfig, held_out: set[Key]) -> Iterator[Document]:
