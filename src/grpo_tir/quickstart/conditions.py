@@ -103,13 +103,13 @@ def result_path(task: Task) -> Path:
 
 def run_condition(task: Task) -> Path:
     """Train and measure, unless the result exists. What the trainer prints goes to the log beside the run."""
+    path, config = result_path(task), recipe(task)
+    if path.exists():
+        return path
     import torch
 
     from grpo_tir.train import Trainer
 
-    path, config = result_path(task), recipe(task)
-    if path.exists():
-        return path
     torch.set_num_threads(1)
     stamp = task.folder / f"{path.stem}.before.json"  # of this recipe; a run of another one is started again
     path.parent.mkdir(parents=True, exist_ok=True)

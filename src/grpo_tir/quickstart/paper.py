@@ -7,10 +7,9 @@ A finding is a statement of the paper as an inequality between two measurements:
 The verdict is that of its 95% interval: `reproduced` if the interval lies above the bound, `not reproduced` if it
 lies below, else `undecided`. The bounds were written down after one pilot run with c = 2, before all others.
 
-The interval is a hierarchical bootstrap: seeds are drawn with replacement, and for each drawn seed its problems,
-the same for both measurements. With one seed it covers the spread over problems only.
-
-A measurement is a ratio of two sums over responses, such as code that ran over code that was executed.
+A measurement is a ratio of two sums over the responses of all seeds, such as code that ran over code that was
+executed. The interval is a hierarchical bootstrap: seeds are drawn with replacement, and for each drawn seed its
+problems, the same for both measurements. With one seed it covers the spread over problems only.
 """
 
 from __future__ import annotations
@@ -124,11 +123,10 @@ def summary(results: Results) -> dict[str, Any]:
         if finding.conditions <= set(results):
             seeds = len(results[finding.first.split()[0]])
             compared = f"{_in_words(finding.first)}, against {_in_words(finding.second)}; {seeds} seed(s)."
-            shown = [_example(words, results) for name, *words in EXAMPLES if name == finding.name]
-            line = {"name": finding.name, "statement": finding.statement, "ran": compared}
-            found.append(
-                {**line, **judge(finding, results), "examples": [example for example in shown if example]}
-            )
+            told = [words for name, *words in EXAMPLES if name == finding.name]
+            shown = [example for words in told if (example := _example(words, results))]
+            line = {"name": finding.name, "statement": finding.statement, "ran": compared, "examples": shown}
+            found.append(line | judge(finding, results))
     return {"rule": RULE, "findings": found}
 
 
@@ -137,34 +135,30 @@ def judge(finding: Finding, results: Results) -> dict[str, Any]:
     first, second = (
         [_sums(text, seed) for seed in results[text.split()[0]]] for text in (finding.first, finding.second)
     )
-    pairs = list(zip(first, second, strict=True))
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in pairs:  # one term of the mean over seeds
-        values = np.stack([_resampled(finding, a, b, rng) for a, b in pairs])  # (seeds, RESAMPLES)
-        drawn.append(values[rng.integers(len(pairs), size=RESAMPLES), np.arange(RESAMPLES)])
-    values = np.mean(drawn, axis=0)
-    value = float(np.mean([_compare(finding, a.sum(0), b.sum(0)) for a, b in pairs]))
+    rng, drawn = np.random.default_rng(0), np.zeros((2, RESAMPLES, 2))
+    for _ in first:  # as many draws of a seed as there are seeds
+        parts = np.stack([_resampled(*pair, rng) for pair in zip(first, second, strict=True)])
+        drawn += parts[rng.integers(len(parts), size=RESAMPLES), :, np.arange(RESAMPLES)].swapaxes(0, 1)
+    totals = [np.concatenate(seeds).sum(0) for seeds in (first, second)]
+    value, values = _compare(finding, *totals), _compare(finding, *drawn)
     sure = np.isfinite(value) and np.isfinite(values).mean() > 0.95
-    low, high = (float(edge) for edge in np.nanquantile(values, [0.025, 0.975])) if sure else (None, None)
-    ends = [float(np.mean([_ratio(part.sum(0)) for part in parts])) for parts in (first, second)]
+    interval = [round(float(edge), 4) for edge in np.nanquantile(values, [0.025, 0.975])] if sure else None
+    numbers = {"first": _ratio(totals[0]), "second": _ratio(totals[1]), "value": value}
     return {
-        "value": round(value, 4) if sure else None,
-        "interval": [round(low, 4), round(high, 4)] if low is not None and high is not None else None,
-        "first": round(ends[0], 4) if np.isfinite(ends[0]) else None,
-        "second": round(ends[1], 4) if np.isfinite(ends[1]) else None,
+        **{name: round(float(x), 4) if np.isfinite(x) else None for name, x in numbers.items()},
+        "interval": interval,
         "bound": finding.bound,
         "is_ratio": finding.is_ratio,
         "paper": finding.paper,
-        "verdict": verdict(low, high, finding.bound),
+        "verdict": verdict(interval, finding.bound),
     }
 
 
-def verdict(low: float | None, high: float | None, bound: float) -> str:
+def verdict(interval: Sequence[float] | None, bound: float) -> str:
     """Return the verdict of an interval. An interval that touches the bound, or none, decides nothing."""
-    if low is None or high is None:
+    if interval is None or interval[0] <= bound <= interval[1]:
         return "undecided"
-    return "reproduced" if low > bound else "not reproduced" if high < bound else "undecided"
+    return "reproduced" if interval[0] > bound else "not reproduced"
 
 
 def _in_words(measured: str) -> str:
@@ -201,12 +195,12 @@ def _sums(measured: str, phases: Mapping[str, Rows]) -> Any:
     return np.array([[top(row), bottom(row)] for row in chosen] or [[0, 0]], dtype=float)
 
 
-def _resampled(finding: Finding, first: Any, second: Any, rng: np.random.Generator) -> Any:
-    """Return the compared values of resampled rows, (RESAMPLES,). Equal numbers of rows are those of the same
-    problems in the same order, and are drawn together."""
+def _resampled(first: Any, second: Any, rng: np.random.Generator) -> Any:
+    """Return the sums of resampled rows, (2, RESAMPLES, 2). Equal numbers of rows are those of the same problems
+    in the same order, and are drawn together."""
     picks = rng.integers(len(first), size=(RESAMPLES, len(first)))
     others = picks if len(second) == len(first) else rng.integers(len(second), size=(RESAMPLES, len(second)))
-    return _compare(finding, first[picks].sum(1), second[others].sum(1))
+    return np.stack([first[picks].sum(1), second[others].sum(1)])
 
 
 def _compare(finding: Finding, first: Any, second: Any) -> Any:

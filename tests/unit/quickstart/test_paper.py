@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from grpo_tir import cli
 from grpo_tir.commands.paper import EXPERIMENTS
 from grpo_tir.config import check_for_training
 from grpo_tir.quickstart import conditions
-from grpo_tir.quickstart.build import QuickstartFiles, write_problems
+from grpo_tir.quickstart.build import QuickstartFiles, _fingerprint, write_problems
 from grpo_tir.quickstart.conditions import CONDITIONS, Task, run_condition
 from grpo_tir.quickstart.paper import FINDINGS, Finding, judge, summary, verdict
 from grpo_tir.quickstart.world import WorldConfig, make_problems
@@ -34,20 +35,20 @@ def graded(marks: str, source: str = "") -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(
-    "low, high, bound, expected",
+    "interval, bound, expected",
     [
-        (0.01, 0.2, 0.0, "reproduced"),
-        (-0.2, -0.01, 0.0, "not reproduced"),
-        (-0.1, 0.1, 0.0, "undecided"),
-        (0.0, 0.1, 0.0, "undecided"),
-        (-0.01, 0.03, -0.02, "reproduced"),
-        (None, None, 0.0, "undecided"),
+        ((0.01, 0.2), 0.0, "reproduced"),
+        ((-0.2, -0.01), 0.0, "not reproduced"),
+        ((-0.1, 0.1), 0.0, "undecided"),
+        ((0.0, 0.1), 0.0, "undecided"),
+        ((-0.01, 0.03), -0.02, "reproduced"),
+        (None, 0.0, "undecided"),
     ],
 )
 def test_verdict_is_the_side_of_the_bound_on_which_the_whole_interval_lies(
-    low: float | None, high: float | None, bound: float, expected: str
+    interval: tuple[float, float] | None, bound: float, expected: str
 ) -> None:
-    assert verdict(low, high, bound) == expected
+    assert verdict(interval, bound) == expected
 
 
 def test_value_is_the_mean_over_seeds_of_the_paired_difference() -> None:
@@ -89,6 +90,9 @@ def test_a_ratio_sums_before_it_divides_and_is_empty_without_a_denominator() -> 
     phases = {"before": [row(1, 0), row(3, 1), row(0, 0)], "after": [row(2, 2), row(2, 1), row(9, 0, "other")]}
     found = judge(finding, {"a": [phases]})
     assert (found["first"], found["second"]) == (0.75, 0.25)
+    other = {"before": [row(0, 0)], "after": [row(2, 0)]}
+    both = judge(finding, {"a": [phases, other]})
+    assert (both["first"], both["second"]) == (0.5, 0.25), "over all seeds: 3 / 6, and 1 / 4"
     nothing = judge(finding, {"a": [{**phases, "before": [row(0, 0)]}]})
     assert (nothing["value"], nothing["second"], nothing["verdict"]) == (None, None, "undecided")
 
@@ -121,6 +125,39 @@ def test_a_finding_is_shown_by_the_first_problem_whose_responses_all_fit() -> No
     (example,) = useless["examples"]
     assert example["problem"] == "p2" and [one["text"] for one in example["responses"]] == ["102", "012"]
     assert section(found).count("<article") == 5
+
+
+def test_the_command_judges_what_was_run_and_prints_one_line_of_json_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results of two conditions exist, and so does the folder of the base model: nothing is run."""
+    monkeypatch.chdir(tmp_path)
+    world = WorldConfig(1, name="paper")
+    (tmp_path / f".cache/grpo-tir/paper-1-{_fingerprint(world)}").mkdir(parents=True)
+    keys = {
+        "written": 1,
+        "executed": 1,
+        "passed": 1,
+        "failed": 0,
+        "recovered": 0,
+        "calls": 1,
+        "source": "tiny/mul",
+    }
+    for name, marks in (("c1", "1111"), ("g4", "0000")):
+        task = Task(name, 1, Path("runs/paper"), Path(".cache/grpo-tir"))
+        rows = [{**keys, "correct": float(mark), "problem": "?", "text": "!"} for mark in marks]
+        phases = {phase: rows for phase in ("greedy_before", "greedy", "before", "after")}
+        conditions.result_path(task).parent.mkdir(parents=True, exist_ok=True)
+        conditions.result_path(task).write_text(json.dumps(phases | {"steps": [{"seconds": 1.0, "source": ""}]}))
+        task.folder.mkdir(parents=True)
+        (task.folder / "metrics.jsonl").write_text('{"step": 1, "rewards/mean": 0.5}\n')
+    assert cli.main(["paper", "--seeds", "1", "--only", "group", "--jobs", "1"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["findings"]["group"] == {
+        "value": 1.0, "interval": [1.0, 1.0], "first": 1.0, "second": 0.0, "bound": 0.0, "paper": "not studied",
+        "verdict": "reproduced",
+    }  # fmt: skip
+    assert "G = 16 beats G = 4" in Path(last["page"]).read_text(encoding="utf-8")
 
 
 def test_every_condition_that_a_finding_or_group_names_has_a_recipe(
