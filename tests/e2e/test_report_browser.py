@@ -243,3 +243,25 @@ def test_a_meagre_run_still_gives_a_page(
     opened = Page(chromium, write_report([folder], tmp_path / "report.html").as_uri())
     assert says in opened.text("main")
     assert chromium.get_log("browser") == []
+
+
+def test_findings_open_their_responses_and_fit_a_phone(chromium: Any, tmp_path: Path) -> None:
+    synthetic().write_run(tmp_path / "runs/c1", name="c1", steps=2, prompts=1, samples=2)
+    example = {
+        "title": "A repaired error",
+        "problem": "?",
+        "responses": [{"who": "c = 2", "text": "<b>x</b> " * 99}],
+    }
+    line = {"statement": "two beat one", "paper": "+2", "ran": "c = 2.", "verdict": "reproduced", "bound": 0.0}
+    line |= {"value": 0.5, "interval": [0.4, 0.6], "first": 0.9, "second": 0.4, "is_ratio": False}
+    found = {"title": "Again", "rule": "r", "runs": ["runs/c1"], "findings": [{**line, "examples": [example]}]}
+    (tmp_path / "findings.json").write_text(json.dumps(found))
+    size(chromium, 390, 800)
+    chromium.get_log("browser")
+    opened = Page(chromium, write_report([tmp_path], tmp_path / "report.html").as_uri())
+    visible = "return document.querySelector('#findings').innerText"
+    assert "<b>x</b>" not in opened.js(visible)
+    opened.js("document.querySelector('#findings summary').click()")
+    assert "<b>x</b>" in opened.js(visible), "markup of a model is shown as text"
+    assert opened.js("return document.documentElement.scrollWidth") <= 390
+    assert chromium.get_log("browser") == []
