@@ -12,6 +12,7 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -52,11 +53,14 @@ def run(args: argparse.Namespace) -> int:
     names, seeds = EXPERIMENTS.get(args.only, list(CONDITIONS)), range(1, args.seeds + 1)
     tasks = [Task(name, seed, out, Path(args.cache), tuple(args.overrides)) for seed in seeds for name in names]
     results: dict[str, list[dict[str, list[dict[str, object]]]]] = {name: [] for name in names}
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        list(pool.map(build_world, tasks[:: len(names)]))
-        for task, path in zip(tasks, pool.map(run_condition, tasks)):
-            results[task.name].append(json.loads(path.read_text(encoding="utf-8")))
-            print(f"{task.name}, seed {task.seed}: {path}", flush=True)
+    try:
+        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+            list(pool.map(build_world, tasks[:: len(names)]))
+            for task, path in zip(tasks, pool.map(run_condition, tasks)):
+                results[task.name].append(json.loads(path.read_text(encoding="utf-8")))
+                print(f"{task.name}, seed {task.seed}: {path}", flush=True)
+    except BrokenProcessPool:
+        raise UserError("a run was stopped; the same command goes on from its last checkpoint") from None
     found = summary(results) | {
         "title": TITLE.format(args.seeds),
         "runs": [f"runs/{name}-seed1" for name in names],
