@@ -143,7 +143,7 @@ def judge(finding: Finding, results: Results) -> dict[str, Any]:
     value, values = _compare(finding, *totals), _compare(finding, *drawn)
     sure = np.isfinite(value) and np.isfinite(values).mean() > 0.95
     interval = [round(float(edge), 4) for edge in np.nanquantile(values, [0.025, 0.975])] if sure else None
-    numbers = {"first": _ratio(totals[0]), "second": _ratio(totals[1]), "value": value}
+    numbers = {"first": _ratio(totals[0]), "second": _ratio(totals[1]), "value": value if sure else np.nan}
     return {
         **{name: round(float(x), 4) if np.isfinite(x) else None for name, x in numbers.items()},
         "interval": interval,

@@ -95,6 +95,10 @@ def test_a_ratio_sums_before_it_divides_and_is_empty_without_a_denominator() -> 
     assert (both["first"], both["second"]) == (0.5, 0.25), "over all seeds: 3 / 6, and 1 / 4"
     nothing = judge(finding, {"a": [{**phases, "before": [row(0, 0)]}]})
     assert (nothing["value"], nothing["second"], nothing["verdict"]) == (None, None, "undecided")
+    rare = judge(finding, {"a": [{**phases, "before": [row(1, 0)] + 29 * [row(0, 0)]}]})
+    assert (rare["second"], rare["value"], rare["interval"]) == (0.0, None, None), (
+        "a third of the draws has no call"
+    )
 
 
 def test_times_are_compared_as_a_ratio() -> None:
