@@ -5,7 +5,8 @@ benchmarks/gpu.sh [PYTHON]       or: python benchmarks/gpu.py [--only decode] [-
 greedy_equal          share of sequences that engine and `generate` decode equally, fp32, 16 sequences of 96
                       tokens; a difference is allowed after two best logits within 1e-4
 STEP_equal_fp32       share of rows, of 1, 3 and 32, whose tokens are those of the eager step, fp32
-logprob_gap_*         engine (bf16 copy, compiled) minus learner (fp32 weights, bf16 autocast), nats per token
+logprob_gap_*         engine (bf16 copy, compiled) minus learner (fp32 weights, bf16 autocast), nats per token, by
+                      model.head_precision
 packed_gradient_gap   relative distance of the gradients of packed (varlen kernel) and padded batches, bf16
 update_peak_ratio     peak memory of an update of 16k tokens at V = 152k, relative to full logits; goal 0.5
 ms_*, fraction_*      a decode step and its share of the limit (`benchmarks/decode.py`); goal 0.5 at 1.5B, 256
@@ -31,7 +32,6 @@ from decode import decode, least_seconds
 from transformers import GenerationConfig, PreTrainedModel
 from workload import (
     After,
-    ForcedEngine,
     alternate,
     decode_fraction,
     make_rows,
@@ -43,11 +43,12 @@ from workload import (
     trained_rows,
 )
 
+from grpo_tir.engine.decode_weights import make_decode_copy
 from grpo_tir.engine.engine import Engine
 from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.learning.batching import collate
-from grpo_tir.learning.logprobs import TokenLogprobs
+from grpo_tir.learning.logprobs import TokenLogprobs, use_float32_head
 from grpo_tir.learning.packing import packed_attention
 
 
@@ -84,26 +85,28 @@ def same_unless_tied(model: PreTrainedModel, prompt: list[int], ours: list[int],
 
 @torch.no_grad()
 def logprob_gap(args: argparse.Namespace) -> dict[str, float]:
-    """Compare the log-probs of engine and learner for the same tokens."""
-    learner = random_model(args.small, args.device)
-    rows = make_rows(4, 8, 1)
-    engine: ForcedEngine = run_engine(
-        random_model(args.small, args.device, args.dtype), rows, partial(After, 0.0), step=args.step
-    )
-    trained = trained_rows(rows)
-    for name, row in enumerate(trained):  # replace the synthetic ids by those that the engine sampled
-        at = [t for t, flag in enumerate(row.loss_mask) if flag]
-        said = [(i, p) for stop in engine.said[name] for i, p in zip(stop.token_ids, stop.logprobs, strict=True)]
-        for t, (token, logprob) in zip(at, said, strict=True):
-            row.token_ids[t], row.sampled_logprobs[t] = token, logprob
-    batch = collate(trained, learner.device)
-    with (
-        packed_attention(learner),
-        torch.autocast(args.device, torch.bfloat16, enabled=args.dtype != torch.float32),
-    ):
-        logprobs, _ = TokenLogprobs(learner)(batch.input_ids, batch.attention_mask, batch.loss_mask)
-    gap = (logprobs - batch.sampled_logprobs).abs()[batch.loss_mask.bool()]
-    return {"logprob_gap_mean": gap.mean().item(), "logprob_gap_max": gap.max().item()}
+    """Compare the log-probs of engine and learner for the same tokens, with bf16 and with float32 logits."""
+    result: dict[str, float] = {}
+    for head in ("auto", "fp32"):
+        learner = random_model(args.small, args.device)
+        if head == "fp32":
+            use_float32_head(learner)
+        rows = make_rows(4, 8, 1)
+        bf16 = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype != torch.float32)
+        with bf16:
+            engine = run_engine(make_decode_copy(learner, args.dtype), rows, partial(After, 0.0), step=args.step)
+        trained = trained_rows(rows)
+        for name, row in enumerate(trained):  # replace the synthetic ids by those that the engine sampled
+            at = [t for t, flag in enumerate(row.loss_mask) if flag]
+            said = [pair for stop in engine.said[name] for pair in zip(stop.token_ids, stop.logprobs, strict=True)]
+            for t, (token, logprob) in zip(at, said, strict=True):
+                row.token_ids[t], row.sampled_logprobs[t] = token, logprob
+        batch = collate(trained, learner.device)
+        with packed_attention(learner), bf16:
+            logprobs, _ = TokenLogprobs(learner)(*batch.host)
+        gap = (logprobs - batch.sampled_logprobs).abs()[batch.loss_mask.bool()]
+        result |= {f"logprob_gap_mean_{head}": gap.mean().item(), f"logprob_gap_max_{head}": gap.max().item()}
+    return result
 
 
 def packed_gradient_gap(args: argparse.Namespace) -> dict[str, float]:

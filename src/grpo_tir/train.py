@@ -8,7 +8,6 @@ them, are in docs/algorithm.md.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -158,7 +157,7 @@ class Trainer:
         seconds = sampled - started, time.perf_counter() - sampled
         problems = len(collector.problems.problems)
         self.line = self.parts.recorder.measure(
-            groups, self.steps_done, learned, seconds, collector.idle, problems
+            groups, self.steps_done, learned, seconds, collector.idle, collector.choice, problems
         )
         self.finish_step()
 
@@ -344,7 +343,7 @@ def _open_log(
     """Open the files of the run and write its recipe and metadata. Lines after the checkpoint are cut off."""
     log = RunLog(folder, config.train.report_to, state["step"] if state else -1, writer)
     save_config(config, folder / "config.yaml")
-    (folder / "metadata.json").write_text(json.dumps(describe_run(config, tool), indent=1))
+    log.describe(**describe_run(config, tool))
     return log
 
 

@@ -179,7 +179,7 @@ def _learning(
     layer = tokens * (
         44 * shape.hidden + 16 * shape.intermediate if fp32 else 38 * shape.hidden + 8 * shape.intermediate
     )
-    copies = LOGITS_COPIES["fp32" if fp32 else "bf16"]
+    copies = LOGITS_COPIES["fp32" if fp32 or config.model.head_precision == "fp32" else "bf16"]
     logits = copies * min(4 * tokens * shape.vocabulary, config.optim.logits_mb * 2**20)
     if again:  # the input of each layer is kept; one layer at a time is recomputed, with its gradients
         stored, working = shape.layers * 4 * tokens * shape.hidden, 1.3 * layer

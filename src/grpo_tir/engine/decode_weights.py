@@ -16,11 +16,25 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from grpo_tir.learning.logprobs import Float32Head
+
 
 def make_decode_copy(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
-    """Copy a model for decoding. Parameters are cast; buffers are not, because RoPE's frequencies need float32."""
+    """Copy a model for decoding. Parameters are cast; buffers are not, because RoPE's frequencies need float32.
+
+    With a `Float32Head`, only linear layers are cast, which are those that autocast casts in the learner. All
+    other parameters are those of the model itself, so that hidden states between layers are float32 too. Such a
+    copy needs autocast.
+    """
     decode_copy = copy.deepcopy(model).requires_grad_(False).eval()
+    if isinstance(model.get_output_embeddings(), Float32Head):
+        for ours, theirs in zip(decode_copy.modules(), model.modules(), strict=True):
+            if type(ours) is not torch.nn.Linear:
+                ours._parameters.update(theirs._parameters)
+    trained = {id(parameter) for parameter in model.parameters()}
     for parameter in decode_copy.parameters():
+        if id(parameter) in trained:
+            continue
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
         parameter.grad = None
@@ -30,7 +44,9 @@ def make_decode_copy(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16
 @torch.no_grad()
 def refresh_decode_copy(decode_copy: PreTrainedModel, model: PreTrainedModel) -> None:
     """Overwrite the copy with the current weights. Call after the weights have changed."""
-    torch._foreach_copy_(list(decode_copy.parameters()), list(model.parameters()))
+    copies, trained = (dict(each.named_parameters(remove_duplicate=False)) for each in (decode_copy, model))
+    names = [name for name in dict(decode_copy.named_parameters()) if copies[name] is not trained[name]]
+    torch._foreach_copy_([copies[name] for name in names], [trained[name] for name in names])
 
 
 ROWS = 64  # batch size for which oneDNN chooses the layout; other sizes also work
@@ -65,9 +81,9 @@ class BlockedWeights:
                 del layer.forward  # the instance attribute; the class's method is used again
 
 
-def _fits(layer: torch.nn.Module) -> bool:
-    return (
-        type(layer) is torch.nn.Linear
+def _fits(layer: Any) -> bool:
+    return bool(
+        type(layer) in (torch.nn.Linear, Float32Head)
         and "forward" not in vars(layer)  # another library has replaced it
         and (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
         and not layer.weight.is_inference()  # inference tensors have no version

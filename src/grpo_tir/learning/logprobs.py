@@ -16,8 +16,35 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from grpo_tir.errors import ConfigError
 from grpo_tir.learning.fast_softmax import LogSoftmaxInPlace
 from grpo_tir.learning.packing import is_packing, pack
+
+
+class Float32Head(nn.Linear):
+    """A head that computes in float32 also under autocast (`model.head_precision: fp32`)."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map hidden states (..., H) of any type to float32 logits (..., V)."""
+        return float32_linear(input, self.weight, self.bias)
+
+
+def float32_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Compute a linear layer in float32, also under autocast."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return nn.functional.linear(hidden.float(), weight.float(), bias if bias is None else bias.float())
+
+
+def use_float32_head(model: Any) -> None:
+    """Let a model compute its logits in float32, in generators and learner. Its weights stay the same objects.
+
+    Raises:
+        ConfigError: its head is not an ordinary linear layer.
+    """
+    head = model.get_output_embeddings()
+    if type(head) not in (nn.Linear, Float32Head):
+        raise ConfigError(f"model.head_precision: fp32 needs a linear head, not {type(head).__name__}; use `auto`")
+    head.__class__ = Float32Head
 
 
 class TokenLogprobs(nn.Module):
@@ -34,6 +61,7 @@ class TokenLogprobs(nn.Module):
         head: Any = model.get_output_embeddings() if self.plain else nn.Module()
         self.weight: Any = getattr(head, "weight", None)  # (V, H)
         self.bias: Any = getattr(head, "bias", None)  # (V,)
+        self.float32 = isinstance(head, Float32Head)
         self.watched: int | None = None
         """Token id; each forward stores its probability at every model token in `watched_probs`, (B, T)."""
 
@@ -80,7 +108,9 @@ class TokenLogprobs(nn.Module):
 
     def _chunk(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # (n, V) in float32, also under autocast, and in a buffer that may be overwritten
-        if self.plain:
+        if self.plain and self.float32:
+            logits = float32_linear(flat, self.weight, self.bias)
+        elif self.plain:
             logits = torch.nn.functional.linear(flat, self.weight, self.bias).float()
         else:
             logits = flat.to(torch.float32, copy=True)

@@ -16,12 +16,15 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo_tir.grading.extract import extract_answer
 from grpo_tir.learning.advantages import is_flat
 from grpo_tir.tools.python import OUTPUT_MARKER, code_blocks, error_line
 from grpo_tir.types import Rollout, stamp
+
+if TYPE_CHECKING:
+    from grpo_tir.engine.choose_step import Choice
 
 BOX = "\\boxed"
 MAX_SOURCES = 12
@@ -175,6 +178,14 @@ def time_metrics(tokens: int, sampling: float, learning: float, idle: float) -> 
         "time/rollout_tokens_per_second": tokens / sampling,
         "time/learn_tokens_per_second": tokens / learning,
     }
+
+
+def decode_metrics(choice: Choice | None) -> dict[str, float | None]:
+    """Return what was measured to choose the decode step, in the batch that measured it: milliseconds of a step of
+    each candidate that agrees with the eager step, and 1 for the step that is used, 0 for the others."""
+    seconds = choice.seconds if choice else {}
+    milliseconds: dict[str, float | None] = {f"decode/ms/{mode}": 1e3 * each for mode, each in seconds.items()}
+    return milliseconds | {f"decode/used/{mode}": float(choice.mode == mode) for mode in seconds if choice}
 
 
 def eval_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]:

@@ -18,13 +18,14 @@ import grpo_tir
 from grpo_tir.config import Config
 from grpo_tir.errors import ConfigError
 from grpo_tir.monitor.alarms import find_alarms, grad_norm_spiked
-from grpo_tir.monitor.metrics import step_metrics, summarize, time_metrics
+from grpo_tir.monitor.metrics import decode_metrics, step_metrics, summarize, time_metrics
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Rollout, RolloutGroup
 from grpo_tir.utils.files import Writer, append_lines, read_jsonl, sync, write_atomically
 
 if TYPE_CHECKING:  # reading or writing a log does not import torch
     from grpo_tir.distributed.runtime import Runtime
+    from grpo_tir.engine.choose_step import Choice
     from grpo_tir.monitor.console import Console
 
 
@@ -98,6 +99,7 @@ class RunLog:
             if int(path.stem.removeprefix("step_")) > resume_at:
                 path.unlink()
         self.history = read_jsonl(folder / "metrics.jsonl")
+        self.metadata: dict[str, Any] = {}
         self.trackers = [make_tracker(name, folder, resume_at) for name in report_to]
 
     def sync(self) -> None:
@@ -106,6 +108,11 @@ class RunLog:
         for path in self.files:
             if path.exists():
                 sync(path)
+
+    def describe(self, **facts: Any) -> None:
+        """Add facts to the metadata of the run. Facts of the same name are replaced."""
+        self.metadata |= facts
+        write_atomically(self.folder / "metadata.json", json.dumps(self.metadata, indent=1))
 
     def metrics(self, step: int, metrics: dict[str, float | None]) -> None:
         """Write the metrics of a step. A value that is not finite becomes null, because JSON has no NaN."""
@@ -162,6 +169,7 @@ class Recorder:
         learned: dict[str, float],
         seconds: tuple[float, float],
         idle: float,
+        choice: Choice | None,
         problems: int,
     ) -> dict[str, float | None]:
         """Compute the metrics of a training step. Write its rewards and, if they are due, its trajectories. All
@@ -173,6 +181,7 @@ class Recorder:
             learned: metrics of the update (`Learner.report`).
             seconds: seconds of sampling and of the update.
             idle: seconds of sampling in which all rows of this rank waited for their tool.
+            choice: the decode step, if it was measured in this batch.
             problems: number of training problems, from which the epoch follows.
 
         Returns:
@@ -193,7 +202,9 @@ class Recorder:
             self.console.trajectory(rollouts[0])
         tokens = sum(row["length"] for row in summaries)
         times = time_metrics(tokens, sampling, learning, idle / self.runtime.world)
-        return {**step_metrics(summaries), **learned, **times}
+        if choice:
+            self.log.describe(decode_step=vars(choice))
+        return {**step_metrics(summaries), **learned, **times, **decode_metrics(choice)}
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Write and print the metrics of a step. Step 0 is the evaluation before training."""

@@ -22,6 +22,7 @@ from grpo_tir.data.problems import ProblemSampler
 from grpo_tir.data.prompts import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
+from grpo_tir.engine.choose_step import Choice
 from grpo_tir.errors import DataError, ExecutorOutage, GraderOutage
 from grpo_tir.learning.advantages import is_flat, resample_on_correct
 from grpo_tir.monitor.console import Console
@@ -54,8 +55,10 @@ class Collector:
         self.step, self.next_group = 0, 0
         self.grading: dict[int, Future[Reward | None]] = {}
         self.expected = self.finished = self.sampled = 0
-        self.idle, self.forwards = 0.0, 0
-        """Of the current batch: seconds in which all rows waited for their tool; number of forward passes."""
+        self.idle = 0.0
+        """Seconds of the current batch in which all rows waited for their tool."""
+        self.choice: Choice | None = None
+        """The decode step, if it was measured in the current batch."""
         self.graders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reward")
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,7 +77,7 @@ class Collector:
         If the batch is abandoned, the sampler returns to its state before it. The journal keeps what was sampled.
         """
         before, self.step = self.state_dict(), step
-        self.idle, self.forwards = 0.0, 0
+        self.idle, self.choice = 0.0, None
         self.journal.begin(step)
         try:
             yield
@@ -187,7 +190,7 @@ class Collector:
             check=self._between_tokens,
         )
         self.idle += cost.idle
-        self.forwards += cost.forwards
+        self.choice = cost.choice or self.choice
         for note in cost.notes:
             self.console.log(note)
 

@@ -23,6 +23,7 @@ from grpo_tir.generation.generate import GenerateRounds, find_eos_ids
 from grpo_tir.generation.protocol import Generator, Request
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import CodeBlockStopping
+from grpo_tir.learning.logprobs import use_float32_head
 from grpo_tir.types import Rollout
 from grpo_tir.utils import hub
 
@@ -128,7 +129,7 @@ def load_policy(
 
     Raises:
         ModelError: there is no such model, it is no causal language model, or its tokenizer does not fit.
-        ConfigError: prompt and completion together exceed the model's positions.
+        ConfigError: prompt and completion together exceed the model's positions, or the head cannot be float32.
     """
     if loaded is not None:
         model, tokenizer = loaded
@@ -146,6 +147,8 @@ def load_policy(
     if config.model.gradient_checkpointing:
         # the method has this name from transformers 5.20 on; the old name is deprecated
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    if config.model.head_precision == "fp32":
+        use_float32_head(model)
     model = model.to(device)
     with full_weights(model):
         refused = unsupported_reason(model) if config.rollout.generator == "engine" else None
@@ -165,8 +168,11 @@ def load_reference(config: Config, full_weights: FullWeights = unsharded, given:
     if not config.algorithm.kl_coef or config.model.lora_rank:
         return None
     if given is not None:
-        return copy.deepcopy(given).float().requires_grad_(False).eval()
-    model, _ = load_model(config.model.path, config.model.revision, full_weights)
+        model = copy.deepcopy(given).float()
+    else:
+        model, _ = load_model(config.model.path, config.model.revision, full_weights)
+    if config.model.head_precision == "fp32":
+        use_float32_head(model)
     return model.requires_grad_(False).eval()
 
 

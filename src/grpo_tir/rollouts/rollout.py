@@ -21,6 +21,7 @@ from typing import Any
 from grpo_tir.config import Config, ExecutorConfig
 from grpo_tir.data.prompts import Renderer, encode, make_renderer
 from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.engine.choose_step import Choice
 from grpo_tir.generation.protocol import Generator, Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import decode
@@ -69,10 +70,10 @@ class SamplingCost:
 
     idle: float
     """Seconds in which no row could continue, because all waited for their tool."""
-    forwards: int
-    """Forward passes of the generator; 0 where it does not count them."""
     notes: list[str]
     """Lines about the decode step: how it was chosen in this batch, or why it failed."""
+    choice: Choice | None = None
+    """The decode step, if it was measured in this batch."""
 
 
 def sample_responses(
@@ -104,8 +105,9 @@ def sample_responses(
         ExecutorOutage: the executor lost so many calls that it gave up.
     """
     budget, calls = config.rollout.max_completion_length, config.tool.max_tool_calls
-    chosen = policy.choice
-    generator = policy.generator(config, sampling, rollouts)
+    before = policy.choice
+    with runtime.autocast():
+        generator = policy.generator(config, sampling, rollouts)
     loop = RolloutLoop(
         generator, tool, policy.tokenizer, limits or Limits(budget, calls, fixed_waves), config.train.seed, **hooks
     )
@@ -114,10 +116,11 @@ def sample_responses(
             loop.run(rollouts)
     finally:
         generator.close()
-    notes = [policy.choice.describe()] if policy.choice and policy.choice is not chosen else []
+    choice = policy.choice if policy.choice is not before else None
+    notes = [choice.describe()] if choice else []
     if failed := getattr(generator, "failed", None):
         notes.append(f"decode step: eager from here on ({failed})")
-    return SamplingCost(loop.idle, getattr(generator, "counts", {}).get("forwards", 0), notes)
+    return SamplingCost(loop.idle, notes, choice)
 
 
 def rollout(

@@ -6,6 +6,7 @@ one whose code runs.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,9 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from grpo_tir.config import Config
+from grpo_tir.engine.choose_step import Choice
+from grpo_tir.rollouts import collect
+from grpo_tir.rollouts.rollout import SamplingCost, sample_responses
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.train import train
 from grpo_tir.utils.files import read_jsonl
@@ -22,6 +26,7 @@ from tiny_policy import change
 
 PAGE = Path(__file__).parents[3] / "docs/metrics.md"
 FAILS = "?\n```python\n1/0\n```\n```output\nZeroDivisionError: division by zero\n```\n\\boxed{2}"
+CHOICE = Choice("captured", {"eager": 0.05, "captured": 0.004}, {"compiled": "no compiler"})
 RUNS = "?\n```python\nprint(2)\n```\n```output\n2\n```\n\\boxed{2}"
 
 
@@ -74,8 +79,15 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train__eval_every=1,
         train__report_to=[],
     )
-    assert train(config) == 0
+    with pytest.MonkeyPatch.context() as patch:  # a GPU's choice of the decode step, in the first batch
+        patch.setattr(collect, "sample_responses", lambda *args, **kw: measured(sample_responses(*args, **kw)))
+        assert train(config) == 0
     return folder / "run"
+
+
+def measured(cost: SamplingCost, costs: list[SamplingCost] = []) -> SamplingCost:  # noqa: B006 (one run)
+    costs.append(cost)
+    return dataclasses.replace(cost, choice=CHOICE) if len(costs) == 1 else cost
 
 
 def test_the_glossary_and_a_real_run_name_the_same_metrics(finished_run: Path) -> None:
@@ -84,7 +96,19 @@ def test_the_glossary_and_a_real_run_name_the_same_metrics(finished_run: Path) -
     assert "tools/error/ZeroDivisionError" in written
     assert {"by_source/set/2/accuracy", "eval/by_source/set/3/code_ratio"} <= written
     written = {re.sub(r"by_source/.*/", "by_source/SOURCE/", name) for name in written}
+    written = {re.sub(r"^(decode/.*)/.*", r"\1/STEP", name) for name in written}
     assert {re.sub(r"^tools/error/.*", "tools/error/NAME", name) for name in written} == page
+
+
+def test_the_measured_decode_step_is_in_metrics_and_metadata(finished_run: Path) -> None:
+    _, first, second = read_jsonl(finished_run / "metrics.jsonl")
+    assert {name: value for name, value in first.items() if name.startswith("decode/")} == {
+        **{"decode/ms/eager": 50.0, "decode/used/eager": 0.0},
+        **{"decode/ms/captured": 4.0, "decode/used/captured": 1.0},
+    }
+    assert not [name for name in second if name.startswith("decode/")]
+    metadata = json.loads((finished_run / "metadata.json").read_text())
+    assert metadata["decode_step"] == vars(CHOICE) and "versions" in metadata
 
 
 def test_rates_and_evaluation_of_that_run_add_up(finished_run: Path) -> None:
