@@ -13,14 +13,15 @@ ms_*, fraction_*      a decode step and its share of the limit (`benchmarks/deco
 compiled_over_*       tokens per second of rollouts with compiled steps, relative to eager steps and `generate`
 decode_fraction       share of the limit of whole rollouts: 512 sequences of ToRL's lengths, each with a call
 c1_over_c0            rollout time with a 200 ms tool relative to the same insertions without waiting; goal 1.05
-learner_mfu_*         6 x parameters x useful tokens over the seconds of an update and 989 TFLOP/s; goals 0.35
-                      at 1.5B, 0.45 at 7B
+learner_mfu_*         6 x parameters x useful tokens over the seconds of an update and 989 TFLOP/s, also with
+                      `model.compile`; goals 0.35 at 1.5B, 0.45 at 7B
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import time
 import traceback
@@ -177,21 +178,28 @@ def rollouts(args: argparse.Namespace) -> dict[str, float]:
 
 
 def learner_mfu(args: argparse.Namespace) -> dict[str, float]:
-    """Time updates: forward and backward of 32k tokens in micro-batches of 16k."""
+    """Time updates: forward and backward of 32k tokens in micro-batches, plain and with `model.compile`."""
     result: dict[str, float] = {}
     rows = trained_rows(make_rows(4, 16, 1, args.scale))
     useful = sum(len(row.token_ids) - len(row.prompt) for row in rows) + sum(map(len, {r.prompt for r in rows}))
-    for shape in args.learned:
-        model = random_model(shape, args.device)
-        update = partial(run_update, model, rows, True, args.micro_batch_tokens, args.dtype != torch.float32)
-        timed(update)
+    for shape, kind in itertools.product(args.learned, ("", "_compiled")):
+        model, bf16 = random_model(shape, args.device), args.dtype != torch.float32
+        if args.checkpointing:
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+            model.train()
+        update = partial(run_update, model, rows, True, args.micro_batch_tokens, bf16, bool(kind))
+        timed(update)  # compiles
+        if args.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         seconds = timed(update).wall
-        name = shape.removeprefix("qwen2.5-")
+        name = shape.removeprefix("qwen2.5-") + kind
         result[f"learner_mfu_{name}"] = 6 * model.num_parameters() * useful / seconds / 989e12
         result[f"learner_tokens_per_second_{name}"] = useful / seconds
         if args.device == "cuda":
             result[f"learner_peak_gib_{name}"] = torch.cuda.max_memory_allocated() / 2**30
+        print({each: float(f"{value:.4g}") for each, value in result.items()}, flush=True)
         del model, update
+        gc.collect()
     return result
 
 
@@ -238,6 +246,8 @@ def main() -> None:
     for name, default in {"prompts": 32, "samples": 16, "tokens": 96, "peak-tokens": 16_384}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in learner_mfu")
+    parser.add_argument("--learned", nargs="+", help="shapes of learner_mfu")
     parser.add_argument("--context", type=int, default=1000, help="tokens of a prompt, for the decode steps")
     parser.add_argument("--scale", type=float, default=4.0, help="4: responses of 120 to 1,600 tokens, as ToRL's")
     args = parser.parse_args()
@@ -247,7 +257,7 @@ def main() -> None:
     args.dtype = torch.bfloat16 if on_gpu else torch.float32
     args.step, args.modes = "compiled", ["captured", "compiled"] if on_gpu else ["compiled"]
     args.decode = {"qwen2.5-0.5b": [256], "qwen2.5-1.5b": [256, 64, 512], "qwen2.5-7b": [256]} if on_gpu else {}
-    args.learned = [args.shape, "qwen2.5-7b"] if on_gpu else [args.shape]
+    args.learned = args.learned or ([args.shape, "qwen2.5-7b"] if on_gpu else [args.shape])
     result: dict[str, float] = {}
     for part in PARTS:
         if part.__name__ not in args.only:

@@ -37,7 +37,7 @@ from grpo_tir.generation.generate import RowBudget
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.learning.batching import TrainingSample, collate, plan_micro_batches
-from grpo_tir.learning.logprobs import TokenLogprobs
+from grpo_tir.learning.logprobs import TokenLogprobs, compiled_layers
 from grpo_tir.learning.packing import packed_attention
 
 INSERTED = list(range(100, 120))
@@ -196,16 +196,23 @@ def run_update(
     packed: bool = True,
     budget: int = 2048,
     bf16: bool = False,
+    compiled: bool = False,
 ) -> None:
     """Run forward and backward of one batch, in the learner's micro-batches."""
-    module = TokenLogprobs(model)
+    module = TokenLogprobs(model, compiled=compiled)
     tokens = sum(sum(row.loss_mask) for row in rows)
-    with packed_attention(model) if packed else nullcontext():
+    kind = model.device.type
+    with (
+        packed_attention(model) if packed else nullcontext(),
+        compiled_layers(model) if compiled else nullcontext(),
+        torch.autocast(kind, torch.bfloat16, enabled=bf16),
+    ):
         for part in plan_micro_batches(rows, budget, packed):
             batch = collate(part, model.device)
-            with torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext():
-                logprobs, _ = module(batch.input_ids, batch.attention_mask, batch.loss_mask)
-            (-(logprobs * batch.advantages).sum() / tokens).backward()
+            logprobs, _ = module(*batch.host)
+            loss = -(logprobs * batch.advantages).sum() / tokens
+            with torch.autocast(kind, enabled=False):
+                loss.backward()
     model.zero_grad()
 
 

@@ -42,7 +42,8 @@ class ModelConfig:
     lora_targets: list[str] = field(default_factory=list)
     """Names of the linear layers that get adapters, such as q_proj. Empty means all linear layers but the head."""
     compile: bool = False
-    """Apply torch.compile to the learner's forward. Off, because it excludes packing and DeepSpeed."""
+    """Compile the layers of the learner, and its log-softmax, with torch.compile. Off, because compiling takes up
+    to minutes, needs a compiler, and excludes DeepSpeed."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from grpo_tir.config import Config
+from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.learning.batching import collate, to_row
+from grpo_tir.learning.learner import Learner
 from grpo_tir.learning.loss import grpo_loss
 from grpo_tir.types import RolloutGroup
-from tiny_policy import VOCABULARY, gradient_of, make_groups, make_learner, make_rollout, tiny_qwen2, update
+from tiny_policy import (
+    VOCABULARY,
+    change,
+    gradient_of,
+    make_groups,
+    make_learner,
+    make_rollout,
+    tiny_qwen2,
+    update,
+)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "token": {},
@@ -87,8 +101,53 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiling_changes_nothing(tmp_path: Path) -> None:
-    compiled = gradient_of(tiny_qwen2(), make_groups(), tmp_path, model__compile=True)
-    assert distance(compiled, gradient_of(tiny_qwen2(), make_groups(), tmp_path)) < 1e-5
+    """Packed rows of any lengths: all four layers share four graphs, and the log-softmax is the fifth."""
+    torch._dynamo.reset()
+    counters.clear()
+    options: dict[str, Any] = {"optim__micro_batch_tokens": 64}
+    compiled = gradient_of(
+        tiny_qwen2(num_hidden_layers=4), make_groups(), tmp_path, model__compile=True, **options
+    )
+    assert counters["stats"]["unique_graphs"] == 5
+    assert (
+        distance(compiled, gradient_of(tiny_qwen2(num_hidden_layers=4), make_groups(), tmp_path, **options)) < 1e-5
+    )
+
+
+class CountCasts(TorchDispatchMode):
+    """Count the casts of a model's parameters."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.addresses = {parameter.data_ptr() for parameter in model.parameters()}
+        self.casts = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.casts += func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.addresses
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_bf16_weights_are_made_once_a_step(
+    checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of 14 matrices, 6 biases and the head is cast once, not once a micro-batch, and no bit changes."""
+    gradients = []
+    for apart in (False, True):
+        model = tiny_qwen2(tie_word_embeddings=False)
+        if checkpointing:
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        runtime = Runtime("bf16")
+        learner = Learner(runtime, model, change(Config(), optim__micro_batch_tokens=64))
+        learner.module.logits_mb = 4 * 4 * VOCABULARY / 2**20  # the head in chunks of 4 tokens
+        with learner.updating(0, tmp_path), CountCasts(model) as counted:
+            (batch,) = learner.mini_batches(make_groups())
+            if apart:  # the cache is emptied after every forward
+                monkeypatch.setattr(learner, "_add", lambda **_: torch.clear_autocast_cache())
+            learner.backward(batch)
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        assert counted.casts == 21 if not apart else counted.casts >= 3 * 21
+    assert all(torch.equal(ours, gradients[1][name]) for name, ours in gradients[0].items())
 
 
 def tiny_gpt2(dropout: float) -> GPT2LMHeadModel:

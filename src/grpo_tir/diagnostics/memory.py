@@ -181,10 +181,12 @@ def _learning(
     )
     copies = LOGITS_COPIES["fp32" if fp32 or config.model.head_precision == "fp32" else "bf16"]
     logits = copies * min(4 * tokens * shape.vocabulary, config.optim.logits_mb * 2**20)
+    # Autocast keeps its copies of the weights; DeepSpeed's own autocast only as long as activations need them.
+    casts = 0 if fp32 or (again and machine.zero) else 2 * size
     if again:  # the input of each layer is kept; one layer at a time is recomputed, with its gradients
-        stored, working = shape.layers * 4 * tokens * shape.hidden, 1.3 * layer
-    else:  # autocast's copies of the weights are also kept
-        stored, working = shape.layers * layer + (0 if fp32 else 2 * size), 0.0
+        stored, working = shape.layers * 4 * tokens * shape.hidden + casts, 1.3 * layer
+    else:
+        stored, working = shape.layers * layer + casts, 0.0
     trained = adapters(config, shape) or size
     step = 0 if machine.cpu else 4 * trained / (machine.gpus if machine.zero else 1)
     # The logits are freed before the last layer is recomputed, and all activations before the optimizer step.

@@ -108,10 +108,11 @@ class Runtime:
         number of ranks, because data-parallel wrappers average gradients over ranks."""
         self.progress.enter("backward")
         loss = loss * self.world
-        if self.stage:
-            module.backward(loss)
-        else:
-            self._accelerator.backward(loss)
+        with torch.autocast(self.device.type, enabled=False):
+            if self.stage:
+                module.backward(loss)
+            else:
+                self._accelerator.backward(loss)
 
     def step(self, module: Any, optimizer: Any) -> float:
         """Clip by global norm, step, and clear the gradients. If the norm is not finite, the weights do not

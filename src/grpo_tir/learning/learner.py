@@ -31,7 +31,7 @@ from grpo_tir.engine.support import unsupported_reason
 from grpo_tir.errors import ConfigError, TrainingDiverged
 from grpo_tir.learning.batching import MicroBatch, TrainingSample, collate, idle_row, plan_micro_batches, to_row
 from grpo_tir.learning.certificate import TOLERANCE, Agreement, check_logprobs
-from grpo_tir.learning.logprobs import TokenLogprobs, first_probability
+from grpo_tir.learning.logprobs import TokenLogprobs, compiled_layers, first_probability
 from grpo_tir.learning.lora import without_adapters
 from grpo_tir.learning.loss import count, grpo_loss, sequence_ratio
 from grpo_tir.learning.packing import packed_attention
@@ -61,16 +61,15 @@ class Learner:
         temperature = config.rollout.temperature
         optim = config.optim
         disable_dropout(model)
-        self.module = TokenLogprobs(model, temperature, optim.logits_mb)
+        self.module = TokenLogprobs(model, temperature, optim.logits_mb, config.model.compile)
         self.module.watched = call_token
         self.reference = (
             TokenLogprobs(reference, temperature, optim.logits_mb).to(runtime.device)
             if reference is not None
             else None
         )
-        # with packing, torch.compile would compile again for every set of sequence lengths
         with runtime.full_weights(model):
-            self.packs = optim.packing and not config.model.compile and unsupported_reason(model) is None
+            self.packs = optim.packing and unsupported_reason(model) is None
         # 2. Optimizer, and wrappers for several ranks.
         self.optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
@@ -81,10 +80,8 @@ class Learner:
             fused=runtime.device.type == "cuda" and not runtime.stage,
         )
         self.policy, self.optimizer = runtime.prepare(self.module, self.optimizer, optim.max_grad_norm)
-        if config.model.compile:
-            if runtime.stage:
-                raise ConfigError("model.compile does not work with DeepSpeed: set it to false")
-            self.policy = torch.compile(self.policy, dynamic=True)
+        if config.model.compile and runtime.stage:
+            raise ConfigError("model.compile does not work with DeepSpeed: set it to false")
         self.skipped = 0
         self.tolerance = config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
         self.tolerance_used = 0.0
@@ -112,6 +109,8 @@ class Learner:
             for module in (self.module, self.reference):
                 if self.packs and module is not None:
                     stack.enter_context(packed_attention(module.model))
+                if self.config.model.compile and module is not None:
+                    stack.enter_context(compiled_layers(module.model))
             yield
 
     def mini_batches(self, groups: Sequence[RolloutGroup]) -> Iterator[MiniBatch]:
@@ -145,10 +144,13 @@ class Learner:
         micro_batches = plan_micro_batches(batch.samples, self.config.optim.micro_batch_tokens, self.packs)
         rounds = int(self.runtime.max([len(micro_batches)])[0])  # ranks with fewer micro-batches add idle ones
         micro_batches += [[idle_row()]] * (rounds - len(micro_batches))
-        for i, part in enumerate(micro_batches):
-            with self.runtime.hold_sync(self.policy, hold=i + 1 < rounds):
-                loss = self._loss(collate(part, self.runtime.device), batch.normalizer)
-                self.runtime.backward(self.policy, loss)
+        # Autocast keeps the bf16 weights until the outermost context ends, so that they are cast once, not again
+        # for every micro-batch, recomputed layer and chunk of the head. Backward passes run outside of autocast.
+        with self.runtime.autocast(self.policy):
+            for i, part in enumerate(micro_batches):
+                with self.runtime.hold_sync(self.policy, hold=i + 1 < rounds):
+                    loss = self._loss(collate(part, self.runtime.device), batch.normalizer)
+                    self.runtime.backward(self.policy, loss)
         self._certify()
 
     def step(self, batch: MiniBatch) -> None:

@@ -94,6 +94,7 @@ def is_packing(model: Any) -> bool:
     return bool(model.config._attn_implementation == ATTENTION)
 
 
+@torch.compiler.disable
 def attend_packed(
     module: torch.nn.Module,
     query: torch.Tensor,
