@@ -37,7 +37,8 @@ from grpo_tir.generation.generate import RowBudget
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.learning.batching import TrainingSample, collate, plan_micro_batches
-from grpo_tir.learning.logprobs import TokenLogprobs, compiled_layers
+from grpo_tir.learning.compiled import compile_layers
+from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.learning.packing import packed_attention
 
 INSERTED = list(range(100, 120))
@@ -199,12 +200,12 @@ def run_update(
     compiled: bool = False,
 ) -> None:
     """Run forward and backward of one batch, in the learner's micro-batches."""
-    module = TokenLogprobs(model, compiled=compiled)
+    module = TokenLogprobs(model)
     tokens = sum(sum(row.loss_mask) for row in rows)
     kind = model.device.type
     with (
         packed_attention(model) if packed else nullcontext(),
-        compiled_layers(model) if compiled else nullcontext(),
+        compile_layers(module)() if compiled else nullcontext(),
         torch.autocast(kind, torch.bfloat16, enabled=bf16),
     ):
         for part in plan_micro_batches(rows, budget, packed):

@@ -41,9 +41,9 @@ class ModelConfig:
     """Numerator of the adapters' scale, alpha / rank. Used only with `lora_rank`."""
     lora_targets: list[str] = field(default_factory=list)
     """Names of the linear layers that get adapters, such as q_proj. Empty means all linear layers but the head."""
-    compile: bool = False
-    """Compile the layers of the learner, and its log-softmax, with torch.compile. Off, because compiling takes up
-    to minutes, needs a compiler, and excludes DeepSpeed."""
+    compile: bool | None = None
+    """Compile the learner's decoder layers and head (not with DeepSpeed). None: on a GPU, if that is faster,
+    measured at the first update, but not under `train.deterministic`; on a CPU not."""
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,7 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         policy = _open_policy(config, checkpoint, runtime, console, given)
         calls = tool is not None and config.tool.name == "python"
         call_token = encode(policy.tokenizer, CALL_MARKER)[0] if calls else None
-        learner = Learner(runtime, policy.model, config, reference, call_token)
+        learner = Learner(runtime, policy.model, config, reference, call_token, console.log)
         reward = make_reward(config.reward, config.rollout.max_completion_length, given.reward)
         # 4. Rollouts, journal, checkpoints, log.
         journal = Journal(folder / "journal", runtime.rank, digest(config), writer, resume)

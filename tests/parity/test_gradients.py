@@ -100,18 +100,34 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compiling_changes_nothing(tmp_path: Path) -> None:
-    """Packed rows of any lengths: all four layers share four graphs, and the log-softmax is the fifth."""
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("packing", [True, False])
+def test_compiling_changes_nothing(packing: bool, recomputed: bool, tmp_path: Path) -> None:
+    """All four layers share their graphs, whatever the lengths of the micro-batches."""
     torch._dynamo.reset()
     counters.clear()
-    options: dict[str, Any] = {"optim__micro_batch_tokens": 64}
-    compiled = gradient_of(
-        tiny_qwen2(num_hidden_layers=4), make_groups(), tmp_path, model__compile=True, **options
-    )
-    assert counters["stats"]["unique_graphs"] == 5
-    assert (
-        distance(compiled, gradient_of(tiny_qwen2(num_hidden_layers=4), make_groups(), tmp_path, **options)) < 1e-5
-    )
+    options = {"optim__packing": packing, "optim__micro_batch_tokens": 64}
+    plain, model = tiny_qwen2(num_hidden_layers=4), tiny_qwen2(num_hidden_layers=4)
+    if recomputed:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    methods = [layer.forward for layer in model.model.layers]
+    compiled = gradient_of(model, make_groups(), tmp_path, model__compile=True, **options)
+    assert 2 <= counters["stats"]["unique_graphs"] <= 8
+    assert distance(compiled, gradient_of(plain, make_groups(), tmp_path, **options)) < 1e-5
+    assert [layer.forward for layer in model.model.layers] == methods  # the engine decodes with the same layers
+
+
+@pytest.mark.slow
+def test_choosing_layers_leaves_no_gradient(tmp_path: Path) -> None:
+    weights, lines = [], list[str]()
+    for chosen in (True, False):
+        learner = make_learner(tiny_qwen2())
+        learner.layers_chosen, learner.log = chosen, lines.append
+        update(learner, make_groups(), 0, tmp_path)
+        assert learner.layers_chosen
+        weights.append({name: p.detach() for name, p in learner.module.named_parameters()})
+    assert distance(*weights) < 1e-7
+    assert len(lines) == 1 and "plain" in lines[0] and "compiled" in lines[0]
 
 
 class CountCasts(TorchDispatchMode):

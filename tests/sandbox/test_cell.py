@@ -157,7 +157,8 @@ def test_tmp_is_the_folder_of_the_call_and_root_has_a_name(process_executor: Poo
     """So the limits of the folder hold there, and it is emptied with it."""
     if process_executor.workers[0].facts["walls"] == "none":
         pytest.skip("this machine grants no namespaces, and the executor says so")
-    code = "import os, pwd\nopen('/tmp/left', 'w').write('x')\nprint(sorted(os.listdir()), pwd.getpwuid(0).pw_name)\n"
+    code = "import os, pwd\nopen('/tmp/left', 'w').write('x')\n"
+    code += "print(sorted(os.listdir()), pwd.getpwuid(0).pw_name)\n"
     code += "try: open('/tmp/big', 'wb').write(bytes(17 << 20))\nexcept OSError as error: print(error.errno)"
     futures = [process_executor.submit(code) for _ in range(12)]
     assert {future.result().stdout for future in futures} == {"['left', 'main.py'] root\n28\n"}

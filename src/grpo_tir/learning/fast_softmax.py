@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 class LogSoftmaxInPlace(torch.autograd.Function):
     """Compute `plain_log_softmax` in the buffer of its logits. The forward pass overwrites it with probabilities,
     the backward pass with d logprob / d logits = (onehot(token) - probabilities) / temperature. The plain version
-    needs three such buffers and reads them twenty times. Here the rows are processed a few at a time, so that they
-    fit in the processor's cache."""
+    needs three such buffers and reads them twenty times. Here, on a CPU, a few rows at a time are processed, which
+    fit in its cache."""
 
     @staticmethod
     def forward(
@@ -45,8 +45,7 @@ class LogSoftmaxInPlace(torch.autograd.Function):
 
 
 def _in_cache(rows: torch.Tensor, *others: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
-    """Split `rows` (n, V), and other tensors with n rows, into parts. On a CPU a part fits in the cache; on a GPU
-    it keeps temporary tensors small."""
-    elements = 1 << 19 if rows.device.type == "cpu" else 1 << 24
-    size = max(1, elements // rows.shape[-1])
+    """Split `rows` (n, V), and other tensors with n rows, into parts that fit in the cache of a CPU. On a GPU, make
+    one part: to launch operators for small parts takes the host longer than the GPU needs to run them."""
+    size = max(1, (1 << 19) // rows.shape[-1]) if rows.device.type == "cpu" else len(rows)
     return tuple(tensor.split(size) for tensor in (rows, *others))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from grpo_tir.engine.support import unsupported_reason
 from grpo_tir.errors import ConfigError, TrainingDiverged
 from grpo_tir.learning.batching import MicroBatch, TrainingSample, collate, idle_row, plan_micro_batches, to_row
 from grpo_tir.learning.certificate import TOLERANCE, Agreement, check_logprobs
-from grpo_tir.learning.logprobs import TokenLogprobs, compiled_layers, first_probability
+from grpo_tir.learning.compiled import Layers, choose_layers, compile_layers
+from grpo_tir.learning.logprobs import TokenLogprobs, first_probability
 from grpo_tir.learning.lora import without_adapters
 from grpo_tir.learning.loss import count, grpo_loss, sequence_ratio
 from grpo_tir.learning.packing import packed_attention
@@ -51,17 +52,23 @@ class MiniBatch:
 class Learner:
     """Hold the policy, its optimizer and, with `kl_coef`, the reference policy. If `reference` is None, the policy
     with its adapters turned off is the reference. `call_token` is the first token of a tool call; its probability
-    is measured."""
+    is measured. `log` prints how `model.compile` was decided."""
 
     def __init__(
-        self, runtime: Runtime, model: Any, config: Config, reference: Any = None, call_token: int | None = None
+        self,
+        runtime: Runtime,
+        model: Any,
+        config: Config,
+        reference: Any = None,
+        call_token: int | None = None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         # 1. Policy and reference, as modules that return log-probs.
         self.runtime, self.config = runtime, config
         temperature = config.rollout.temperature
         optim = config.optim
         disable_dropout(model)
-        self.module = TokenLogprobs(model, temperature, optim.logits_mb, config.model.compile)
+        self.module = TokenLogprobs(model, temperature, optim.logits_mb)
         self.module.watched = call_token
         self.reference = (
             TokenLogprobs(reference, temperature, optim.logits_mb).to(runtime.device)
@@ -70,6 +77,12 @@ class Learner:
         )
         with runtime.full_weights(model):
             self.packs = optim.packing and unsupported_reason(model) is None
+        if config.model.compile and runtime.stage:
+            raise ConfigError("model.compile does not work with DeepSpeed: set it to false")
+        self.layers: Layers = compile_layers(self.module) if config.model.compile else nullcontext
+        measured = runtime.device.type == "cuda" and not runtime.stage and not config.train.deterministic
+        self.layers_chosen = config.model.compile is not None or not measured
+        self.log = log
         # 2. Optimizer, and wrappers for several ranks.
         self.optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
@@ -80,8 +93,6 @@ class Learner:
             fused=runtime.device.type == "cuda" and not runtime.stage,
         )
         self.policy, self.optimizer = runtime.prepare(self.module, self.optimizer, optim.max_grad_norm)
-        if config.model.compile and runtime.stage:
-            raise ConfigError("model.compile does not work with DeepSpeed: set it to false")
         self.skipped = 0
         self.tolerance = config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
         self.tolerance_used = 0.0
@@ -109,8 +120,6 @@ class Learner:
             for module in (self.module, self.reference):
                 if self.packs and module is not None:
                     stack.enter_context(packed_attention(module.model))
-                if self.config.model.compile and module is not None:
-                    stack.enter_context(compiled_layers(module.model))
             yield
 
     def mini_batches(self, groups: Sequence[RolloutGroup]) -> Iterator[MiniBatch]:
@@ -144,9 +153,11 @@ class Learner:
         micro_batches = plan_micro_batches(batch.samples, self.config.optim.micro_batch_tokens, self.packs)
         rounds = int(self.runtime.max([len(micro_batches)])[0])  # ranks with fewer micro-batches add idle ones
         micro_batches += [[idle_row()]] * (rounds - len(micro_batches))
+        if not self.layers_chosen:
+            self._choose_layers(micro_batches[0])
         # Autocast keeps the bf16 weights until the outermost context ends, so that they are cast once, not again
         # for every micro-batch, recomputed layer and chunk of the head. Backward passes run outside of autocast.
-        with self.runtime.autocast(self.policy):
+        with self.runtime.autocast(self.policy), self.layers():
             for i, part in enumerate(micro_batches):
                 with self.runtime.hold_sync(self.policy, hold=i + 1 < rounds):
                     loss = self._loss(collate(part, self.runtime.device), batch.normalizer)
@@ -198,6 +209,22 @@ class Learner:
             batches[position[number] % parts] += [to_row(r) for r in group.rollouts if r.trained]
         return batches
 
+    def _choose_layers(self, part: list[TrainingSample]) -> None:
+        """Decide on the first micro-batch whether decoder layers and head are compiled."""
+        batch = collate(part, self.runtime.device)
+
+        def run() -> torch.Tensor:
+            with self.runtime.autocast():
+                logprobs, _ = self.module(*batch.host)
+            with self.runtime.hold_sync(self.policy, hold=True):
+                logprobs.sum().backward()
+            return logprobs
+
+        self.layers, line = choose_layers(self.module, run, TOLERANCE["bf16" if self.runtime.bf16 else "fp32"])
+        self.optimizer.zero_grad()
+        self.layers_chosen = True
+        self.log(line)
+
     def _annotate_reference(self, rows: list[TrainingSample]) -> None:
         """Set `ref_logprobs`: those of a second model, or of the policy without its adapters."""
         if self.reference is not None:
@@ -209,7 +236,8 @@ class Learner:
     @torch.no_grad()
     def _annotate(self, module: TokenLogprobs, rows: list[TrainingSample], name: str) -> None:
         """Set the log-probs of a fixed policy as attribute `name` of each row."""
-        with self.runtime.full_weights(module), self.runtime.autocast():
+        layers = self.layers if module is self.module else nullcontext
+        with self.runtime.full_weights(module), self.runtime.autocast(), layers():
             for part in plan_micro_batches(rows, self.config.optim.micro_batch_tokens, self.packs):
                 batch = collate(part, self.runtime.device)
                 logprobs, _ = module(*batch.host)

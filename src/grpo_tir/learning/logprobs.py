@@ -10,9 +10,6 @@ Shapes: B rows, T tokens, N model tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache, partial
 from typing import Any
 
 import torch
@@ -53,13 +50,9 @@ def use_float32_head(model: Any) -> None:
 class TokenLogprobs(nn.Module):
     """Wrap the policy for learning: one forward that DDP and DeepSpeed can hook."""
 
-    def __init__(
-        self, model: Any, temperature: float = 1.0, logits_mb: float = 256, compiled: bool = False
-    ) -> None:
+    def __init__(self, model: Any, temperature: float = 1.0, logits_mb: float = 256) -> None:
         super().__init__()
-        self.log_softmax: Any = LogSoftmaxInPlace.apply
-        if compiled:  # one kernel forward and one backward, where the other has some twenty
-            self.log_softmax = torch.compile(plain_log_softmax, dynamic=True)
+        self.chunk = self._chunk
         self.model = model
         self.temperature = temperature
         self.logits_mb = logits_mb
@@ -107,9 +100,9 @@ class TokenLogprobs(nn.Module):
         of the watched token, (N,)."""
         size = max(1, int(self.logits_mb * 2**20) // (4 * self.model.config.get_text_config().vocab_size))
         if flat.shape[0] <= size:
-            return self._chunk(flat, tokens)
+            return self.chunk(flat, tokens)
         pieces = [
-            checkpoint(self._chunk, part, ids, use_reentrant=False)
+            checkpoint(self.chunk, part, ids, use_reentrant=False)
             for part, ids in zip(flat.split(size), tokens.split(size), strict=True)
         ]
         return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
@@ -124,28 +117,10 @@ class TokenLogprobs(nn.Module):
             logits = flat.to(torch.float32, copy=True)
         with torch.no_grad():  # before the buffer is overwritten
             margin = (logits[:, self.watched or 0] - logits.gather(-1, tokens[:, None])[:, 0]) / self.temperature
-        logprobs, entropies = self.log_softmax(logits, tokens, self.temperature)
+        # torch.compile fuses the plain version
+        log_softmax = plain_log_softmax if torch.compiler.is_compiling() else LogSoftmaxInPlace.apply
+        logprobs, entropies = log_softmax(logits, tokens, self.temperature)
         return logprobs, entropies, (margin + logprobs.detach()).exp()
-
-
-@contextmanager
-def compiled_layers(model: Any) -> Iterator[None]:
-    """Run each decoder layer compiled, in a context. All layers share their graphs, which take any length.
-    Attention to packed rows stays outside of them, because its lengths are numbers of the host."""
-    number = model.config.get_text_config().num_hidden_layers
-    layers = next(each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == number)
-    for layer in layers:
-        layer.forward = partial(_compiled(type(layer).forward), layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward  # the instance attribute; the class's method is used again
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
 
 
 def first_probability(

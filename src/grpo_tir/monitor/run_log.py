@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,9 +45,11 @@ def describe_run(config: Config, tool: Tool | None) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a result depends on."""
-    packages = ("torch", "transformers", "accelerate", "numpy", "sympy", "docker")
-    ours = {"grpo-tir": grpo_tir.__version__, "python": platform.python_version()}
-    return {**ours, **{name: metadata.version(name) for name in packages}}
+    found = {"grpo-tir": grpo_tir.__version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "accelerate", "numpy", "sympy", "docker"):
+        with suppress(metadata.PackageNotFoundError):  # the process executor needs no docker
+            found[name] = metadata.version(name)
+    return found
 
 
 def trajectory(rollout: Rollout, step: int) -> dict[str, Any]:
