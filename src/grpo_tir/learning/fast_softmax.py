@@ -45,7 +45,7 @@ class LogSoftmaxInPlace(torch.autograd.Function):
 
 
 def _in_cache(rows: torch.Tensor, *others: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
-    """Split `rows` (n, V), and other tensors with n rows, into parts that fit in the cache of a CPU. On a GPU, make
-    one part: to launch operators for small parts takes the host longer than the GPU needs to run them."""
+    """Split `rows` (n, V), and other tensors with n rows, into parts that fit in the cache of a CPU. On a GPU
+    make one part: to launch operators for small parts takes the host longer than the GPU needs to run them."""
     size = max(1, (1 << 19) // rows.shape[-1]) if rows.device.type == "cpu" else len(rows)
     return tuple(tensor.split(size) for tensor in (rows, *others))
