@@ -188,9 +188,10 @@ class Trainer:
     def evaluate(self) -> dict[str, Any]:
         """Measure greedy accuracy on the held-out problems with the current weights."""
         parts = self.parts
-        return evaluate(
+        _, metrics = evaluate(
             parts.policy, parts.tool, parts.reward, parts.held_out, self.config, parts.runtime, parts.stop
-        ).metrics()
+        )
+        return metrics
 
     def save(self) -> None:
         """Write a checkpoint of the step just taken."""

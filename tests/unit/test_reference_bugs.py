@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from grpo_tir.config import AlgorithmConfig, RewardConfig
-from grpo_tir.evaluation.held_out import Evaluation
 from grpo_tir.learning.advantages import assign_advantages, group_advantages
 from grpo_tir.learning.batching import collate, to_row
-from grpo_tir.monitor.metrics import step_metrics, summarize
+from grpo_tir.monitor.metrics import eval_metrics, step_metrics, summarize
 from grpo_tir.rollouts.rewards import make_reward
 from grpo_tir.testing import ScriptedExecutor, byte_tokenizer
 from grpo_tir.tools.python import PythonTool, observation
@@ -285,7 +284,7 @@ def test_bug_17_accuracy_is_the_share_of_right_answers_whatever_the_reward() -> 
     rewards = [rollout.reward.value for rollout in rollouts if rollout.reward]
     assert rewards == [0.5, 0.5, -1.5, -1.5]
     assert reference_accuracy(rewards) == -0.5
-    assert Evaluation(rollouts, [summarize(r, 1) for r in rollouts]).metrics()["eval/accuracy"] == 0.5
+    assert eval_metrics([summarize(r, 1) for r in rollouts])["eval/accuracy"] == 0.5
 
 
 # --- 18: a box that the model did not write -----------------------------------------------------------------

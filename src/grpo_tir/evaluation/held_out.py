@@ -8,8 +8,6 @@ does not depend on the other responses (bugs 2 and 19).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from grpo_tir.config import Config
 from grpo_tir.distributed.runtime import Runtime
@@ -27,18 +25,6 @@ EVALUATION = 1 << 40
 GREEDY = Sampling(temperature=0.0)
 
 
-@dataclass
-class Evaluation:
-    """Hold this rank's rollouts and the summaries of all ranks."""
-
-    rollouts: list[Rollout]
-    summaries: list[dict[str, Any]]
-
-    def metrics(self) -> dict[str, float | None]:
-        """Return accuracy and use of the tool; None where nothing could be judged."""
-        return eval_metrics(self.summaries)
-
-
 def evaluate(
     policy: Policy,
     tool: Tool | None,
@@ -47,8 +33,11 @@ def evaluate(
     config: Config,
     runtime: Runtime,
     stop: StopRequest,
-) -> Evaluation:
+) -> tuple[list[Rollout], dict[str, float | None]]:
     """Sample and grade one greedy response to each problem. All ranks must call it together; each takes a share.
+
+    Returns:
+        The rollouts of this rank, and the metrics of all ranks.
 
     Raises:
         Interrupted: on all ranks, as soon as one rank got a signal.
@@ -69,7 +58,7 @@ def evaluate(
             check=lambda finished, waiting: stop.check(),
         )
     summaries = runtime.gather([summarize(rollout, config.tool.max_tool_calls) for rollout in rollouts])
-    return Evaluation(rollouts, summaries)
+    return rollouts, eval_metrics(summaries)
 
 
 def complete(

@@ -195,7 +195,7 @@ def test_evaluation_draws_with_keys_that_no_training_step_has(
     assert min(group for _, group, _ in keys) >= 10**9
 
 
-def evaluate(policy: Policy, answer: Answer, seed: int = 1) -> held_out.Evaluation:
+def evaluate(policy: Policy, answer: Answer, seed: int = 1) -> tuple[list[Rollout], dict[str, float | None]]:
     """Two problems, of one greedy sample each. Every response that is judged is right."""
     config = change(Config(), rollout__max_completion_length=60, train__seed=seed)
     runtime = Runtime("fp32")
@@ -209,7 +209,7 @@ def test_evaluation_is_greedy() -> None:
     """A random policy gives the same responses under another seed, which keys the draws."""
     model = tiny_qwen2(0, len(BYTES))
     policy = Policy(model, BYTES, CodeBlockStopping(BYTES), lambda p: p.problem, [BYTES.eos_token_id], "small")
-    first, second = (evaluate(policy, stdout("42\n"), seed).rollouts for seed in (1, 2))
+    first, second = (evaluate(policy, stdout("42\n"), seed)[0] for seed in (1, 2))
     assert [r.token_ids for r in first] == [r.token_ids for r in second]
     assert first[0].token_ids != first[1].token_ids, "responses differ by their prompt"
 
@@ -217,6 +217,6 @@ def test_evaluation_is_greedy() -> None:
 def test_a_response_lost_to_the_executor_is_no_wrong_answer_in_the_evaluation() -> None:
     policy = make_policy(["A", "B"])
     policy.model = script_model({"A": [CALL, "yes"], "B": ["yes"]}).eval()
-    found = evaluate(policy, stdout("", status="infrastructure"))
-    assert [rollout.valid for rollout in found.rollouts] == [False, True]
-    assert (found.metrics()["eval/accuracy"], found.metrics()["eval/unjudged"]) == (1.0, 1.0)
+    rollouts, metrics = evaluate(policy, stdout("", status="infrastructure"))
+    assert [rollout.valid for rollout in rollouts] == [False, True]
+    assert (metrics["eval/accuracy"], metrics["eval/unjudged"]) == (1.0, 1.0)
