@@ -14,11 +14,7 @@ from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.errors import CheckpointError
 
 MANIFEST = "manifest.json"
-
-
 TRAINER = "trainer.pt"
-
-
 OPTIMIZER = "optimizer-*-of-*.pt"
 
 

@@ -7,14 +7,14 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from grpo_tir.config import Config
 from grpo_tir.data.benchmarks import Benchmark
 from grpo_tir.distributed.runtime import Runtime
-from grpo_tir.distributed.signals import StopRequest
+from grpo_tir.distributed.signals import Interrupted, StopRequest
 from grpo_tir.evaluation import paper, summary, tables
 from grpo_tir.evaluation.held_out import GREEDY
 from grpo_tir.evaluation.responses import ResponseLog, digest
@@ -59,11 +59,9 @@ class Session:
             try:
                 for plan in self.plans:
                     self.run_plan(plan)
-            except KeyboardInterrupt:
-                if self.stop.signal is None:
-                    raise
+            except Interrupted:  # the wave under way is abandoned
                 self.console.log(f"stopped; the same command goes on in {self.folder}")
-                return 128 + self.stop.signal
+                return 128 + (self.stop.signal or 0)
         if self.runtime.is_main:
             self.write(started)
         self.runtime.close()
@@ -81,15 +79,14 @@ class Session:
         reward = make_reward(config.reward, config.rollout.max_completion_length)
         tool = open_tool(config, self.console.log) if set(plan.conditions) - {"no tool"} else None
         true_results: dict[str, list[ToolResult]] = {}
+        check: Callable[[int, int], None] = lambda finished, waiting: self.stop.check()  # noqa: E731
         try:
             for condition in plan.conditions:
                 cell = self.make_cell(plan, config, condition, policy, tool)
                 results = {}
                 for benchmark in self.benchmarks:
                     altered = alter(condition, tool, true_results.get(benchmark.name, []))
-                    bench = EvalContext(
-                        policy, altered, reward, self.runtime, self.journal, self.check, self.progress
-                    )
+                    bench = EvalContext(policy, altered, reward, self.runtime, self.journal, check, self.progress)
                     rows = run_cell(cell, benchmark, bench)
                     if condition == "tool":
                         true_results[benchmark.name] = results_of(rows)
@@ -147,7 +144,7 @@ class Session:
         pairs = summary.differences(self.finished)
         result: summary.Result = {
             "format": 1,
-            "command": self.command(),
+            "command": [*sys.argv],
             "versions": versions(),
             "benchmarks": {benchmark.name: benchmark.card() for benchmark in self.benchmarks},
             "cells": self.finished,
@@ -166,25 +163,10 @@ class Session:
         scores = {cell["label"]: {n: r["score"] for n, r in cell["results"].items()} for cell in self.finished}
         log(json.dumps({"out": str(self.folder), "scores": scores}))
 
-    def check(self, finished: int, waiting: int) -> None:
-        """Abandon the wave after a signal. Called between tokens; finished waves are stored."""
-        if self.stop.signal is not None:
-            raise KeyboardInterrupt
-
     def progress(self, text: str) -> None:
         """Show the progress on a terminal."""
         if self.console.shows_bars and self.console.active:
             print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
-
-    def command(self) -> list[str]:
-        """Return the command line without `--out`."""
-        words = [*sys.argv]
-        for i, word in enumerate(words):
-            if word == "--out":
-                return words[:i] + words[i + 2 :]
-            if word.startswith("--out="):
-                return words[:i] + words[i + 1 :]
-        return words
 
     def _name(self) -> str:
         """Return the default folder name: a hash, so that the same command finds its finished responses."""

@@ -20,8 +20,6 @@ from grpo_tir.evaluation.scores import (
 from grpo_tir.monitor.metrics import source_metrics, tool_metrics
 
 Result = dict[str, Any]
-
-
 AVERAGE = "average"
 
 

@@ -1,7 +1,7 @@
 """Format the result of an evaluation as a table and as Markdown.
 
 A response that could not be judged (unusable gold) and a prompt too long for the model count as wrong and are
-listed. Only the entries under `times` may differ between two equal evaluations.
+listed. Only `times` and `command` may differ between two equal evaluations.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 
 _FENCE = re.compile(r"```+[ \t]*([\w+.-]*)[ \t\r]*$")
-
-
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 
 
