@@ -16,10 +16,9 @@ UNUSABLE = 0.01
 """Maximum share of golds that cannot be judged. Their rollouts are invalid and missing from every batch."""
 
 
-def check_grader(problems: Sequence[Problem], grader: Grader | None = None) -> Iterator[Finding]:
-    """Grade a right and a wrong answer, then check the golds of `problems`. `grader` None: start one."""
-    judge = grader or Grader()
-    try:
+def check_grader(problems: Sequence[Problem]) -> Iterator[Finding]:
+    """Grade a right and a wrong answer, then check the golds of `problems`."""
+    with Grader() as judge:
         for answer, gold, expected in PAIRS:
             grade = judge.grade(answer, gold)
             if grade.outcome != expected:
@@ -31,9 +30,6 @@ def check_grader(problems: Sequence[Problem], grader: Grader | None = None) -> I
                 return
         yield fine("grader", f"runs; {len(PAIRS)} answers graded correctly")
         yield from check_golds(problems, judge)
-    finally:
-        if grader is None:
-            judge.close()
 
 
 def check_golds(problems: Sequence[Problem], judge: Grader) -> Iterator[Finding]:

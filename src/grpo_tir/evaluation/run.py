@@ -11,6 +11,7 @@ Draws are keyed by (seed, benchmark, problem, sample). They depend neither on th
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,8 +102,9 @@ def run_cell(cell: Cell, benchmark: Benchmark, bench: EvalContext) -> list[dict[
 def _make(cell: Cell, name: str, wave: Sequence[tuple[Problem, int]], bench: EvalContext) -> list[dict[str, Any]]:
     """Sample one wave. A prompt too long for the model is not sampled and counts as wrong."""
     rollouts = [_empty(problem, sample, name, bench.policy) for problem, sample in wave]
-    room = room_for_prompt(bench.policy, cell.config)
-    fitting = [rollout for rollout in rollouts if room is None or len(rollout.prompt_ids) <= room]
+    positions = getattr(bench.policy.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    room = positions - cell.config.rollout.max_completion_length
+    fitting = [rollout for rollout in rollouts if len(rollout.prompt_ids) <= room]
     complete(
         fitting,
         bench.policy,
@@ -116,12 +118,6 @@ def _make(cell: Cell, name: str, wave: Sequence[tuple[Problem, int]], bench: Eva
     )
     fits = {id(rollout) for rollout in fitting}
     return [_row(rollout, id(rollout) in fits, cell.config) for rollout in rollouts]
-
-
-def room_for_prompt(policy: Policy, config: Config) -> int | None:
-    """Return the longest prompt (tokens) that leaves room for a full response; None means no limit."""
-    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    return positions - config.rollout.max_completion_length if positions else None
 
 
 def _empty(problem: Problem, sample: int, name: str, policy: Policy) -> Rollout:

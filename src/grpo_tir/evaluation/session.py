@@ -117,11 +117,8 @@ class Session:
             "c": c,
             "stop": config.tool.stop,
             "tool": config.tool.name,
-            **{
-                key: value
-                for key in ("state", "echo")
-                if (value := getattr(config.tool, key)) not in ("fresh", False)
-            },
+            "state": config.tool.state,
+            "echo": config.tool.echo,
             "sampling": dataclasses.asdict(sampling),
             "samples": options.samples,
             "seed": config.train.seed,

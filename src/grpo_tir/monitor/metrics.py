@@ -70,10 +70,8 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
 
 def count_fake_outputs(rollout: Rollout) -> int:
     """Count output blocks that the model opened and filled itself, without a call of the tool."""
-    texts: dict[str, list[str]] = {"model": [], "tool": []}
-    for segment in rollout.segments:
-        texts[segment.kind].append(segment.text)
-    return fake_outputs(texts["model"], texts["tool"], len(rollout.calls))
+    model, tool = ([s.text for s in rollout.segments if s.kind == kind] for kind in ("model", "tool"))
+    return fake_outputs(model, tool, len(rollout.calls))
 
 
 def fake_outputs(model: Sequence[str], tool: Sequence[str], calls: int) -> int:

@@ -119,7 +119,9 @@ class RunLog:
 
     def metrics(self, step: int, metrics: dict[str, float | None]) -> None:
         """Write the metrics of a step. A value that is not finite becomes null, because JSON has no NaN."""
-        metrics = {name: value if _finite(value) else None for name, value in metrics.items()}
+        metrics = {
+            name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()
+        }
         self.history.append({"step": step, **metrics})
         self.writer.do(self._track, step, metrics)
 
@@ -283,10 +285,6 @@ def _keep_steps(path: Path, last: int) -> None:
     if path.exists():
         kept = [row for row in read_jsonl(path) if row["step"] <= last]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
-def _finite(value: float | None) -> bool:
-    return value is None or math.isfinite(value)
 
 
 def _brief(result: Any) -> dict[str, Any]:

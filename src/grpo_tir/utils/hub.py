@@ -1,7 +1,7 @@
 """Check once whether the Hugging Face Hub answers, and locate models.
 
 Without a network, the Hub's client retries each file six times over half a minute. So the Hub is tested first,
-with at most `TRIES` connections. If all fail, the client is set offline; it then finds only files in its cache.
+with one connection. If it fails, the client is set offline; it then finds only files in its cache.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from grpo_tir.errors import ModelError
 
-TRIES, SECONDS = 2, 5.0  # connection attempts, and the timeout of each
+SECONDS = 5.0  # timeout of the connection
 
 
 @functools.cache
@@ -52,14 +52,11 @@ def locate_model(path: str) -> str:
 
 
 def _fault(endpoint: str) -> str | None:
-    """Try to connect to a URL. Returns the reason of the last failure, or None if a connection was made."""
+    """Try to connect to a URL. Returns the reason of the failure, or None if a connection was made."""
     parts = urlsplit(endpoint)
-    fault = None
-    for _ in range(TRIES):
-        try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname or "", port), timeout=SECONDS).close()
-            return None
-        except (OSError, ValueError) as error:  # ValueError: an invalid port
-            fault = getattr(error, "strerror", None) or str(error)
-    return fault
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=SECONDS).close()
+    except (OSError, ValueError) as error:  # ValueError: an invalid port
+        return getattr(error, "strerror", None) or str(error)
+    return None

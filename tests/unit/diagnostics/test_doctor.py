@@ -30,7 +30,6 @@ from grpo_tir.diagnostics.memory import Hardware
 from grpo_tir.diagnostics.problems import check_problems
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.grading import worker
-from grpo_tir.grading.grader import Grader
 from grpo_tir.rollouts.policy import Policy, load_policy
 from grpo_tir.testing import ScriptedExecutor
 from grpo_tir.types import Problem, ToolResult
@@ -240,16 +239,14 @@ def test_a_grader_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 def test_golds_that_no_rule_can_read_are_named() -> None:
     problems = [Problem(str(n), "?", "N/A" if n % 10 == 0 else "7") for n in range(50)]
-    with Grader() as grader:
-        (found,) = faults(check_grader(problems, grader))
+    (found,) = faults(check_grader(problems))
     assert "cannot judge 5 of 50 golds; the first, of 0: 'N/A'" in found
 
 
 def test_golds_are_tried_over_the_whole_file() -> None:
     """The last golds of 399 problems are unusable: half of the golds of their second half must be tried."""
     problems = [Problem(str(n), "?", "N/A" if n >= 300 else "7") for n in range(399)]
-    with Grader() as grader:
-        (found,) = faults(check_grader(problems, grader))
+    (found,) = faults(check_grader(problems))
     assert "cannot judge 49 of 200 golds; the first, of 301: 'N/A'" in found
 
 
