@@ -91,7 +91,7 @@ class Reader:
             return region
         if enclosed(text) and text[0] == "⦃":
             return self.bracketed(text, depth)
-        if "±" in text or "∓" in text:
+        if "±" in text:
             return self.both_signs(text, depth)
         if ":" in text and len(parts := split_top(text, ":")) > 1:
             return Ratio(tuple(self.expression(part) for part in parts), units.read_colons(text))
@@ -276,17 +276,15 @@ class Reader:
         return Sequence(brackets, tuple(items))
 
     def both_signs(self, text: str, depth: int) -> Any:
-        """Expand 1 ± 2 to the list 3, -1. Several ± are independent; with ∓ all signs change together."""
-        places = [at for at, sign in enumerate(text) if sign in "±∓"]
+        """Expand 1 ± 2 to the list 3, -1. Several ± are independent."""
+        places = [at for at, sign in enumerate(text) if sign == "±"]
         if len(places) > 4:
             raise Unreadable("too many double signs")
-        together = "∓" in text
         found = []
-        for signs in itertools.product("+-", repeat=1 if together else len(places)):
+        for signs in itertools.product("+-", repeat=len(places)):
             pieces = list(text)
-            for index, at in enumerate(places):
-                sign = signs[0 if together else index]
-                pieces[at] = sign if text[at] == "±" else {"+": "-", "-": "+"}[sign]
+            for at, sign in zip(places, signs):
+                pieces[at] = sign
             found.append(self.read("".join(pieces), depth + 1))
         return Sequence("", tuple(found))
 
