@@ -62,8 +62,8 @@ def make_loop(
     sampling: Sampling = GREEDY,
     **hooks: Any,
 ) -> RolloutLoop:
-    stopping = CodeBlockStopping(tokenizer, tool.stop if tool else "output")
     eos = find_eos_ids(model, tokenizer) if eos_ids is None else eos_ids
+    stopping = CodeBlockStopping(tokenizer, tool.stop if tool else "output", eos_ids=eos)
     generator = GenerateRounds(model.eval(), stopping, sampling, eos, max_rows)
     return RolloutLoop(generator, tool, tokenizer, Limits(budget, c), seed, **hooks)
 

@@ -112,11 +112,17 @@ class ToolConfig:
 
     name: str = "python"
     """`python`, or a custom tool as a dotted path or `file.py:Class`."""
+    names: list[str] = field(default_factory=lambda: ["python"])
+    """Tools that a model calls by name: `python`, `calculator`, or functions as dotted paths or
+    `file.py:function`. More than `python` needs a `format` that names tools."""
     max_tool_calls: int = 1
     """Maximum number of calls in a response; then only text is sampled. 0 means chain of thought. (ToRL: C = 1)"""
-    stop: Literal["output", "fence"] = "output"
-    """Text at which sampling pauses for a call. `output`: the paper's marker "```output". `fence`: the fence that
-    closes a "```python" block."""
+    calls_by_tool: list[int] = field(default_factory=list)
+    """Maximum number of calls of each of `names`, within `max_tool_calls`. Empty means no further limit."""
+    format: str = "output"
+    """How calls are written (tools/formats.py). `output`: a "```python" block and the paper's marker "```output",
+    which pauses sampling. `fence`: the fence that closes the block pauses it. `tool_call`: as in the model's chat
+    template, `<tool_call>{json}</tool_call>` or Llama's form. Else the path of a YAML file. Old name: `stop`."""
     state: Literal["fresh", "replay"] = "fresh"
     """`fresh`: each call starts from nothing, as in the paper. `replay`: earlier successful blocks run
     first, without output, so that their variables exist. Their time is not charged to the call, but together they
@@ -365,6 +371,11 @@ def check(config: Config) -> None:
     bounds = config.algorithm.sequence_mask
     if bounds and not (len(bounds) == 2 and 0 <= bounds[0] < 1 < bounds[1]):
         raise ConfigError(f"algorithm.sequence_mask is {bounds}: it must be [lo, hi] with 0 <= lo < 1 < hi, or []")
+    tool = config.tool
+    if tool.format in ("output", "fence") and tool.names != ["python"]:
+        raise ConfigError(f"tool.format {tool.format} names no tool, but tool.names has others: use tool_call")
+    if not tool.names or (tool.calls_by_tool and len(tool.calls_by_tool) != len(tool.names)):
+        raise ConfigError("tool.names must name a tool, and tool.calls_by_tool have a number for each, or none")
     unknown = set(config.train.report_to) - {"tensorboard", "wandb", "trackio"}
     if unknown:
         raise ConfigError(f"train.report_to: unknown {sorted(unknown)}; known: tensorboard, wandb, trackio")

@@ -60,6 +60,8 @@ class ToolResult:
     """CPU time of the program, counted in the same way."""
     replay_differs: int = 0
     """Number of earlier blocks that failed, or printed something else, when they were replayed."""
+    tool: str = ""
+    """Name of the tool, if the model calls tools by name."""
 
 
 @dataclass(frozen=True)

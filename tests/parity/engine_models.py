@@ -106,10 +106,12 @@ def assert_same_unless_tied(model: PreTrainedModel, prompt: list[int], ours: lis
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """97 words, some of which hold the marker "```output" or parts of it; text is their plain concatenation."""
+    """97 words, some of which hold the markers "```output" and "<tool_call>" or parts of them; text is their plain
+    concatenation."""
     words = [f"w{i} " for i in range(VOCABULARY)]
     words[20:26] = ["```output", "```", "output", "```out", "put\n", "```python\n"]
     words[30:34] = ["```output\n", "x```output", "```output ", "output\n"]
+    words[40:60] = [f"{'x' * n}<tool_call>" for n in range(16)] + ["<", "tool", "_call", ">"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0 "))
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)

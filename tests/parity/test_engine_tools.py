@@ -56,14 +56,19 @@ def test_a_tool_may_answer_at_any_position(after: int, late: bool) -> None:
 
 @pytest.mark.parametrize("max_rows,kv_tokens", [(0, 0), (2, 0), (0, 80), (0, 200)])
 @pytest.mark.parametrize("late", [False, True])
-def test_rows_with_tools_are_those_of_the_readable_twin(max_rows: int, kv_tokens: int, late: bool) -> None:
-    """Real markers, up to two calls a row, parked rows that are evicted: the same ids from the same keys."""
+@pytest.mark.parametrize("stop", ["output", "tool_call"])
+def test_rows_with_tools_are_those_of_the_readable_twin(
+    max_rows: int, kv_tokens: int, late: bool, stop: str
+) -> None:
+    """Real markers, or ends of turns, up to two calls a row, parked rows that are evicted: the same ids from the
+    same keys."""
     model = make_model(FAMILIES["qwen2"], torch.float64)
-    stopping = CodeBlockStopping(make_tokenizer())
+    eos = [11] if stop == "output" else [11, 12, 13, 14]
+    stopping = CodeBlockStopping(make_tokenizer(), stop, eos_ids=eos)
     requests = make_requests(groups=4, samples=4, budget=40, seed=3)
-    engine = Engine(model, stopping, Sampling(), [11], max_rows, kv_tokens)
+    engine = Engine(model, stopping, Sampling(), eos, max_rows, kv_tokens)
     ours = run_with_tool(engine, requests, INSERTED, calls=2, late=late)
-    twin = GenerateRounds(model, stopping, Sampling(), [11])
+    twin = GenerateRounds(model, stopping, Sampling(), eos)
     theirs = run_with_tool(twin, requests, INSERTED, calls=2)
     assert ours == theirs
     assert sum(len(segments) > 1 for segments in ours.values()) >= 5, "too few rows called a tool"

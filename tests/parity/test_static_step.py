@@ -43,13 +43,14 @@ def test_static_steps_draw_the_eager_tokens(family: str, block: int) -> None:
 
 @pytest.mark.parametrize("max_rows,kv_tokens", [(0, 0), (2, 0), (0, 80), (0, 200)])
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("block", [1, 16])
+@pytest.mark.parametrize("block,stop", [(1, "output"), (16, "output"), (16, "tool_call")])
 def test_rows_with_tools_are_those_of_the_readable_twin(
-    max_rows: int, kv_tokens: int, late: bool, block: int
+    max_rows: int, kv_tokens: int, late: bool, block: int, stop: str
 ) -> None:
-    """Real markers, up to two calls, refill, evicted rows: tokens drawn past a stop change nothing."""
+    """Real markers, or ends of turns, up to two calls, refill, evicted rows: tokens drawn past a stop change
+    nothing."""
     model = make_model(FAMILIES["qwen2"], torch.float64)
-    stopping = CodeBlockStopping(make_tokenizer())
+    stopping = CodeBlockStopping(make_tokenizer(), stop, eos_ids=[11, 12, 13, 14])
     requests = make_requests(groups=4, samples=4, budget=40, seed=3)
     engine = Engine(model, stopping, Sampling(), [11, 12, 13, 14], max_rows, kv_tokens, "plain", block, page=4)
     ours = run_with_tool(engine, requests, INSERTED, calls=2, late=late)

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "grpo_tir"
 # A module imports from its own row or from below. A name stands for itself and all inside it; the longest counts.
 LAYERS = [
     ["types", "config", "errors", "utils", "grading", "learning.certificate", "minimal"],
-    ["tools.protocol", "tools.python", "executor.protocol", "monitor.alarms"],
+    ["tools.protocol", "tools.python", "tools.formats", "executor.protocol", "monitor.alarms"],
     ["data", "rollouts.rewards", "learning.advantages", "learning.loss", "learning.packing"],
     ["learning.fast_softmax", "learning.logprobs", "learning.batching"],
     ["executor", "tools", "generation", "engine", "learning.lora", "testing"],
@@ -44,7 +44,8 @@ TRAINER += [
     "evaluation.held_out",
 ]
 TORCH_FREE = ["types", "config", "errors", "utils", "grading", "distributed.launcher", "tools.python", "cli"]
-TORCH_FREE += ["tools.protocol", "executor.protocol", "monitor.metrics", "monitor.alarms", "monitor.run_log"]
+TORCH_FREE += ["tools.protocol", "tools.formats", "tools.named", "tools.functions"]
+TORCH_FREE += ["executor.protocol", "monitor.metrics", "monitor.alarms", "monitor.run_log"]
 TORCH_FREE += ["rollouts.rewards", "learning.certificate", "data.prompts", "data.problems", "data.benchmarks"]
 TORCH_FREE += ["curation.limr", "curation.balance", "curation.build", "curation.sources", "diagnostics.memory"]
 TORCH_FREE += ["commands.quickstart", "utils.hub", "utils.files", "utils.resources"]

@@ -31,10 +31,17 @@ TEMPLATES = {
     "torl_0307": f"{CONVERSATION} {THINKS_FIRST} User: {INSTRUCTION}\n{{problem}}\nAssistant:\n",
     "plain": "{problem}\n",
 }
+DATE = "26 Jul 2024"
+"""Date for chat templates that show one: prompts must be the same when a run resumes."""
 Renderer = Callable[[Problem], str]
 
 
-def make_renderer(template: str, tokenizer: Any = None, system: str | None = None) -> Renderer:
+def make_renderer(
+    template: str,
+    tokenizer: Any = None,
+    system: str | None = None,
+    tools: Sequence[dict[str, Any]] = (),
+) -> Renderer:
     """Make a function that maps a problem to its prompt text.
 
     Args:
@@ -42,12 +49,15 @@ def make_renderer(template: str, tokenizer: Any = None, system: str | None = Non
             holds `{problem}` once.
         tokenizer: used by `chat` only.
         system: system message of `chat`; None means Qwen2.5-Math's TIR instruction, "" means no message.
+        tools: JSON schemas of the tools, shown by `chat`. If there are any, the chat template also answers calls.
 
     Raises:
-        TemplateError: unknown name, unreadable file, not exactly one `{problem}`, or no chat template.
+        TemplateError: unknown name, unreadable file, not exactly one `{problem}`, or no usable chat template.
     """
+    if tools:
+        check_chat_template(tokenizer)
     if template == "chat":
-        return _chat(tokenizer, INSTRUCTION if system is None else system)
+        return _chat(tokenizer, INSTRUCTION if system is None else system, tools)
     text = TEMPLATES.get(template) or _read(template)
     if text.count("{problem}") != 1:
         raise TemplateError(f"the template {template} must hold {{problem}} exactly once")
@@ -75,14 +85,100 @@ def _read(template: str) -> str:
         ) from None
 
 
-def _chat(tokenizer: Any, system: str) -> Renderer:
+def _chat(tokenizer: Any, system: str, tools: Sequence[dict[str, Any]]) -> Renderer:
     if not getattr(tokenizer, "chat_template", None):
         raise TemplateError("data.template `chat` needs a tokenizer with a chat template; use `torl` or `plain`")
+    settings: dict[str, Any] = {"tools": list(tools)} if tools else {}
 
     def render(problem: Problem) -> str:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": problem.problem})
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text
+        return apply_chat(tokenizer, messages, **settings)
 
     return render
+
+
+def apply_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
+    """Render messages and the beginning of the next turn."""
+    text: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, date_string=DATE, **settings
+    )
+    return text
+
+
+def tool_answer(tokenizer: Any, outputs: Sequence[str]) -> list[str]:
+    """Return what the chat template writes between a turn that calls tools and the next turn.
+
+    The template is rendered with tool messages. The end of the calling turn belongs to the result:
+
+        ["<|im_end|>⏎<|im_start|>user⏎<tool_response>⏎", "42", "⏎</tool_response><|im_end|>⏎<|im_start|>assis…⏎"]
+
+    Returns:
+        Parts of the template and outputs in turn, of each output what the template makes of it.
+    """
+    marks = [f"OUTPUT{number}MARK" for number in range(len(outputs))]
+    rest, parts = _after_turn(tokenizer, marks), list[str]()
+    before, _, after = _after_turn(tokenizer, marks[:1]).partition(marks[0])
+    for mark, output in zip(marks, outputs, strict=True):
+        part, _, rest = rest.partition(mark)
+        alone = _after_turn(tokenizer, [output])
+        parts += [part, alone[len(before) : len(alone) - len(after)]]
+    return [*parts, rest]
+
+
+def _after_turn(tokenizer: Any, outputs: Sequence[str], turn: str = "TURN0MARK") -> str:
+    messages = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": turn}]
+    messages += [{"role": "tool", "content": output} for output in outputs]
+    return apply_chat(tokenizer, messages).partition(turn)[2]
+
+
+def encode_answer(tokenizer: Any, outputs: Sequence[str], ended: bool) -> tuple[list[int], str]:
+    """Encode the answer to a turn as the chat template writes it. Special tokens in an output are split.
+
+    Args:
+        tokenizer: of the policy, with a chat template.
+        outputs: one for each call.
+        ended: True if the turn was sampled with its end-of-text token, which is then left out of the answer.
+    """
+    parts = tool_answer(tokenizer, outputs)
+    text = "".join(parts)
+    if all(encode(tokenizer, output) == encode(tokenizer, output, literal=True) for output in parts[1::2]):
+        ids = encode(tokenizer, text)  # as the template's own text is encoded
+    else:
+        ids = [i for n, part in enumerate(parts) for i in encode(tokenizer, part, literal=n % 2 == 1)]
+    if ended and ids and ids[0] in tokenizer.all_special_ids:
+        text = text.removeprefix(tokenizer.decode(ids[:1]))
+        ids = ids[1:]
+    return ids, text
+
+
+def check_chat_template(tokenizer: Any) -> None:
+    """Check that a prompt, sampled turns and inserted answers together are what the template renders.
+
+    Raises:
+        TemplateError: there is no chat template, it has no tool messages, or it rewrites earlier turns.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise TemplateError("tool.format needs a tokenizer with a chat template; use `output`, or your own format")
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Go."}]
+    try:
+        prompt = apply_chat(tokenizer, messages)
+        thinks = prompt.rstrip().endswith("<think>")
+        for thought in ("step\n</think>\n\n",) if thinks else ("", "<think>\nstep\n</think>\n\n"):
+            said, row = messages, prompt
+            for turn in (f"{thought}one", f"{thought}two"):
+                opened = "<think>\n" if thinks else ""
+                said = [*said, {"role": "assistant", "content": opened + turn}, {"role": "tool", "content": "42"}]
+                row += turn + "".join(tool_answer(tokenizer, ["42"]))
+            if "42" not in row:
+                raise TemplateError("the chat template leaves tool messages out: give tool.format a YAML file")
+            if (rendered := apply_chat(tokenizer, said)) != row:
+                differs = next(n for n, (a, b) in enumerate(zip(row + " ", rendered + " ")) if a != b)
+                raise TemplateError(
+                    f"the chat template rewrites earlier turns ({row[differs:][:30]!r} becomes "
+                    f"{rendered[differs:][:30]!r}): give tool.format a YAML file with an `answer`"
+                )
+    except TemplateError:
+        raise
+    except Exception as error:  # a template may raise anything
+        raise TemplateError(f"the chat template renders no tool message: {str(error).splitlines()[0]}") from None

@@ -236,10 +236,8 @@ class Engine:
         return Stopped(row.request.row, row.tokens[row.start :], row.logprobs, reason)
 
     def _ends(self, row: SequenceState, token: int) -> Literal["eos", "call", "length"] | None:
-        """Return why the newest token stops the row, or None. The last token of the budget may still be an eos or
-        complete a call."""
-        if token in self.eos_ids:
-            return "eos"
+        """Return why the newest token stops the row, or None. An eos can complete a call. The last token of the
+        budget may still be an eos or complete a call."""
         if (
             row.may_call
             and token in self.closers
@@ -247,6 +245,8 @@ class Engine:
             and self.stopping.stops(row.tokens[row.start :])
         ):
             return "call"
+        if token in self.eos_ids:
+            return "eos"
         return None if row.budget_left else "length"
 
     # --- a block of static steps ----------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class Session:
             "prompt": policy.render(Problem("", "{problem}", "")),
             "condition": condition,
             "c": c,
-            "stop": config.tool.stop,
+            "stop": config.tool.format,
             "tool": config.tool.name,
             "state": config.tool.state,
             "echo": config.tool.echo,

@@ -36,7 +36,7 @@ class AlteredTool:
         altered.used = open_session(self.tool, rollout)
         return altered
 
-    def find_call(self, text: str) -> str | None:
+    def find_call(self, text: str) -> str | list[str] | None:
         """Find a call as the tool does."""
         return self.used.find_call(text)
 

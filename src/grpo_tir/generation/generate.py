@@ -149,8 +149,8 @@ class GenerateRounds:
         if stopped_at is not None:
             ends["call"] = stopped_at - sampler.width
         length = min(ends.values())
-        # at the last token of the budget, `eos` and `call` take precedence over `length`
-        reason = next(name for name in ("eos", "call", "length") if ends.get(name) == length)
+        # an end-of-text token can complete a call; both take precedence over `length`
+        reason = next(name for name in ("call", "eos", "length") if ends.get(name) == length)
         tokens = new[:length]
         row.response += tokens
         row.waiting = reason == "call"

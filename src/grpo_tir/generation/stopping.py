@@ -1,4 +1,4 @@
-"""Pause a row where the policy calls its tool.
+"""Pause a row where the policy calls its tool, in the format that `tool.format` names.
 
 `CodeBlockStopping` is an ordinary `transformers.StoppingCriteria` and works with any `model.generate`. It checks a
 row only when its newest token could complete the marker, and then decodes a short tail:
@@ -7,6 +7,8 @@ row only when its newest token could complete the marker, and then decodes a sho
                              └─ tail ────────┘   "```output" ends inside the newest token: stop
 
 The newest token is kept as it was sampled, even if it continues after the marker ("put\\n"): the policy chose it.
+
+A format without a marker, such as `tool_call`, pauses a row at an end-of-text token, if its segment holds a call.
 """
 
 from __future__ import annotations
@@ -17,9 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
-from grpo_tir.tools.python import OUTPUT_MARKER, find_code
-
-FENCE = "```"
+from grpo_tir.tools.formats import CODE_FORMATS, OPENING, load_format
 
 
 class CodeBlockStopping(StoppingCriteria):
@@ -27,22 +27,35 @@ class CodeBlockStopping(StoppingCriteria):
 
     Args:
         tokenizer: tokenizer of the policy.
-        stop: `output` for the paper's marker "```output", `fence` for the fence that closes a ```python block.
+        stop: name of the format: `output` for the paper's marker "```output", `fence` for the fence that closes a
+            ```python block, or another (`ToolConfig.format`).
         start: column at which the model's own tokens begin; None takes the column of the newest token at the first
             call, which is right for a plain `generate`.
+        eos_ids: tokens that end a turn; default: that of the tokenizer.
 
     Attributes:
         may_stop: False for rows that have used all their calls: they never stop; None lets every row stop.
         stopped_at: for each row, the width at which it first stopped; None while it has not.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str = "output", start: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: str = "output",
+        start: int | None = None,
+        eos_ids: Sequence[int] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
-        self.stop = stop
-        self.marker = OUTPUT_MARKER if stop == "output" else FENCE
-        self.closers = frozenset(
-            i for i, text in enumerate(_token_texts(tokenizer)) if can_close(text, self.marker)
-        )
+        self.stop, self.format = stop, load_format(stop)
+        self.marker = self.format.marker
+        # a model whose template writes <tool_call> must not learn the bare JSON of Llama
+        template = str(getattr(tokenizer, "chat_template", None))
+        self.needed = OPENING if stop == "tool_call" and OPENING in template else ""
+        if self.marker:
+            texts = _token_texts(tokenizer, keep="" if stop in CODE_FORMATS else self.marker)
+            self.closers = frozenset(i for i, text in enumerate(texts) if can_close(text, self.marker))
+        else:
+            self.closers = frozenset([tokenizer.eos_token_id] if eos_ids is None else eos_ids)
         self.begin(start)
 
     def begin(self, start: int | None, may_stop: Sequence[bool] | None = None) -> None:
@@ -55,17 +68,22 @@ class CodeBlockStopping(StoppingCriteria):
         """True if the last token completes a call. `token_ids` is one model segment so far."""
         if not token_ids or token_ids[-1] not in self.closers:
             return False
+        if not self.marker:
+            text = self._decode(token_ids[:-1])
+            return self.needed in text and bool(self.format.find(text))
         # each character of the marker may be one token; three more tokens complete a UTF-8 character before them
         tail = token_ids[-len(self.marker) - 3 :]
         if self.marker not in self._decode(tail):
             return False
         if self.stop == "output":
             return self.marker not in self._decode(tail[:-1])
-        return closes_block(self._decode(token_ids)) and not closes_block(self._decode(token_ids[:-1]))
+        find = self.format.find
+        return bool(find(self._decode(token_ids))) and not find(self._decode(token_ids[:-1]))
 
     def may_stop_next(self, token_ids: Sequence[int]) -> bool:
-        """True if the segment ends in a part of the marker, so that one more token may complete a call."""
-        tail = self._decode(token_ids[-len(self.marker) :])
+        """True if the segment ends in a part of the marker, so that one more token may complete a call. False
+        without a marker."""
+        tail = self._decode(token_ids[-len(self.marker) :]) if self.marker else ""
         return any(tail.endswith(self.marker[:n]) for n in range(1, len(self.marker)))
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **_: Any) -> torch.BoolTensor:
@@ -92,11 +110,6 @@ def can_close(token: str, marker: str) -> bool:
     return marker in token or any(token.startswith(marker[-k:]) for k in range(1, len(marker) + 1))
 
 
-def closes_block(text: str) -> bool:
-    """True if the text holds a closed ```python block."""
-    return find_code(text) is not None
-
-
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
     """Decode tokens without changes: special tokens and spaces are kept."""
     text = tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -104,9 +117,11 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
     return text
 
 
-def _token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the text of each token. Special tokens cannot be part of a marker and get an empty text."""
+def _token_texts(tokenizer: PreTrainedTokenizerBase, keep: str) -> list[str]:
+    """Return the text of each token. Special tokens cannot be part of a marker and get an empty text, unless one
+    is the marker `keep`."""
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
     for special in tokenizer.all_special_ids:
-        texts[special] = ""
+        if not keep or texts[special] != keep:
+            texts[special] = ""
     return texts

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from grpo_tir.config import AlgorithmConfig
 from grpo_tir.grading.extract import boxed_answers, extract_answer
+from grpo_tir.tools.formats import native_calls
 from grpo_tir.tools.python import find_code
 from grpo_tir.types import Rollout, RolloutGroup
 
@@ -64,8 +65,11 @@ def assign_advantages(groups: Sequence[RolloutGroup], config: AlgorithmConfig) -
 
 
 def has_void_turn(rollout: Rollout) -> bool:
-    """True if some turn has neither a closed code block nor a final answer (SimpleTIR, arXiv 2509.02479)."""
-    return any(find_code(turn) is None and extract_answer(turn) is None for turn in _turns(rollout))
+    """True if some turn has neither a call nor a final answer (SimpleTIR, arXiv 2509.02479)."""
+    return any(
+        find_code(turn) is None and not native_calls(turn) and extract_answer(turn) is None
+        for turn in _turns(rollout)
+    )
 
 
 def turn_returns(rollout: Rollout, gamma: float) -> list[float]:
@@ -79,7 +83,8 @@ def turn_returns(rollout: Rollout, gamma: float) -> list[float]:
     assert rollout.reward is not None
     rewards = [0.0] * len(_turns(rollout))
     for turn, call in enumerate(rollout.calls):
-        rewards[turn] += FORMAT_REWARD if call.code is None else 0.0
+        if call.code is None:  # only in formats with one call a turn
+            rewards[turn] += FORMAT_REWARD
     rewards[-1] += rollout.reward.value
     return [*itertools.accumulate(reversed(rewards), lambda later, reward: reward + gamma * later)][::-1]
 

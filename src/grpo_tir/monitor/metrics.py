@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_tir.grading.extract import extract_answer
 from grpo_tir.learning.advantages import is_flat
+from grpo_tir.tools.formats import native_calls, written_calls
 from grpo_tir.tools.python import OUTPUT_MARKER, code_blocks, error_line
 from grpo_tir.types import Rollout, stamp
 
@@ -52,9 +53,11 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
         "lost": rollout.finish_reason == "aborted",
         "calls": len(rollout.calls),
         "no_code_calls": sum(call.result is None for call in rollout.calls),
-        "written": sum(len(code_blocks(text)) for text in model),
+        # a call in a format of the user's own is known only by its result
+        "written": max(sum(len(written_calls(text)) for text in model), len(executed)),
         "before_answer": _blocks_before_answer(model),
         "executed": len(executed),
+        "by_tool": [(result.tool, result.status == "ok") for result in executed if result.tool],
         "replay_differs": sum(result.replay_differs > 0 for result in executed),
         "passed": sum(result.status == "ok" for result in executed),
         "wait": sum(call.seconds for call in rollout.calls),
@@ -76,7 +79,7 @@ def count_fake_outputs(rollout: Rollout) -> int:
 
 def fake_outputs(model: Sequence[str], tool: Sequence[str], calls: int) -> int:
     """Count invented outputs in the model's turns. Each of the first `calls` turns has one marker of its call,
-    unless the tool's texts begin with it (`tool.stop: fence`)."""
+    unless the tool's texts begin with it (`tool.format: fence`)."""
     if tool and tool[0].lstrip("\n").startswith(OUTPUT_MARKER):
         calls = 0
     return sum(max(0, text.count(OUTPUT_MARKER) - (number < calls)) for number, text in enumerate(model))
@@ -90,8 +93,13 @@ def contradicts(answer: str | None, status: str | None, stdout: str) -> bool | N
 
 
 def _wanted_after_limit(rollout: Rollout, model: Sequence[str], limit: int) -> int:
-    """Count code blocks after the last allowed call."""
-    return len(code_blocks(model[-1])) if len(model) > len(rollout.calls) >= limit else 0
+    """Count calls after the last allowed one."""
+    if len(rollout.calls) < limit:
+        return 0
+    native = sum(len(native_calls(text)) for text in model)
+    if native:
+        return max(0, native - len(rollout.calls))
+    return len(code_blocks(model[-1])) if len(model) > len(rollout.calls) else 0
 
 
 def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]:
@@ -234,6 +242,12 @@ def tool_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     for name, flag in (("right", 1.0), ("wrong", 0.0)):
         chosen = [row for row in rows if row["correct"] == flag]
         metrics[f"tools/pass_ratio_{name}"] = _share(_total(chosen, "passed"), _total(chosen, "executed"))
+    results: dict[str, list[bool]] = {}
+    for name, passed in (result for row in rows for result in row["by_tool"]):
+        results.setdefault(name, []).append(passed)
+    for name, passes in sorted(results.items()):
+        metrics[f"by_tool/{name}/calls"] = float(len(passes))
+        metrics[f"by_tool/{name}/pass_ratio"] = _mean(map(float, passes))
     errors = Counter(name if name.isidentifier() else "other" for row in rows for name in row["errors"])
     return {**metrics, **{f"tools/error/{name}": float(number) for name, number in errors.most_common(10)}}
 
@@ -254,9 +268,9 @@ def _blocks_before_answer(model: Sequence[str]) -> int:
     """Count code blocks before the final answer; all blocks if there is no answer."""
     for number in range(len(model) - 1, -1, -1):
         if extract_answer(model[number]) is not None:
-            here = code_blocks(model[number][: model[number].rfind(BOX)])
-            return sum(len(code_blocks(text)) for text in model[:number]) + len(here)
-    return sum(len(code_blocks(text)) for text in model)
+            here = written_calls(model[number][: model[number].rfind(BOX)])
+            return sum(len(written_calls(text)) for text in model[:number]) + len(here)
+    return sum(len(written_calls(text)) for text in model)
 
 
 def _mean(numbers: Iterable[float]) -> float | None:

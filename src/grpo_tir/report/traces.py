@@ -26,7 +26,7 @@ from grpo_tir.errors import UserError
 from grpo_tir.grading.extract import extract_answer
 from grpo_tir.monitor.metrics import contradicts, fake_outputs
 from grpo_tir.report.read import Run, clean, decoder, json_lines, number, pack, parsed
-from grpo_tir.tools.python import code_blocks
+from grpo_tir.tools.formats import written_calls
 
 MAX_SUMMARIES = 50_000
 MAX_FULL = 2_000
@@ -210,7 +210,7 @@ def bits(rollout: dict[str, Any]) -> int:
     answers = [extract_answer(text) for text in written]
     values = {
         "correct": correct,
-        "code": any(code_blocks(text) for text in written),
+        "code": any(call.get("status") for call in calls) or any(written_calls(text) for text in written),
         "failed": False in ran,
         "recovered": False in ran and True in ran[ran.index(False) :],
         "contradiction": bool(

@@ -24,6 +24,7 @@ from grpo_tir.generation.protocol import Generator, Request
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning.logprobs import use_float32_head
+from grpo_tir.tools.open import tool_schemas
 from grpo_tir.types import Rollout
 from grpo_tir.utils import hub
 
@@ -152,12 +153,13 @@ def load_policy(
     model = model.to(device)
     with full_weights(model):
         refused = unsupported_reason(model) if config.rollout.generator == "engine" else None
+    eos_ids = find_eos_ids(model, tokenizer)
     return Policy(
         model,
         tokenizer,
-        CodeBlockStopping(tokenizer, config.tool.stop),
-        make_renderer(config.data.template, tokenizer, config.data.system),
-        find_eos_ids(model, tokenizer),
+        CodeBlockStopping(tokenizer, config.tool.format, eos_ids=eos_ids),
+        make_renderer(config.data.template, tokenizer, config.data.system, tool_schemas(config)),
+        eos_ids,
         refused,
     )
 

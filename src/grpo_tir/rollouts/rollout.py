@@ -15,23 +15,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_tir.config import Config, ExecutorConfig
-from grpo_tir.data.prompts import Renderer, encode, make_renderer
+from grpo_tir.data.prompts import Renderer, encode, encode_answer, make_renderer
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.engine.choose_step import Choice
 from grpo_tir.generation.protocol import Generator, Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import decode
 from grpo_tir.rollouts.policy import Policy, load_policy
-from grpo_tir.tools.open import open_tool
+from grpo_tir.tools.formats import load_format
+from grpo_tir.tools.open import open_tool, tool_schemas
 from grpo_tir.tools.protocol import Session, Tool, open_session
 from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment, ToolCall, ToolResult
 from grpo_tir.utils.objects import as_problems, name_of
 
 RunTool = Callable[[Session, Rollout, str], Future[ToolResult]]
+NOT_RUN = ToolResult("error", stderr="CallLimit: not run, the limit of calls is reached")
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def rollout(
     """
     # 1. Render the prompts.
     config = config or Config(executor=ExecutorConfig(kind="auto"))
-    render = make_renderer(config.data.template, tokenizer, config.data.system)
+    render = make_renderer(config.data.template, tokenizer, config.data.system, tool_schemas(config))
     groups = make_groups(as_problems(problems, config, "problems"), render, tokenizer, samples, first_group=0)
     # 2. Make a policy of the model.
     longest, was_training = int(max(map(prompt_length, groups))), model.training
@@ -163,6 +165,15 @@ def rollout(
         if used is not None and used is not tool:
             used.close()
     return groups
+
+
+@dataclass
+class Turn:
+    """The calls of a stopped segment. They run one after another: a later one may use the state of an earlier."""
+
+    left: list[str | None]
+    """Calls that have not run; None stands for a marker without code."""
+    outputs: list[str] = field(default_factory=list)
 
 
 class RolloutLoop:
@@ -197,6 +208,8 @@ class RolloutLoop:
         # row to (future, code, time of the call); a tool with a cache may return one future for two rows
         self.waiting: dict[int, tuple[Future[ToolResult], str, float]] = {}
         self.sessions: dict[int, Session] = {}  # by row, from its first call to its end
+        self.turns: dict[int, Turn] = {}  # by row, while its calls run
+        self.format = load_format(getattr(tool, "stop", "output"))
         self.finished = 0
         self.idle = 0.0
         """Seconds in which no row could continue, because all waited for their tool."""
@@ -230,7 +243,8 @@ class RolloutLoop:
     def _take(self, stop: Stopped) -> None:
         """Store the sampled tokens of a stopped row, whatever the reason (bug 2); then run its call or end it."""
         rollout = self.rollouts[stop.row]
-        visible = stop.token_ids[:-1] if stop.reason == "eos" else stop.token_ids
+        ended = stop.reason == "eos" or (stop.reason == "call" and not self.format.marker)
+        visible = stop.token_ids[:-1] if ended else stop.token_ids
         segment = Segment("model", stop.token_ids, stop.logprobs, decode(self.tokenizer, visible))
         rollout.add(segment)
         if stop.reason != "call":
@@ -240,12 +254,18 @@ class RolloutLoop:
         if stop.row not in self.sessions:
             assert self.tool is not None
             self.sessions[stop.row] = open_session(self.tool, rollout)
-        session = self.sessions[stop.row]
-        code = session.find_call(segment.text)
+        found = self.sessions[stop.row].find_call(segment.text)
+        self.turns[stop.row] = Turn(list(found) if isinstance(found, list) else [found])
+        self._run_next(stop.row)
+
+    def _run_next(self, row: int) -> None:
+        """Start the next call of a turn."""
+        code, session = self.turns[row].left.pop(0), self.sessions[row]
         if code is None:
-            self._answer(stop.row, ToolCall(None, None))
+            self._take_result(row, ToolCall(None, None))
         else:
-            self.waiting[stop.row] = (self.run_tool(session, rollout, code), code, time.monotonic())
+            future = self.run_tool(session, self.rollouts[row], code)
+            self.waiting[row] = (future, code, time.monotonic())
 
     def _collect(self, block: bool) -> None:
         """Resume the rows whose results have come. Wait for results only if no other row can continue."""
@@ -259,12 +279,13 @@ class RolloutLoop:
             self.idle += time.monotonic() - since
         for row in sorted(row for row, (future, _, _) in self.waiting.items() if future.done()):
             future, code, since = self.waiting.pop(row)
-            self._answer(row, ToolCall(code, future.result(), time.monotonic() - since))
+            self._take_result(row, ToolCall(code, future.result(), time.monotonic() - since))
+        if all_at_once and self.waiting:  # further calls of the same turns
+            self._collect(block)
 
-    def _answer(self, row: int, call: ToolCall) -> None:
-        """Insert the observation of a call and resume the row; end it after an outage or at the end of its
-        budget."""
-        rollout = self.rollouts[row]
+    def _take_result(self, row: int, call: ToolCall) -> None:
+        """Store the result of a call. Then run the next call of its turn, or answer the turn."""
+        rollout, turn, session = self.rollouts[row], self.turns[row], self.sessions[row]
         rollout.calls.append(call)
         # 1. After an outage, end the row: it is neither shown to the model nor scored (bug 7).
         if call.result is not None and call.result.status == "infrastructure":
@@ -272,14 +293,28 @@ class RolloutLoop:
             self.generator.release(row)
             self._finish(row)
             return
-        # 2. Encode the answer, cut to the remaining budget.
-        text = self.sessions[row].observe(call.result, rollout.segments[-1].text)
+        # 2. Go on to the next call. Those over the limit are not run.
+        said = rollout.segments[-1].text
+        turn.outputs.append(session.observe(call.result, said))
+        if turn.left and len(rollout.calls) < self.limits.max_tool_calls:
+            self._run_next(row)
+        else:
+            self._answer(row, turn.outputs + [session.observe(NOT_RUN, said) for _ in turn.left])
+
+    def _answer(self, row: int, outputs: list[str]) -> None:
+        """Insert the outputs of a turn's calls and resume the row, or end it at the end of its budget."""
+        rollout = self.rollouts[row]
+        # 1. Encode the answer, cut to the remaining budget.
         room = self.limits.max_completion_length - len(rollout.token_ids)
-        token_ids = encode(self.tokenizer, text, literal=True)
+        if self.format.by_template:
+            token_ids, text = encode_answer(self.tokenizer, outputs, ended=not self.format.marker)
+        else:
+            text = "".join(outputs)
+            token_ids = encode(self.tokenizer, text, literal=True)
         if len(token_ids) >= room:
             token_ids = token_ids[:room]
             text = decode(self.tokenizer, token_ids)
-        # 3. Insert it. End the row if its budget is spent, else resume it.
+        # 2. Insert it. End the row if its budget is spent, else resume it.
         if token_ids:
             rollout.add(Segment("tool", token_ids, text=text))
         if len(token_ids) == room:
@@ -291,6 +326,7 @@ class RolloutLoop:
 
     def _finish(self, row: int) -> None:
         self._close_session(row)
+        self.turns.pop(row, None)
         self.finished += 1
         self.on_finish(self.rollouts[row])
 

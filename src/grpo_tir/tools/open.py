@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from grpo_tir.config import Config
 from grpo_tir.errors import ConfigError
 from grpo_tir.executor.open import open_executor
+from grpo_tir.tools.formats import CODE_FORMATS, load_format
+from grpo_tir.tools.functions import load_functions, schema_of
+from grpo_tir.tools.named import NamedTools
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.tools.python import PythonTool
 from grpo_tir.utils.objects import TOOL_METHODS
@@ -23,10 +27,26 @@ def open_tool(config: Config, log: Callable[[str], None]) -> Tool | None:
     tool = config.tool
     if tool.max_tool_calls == 0:
         return None
+    if tool.name == "python" and tool.format in CODE_FORMATS:
+        return PythonTool(open_executor(config.executor, log=log), tool.format, tool.state, tool.echo)
     if tool.name == "python":
-        return PythonTool(open_executor(config.executor, log=log), tool.stop, tool.state, tool.echo)
+        functions = load_functions(tool.names)
+        sandboxed = any(name == "python" or hasattr(each, "in_sandbox") for name, each in functions.items())
+        return NamedTools(config, open_executor(config.executor, log=log) if sandboxed else None)
     made: Tool = load_object(tool.name)(config)
     missing = [name for name in TOOL_METHODS if not hasattr(made, name)]
     if missing:
         raise ConfigError(f"tool.name `{tool.name}` lacks {', '.join(missing)}; see recipes/custom/tool.py")
     return made
+
+
+def tool_schemas(config: Config) -> list[dict[str, Any]]:
+    """Return the JSON schemas that the chat template shows. Empty if the chat template does not render answers.
+
+    Raises:
+        ConfigError: there is no such format or tool.
+    """
+    tool = config.tool
+    if not tool.max_tool_calls or tool.name != "python" or not load_format(tool.format).by_template:
+        return []
+    return [schema_of(function) for function in load_functions(tool.names).values()]

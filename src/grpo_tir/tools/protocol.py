@@ -21,14 +21,16 @@ from grpo_tir.types import Rollout, ToolResult
 class Session(Protocol):
     """Run what the policy requests in the text of a rollout, and format the result for it."""
 
-    def find_call(self, text: str) -> str | None:
-        """Return the code to run from the model segment that has just stopped; None for a marker without code."""
+    def find_call(self, text: str) -> str | list[str] | None:
+        """Return the code to run from the model segment that has just stopped; None for a marker without code. A
+        list holds the calls of a turn, which run one after another."""
 
     def submit(self, code: str) -> Future[ToolResult]:
         """Run the code. The result may come later."""
 
     def observe(self, result: ToolResult | None, text: str) -> str:
-        """Return the text to insert after `text`, the stopped segment. `result` is None if there was no code."""
+        """Return the text to insert after `text`, the stopped segment. `result` is None if there was no code. With
+        `tool_call`, return the content of the tool message: the chat template writes the rest."""
 
     def close(self) -> None:
         """Release what is held. The session of a rollout is closed when the rollout ends, whatever the reason."""
@@ -38,7 +40,7 @@ class Tool(Session, Protocol):
     """Open sessions, or serve all rollouts as one session. `close` also releases the executor."""
 
     stop: str
-    """End of a call: `output` (the marker "```output") or `fence` (the fence that closes a block)."""
+    """Name of the format of its calls; see `ToolConfig.format`."""
 
 
 def open_session(tool: Tool, rollout: Rollout) -> Session:

@@ -1,11 +1,12 @@
 """Find Python code in the text of the policy, and format what the policy reads of its output.
 
-A model segment ends where the policy asks for output. With the paper's marker (`stop: output`):
+A model segment ends where the policy asks for output. With the paper's marker (`tool.format: output`):
 
     Let me compute it.⏎```python⏎print(6*7)⏎```⏎```output   ← sampled, trained
     ⏎42⏎```⏎                                               ← inserted, masked
 
-With the closing fence (`stop: fence`) the sampled part ends one line earlier, and "```output" is inserted too.
+With the closing fence (`tool.format: fence`) the sampled part ends one line earlier, and "```output" is inserted
+too.
 
 Departures from the reference (with the numbers of its bugs): success is the exit code, not the presence of stdout
 (9); a program without output gives `[no output]`, not a timeout (8); only failed runs are cut to their
@@ -23,6 +24,7 @@ from grpo_tir.types import Rollout, ToolResult
 
 CALL_MARKER = "```python"
 OUTPUT_MARKER = "```output"
+FENCE = "```"
 NO_CODE = "[no code block found]"
 NO_OUTPUT = "[no output]"
 MAX_PART = 256
@@ -94,7 +96,7 @@ class PythonTool:
 
     Args:
         executor: runs the code.
-        stop: see `ToolConfig.stop`.
+        stop: `output` or `fence`; see `ToolConfig.format`.
         state: `fresh`, or `replay`: the successful blocks of the rollout run again before each call. They are read
             from `rollout.calls`, so a resumed rollout continues with the same state.
         echo: show the value of a last expression.

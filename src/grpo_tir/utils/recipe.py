@@ -17,6 +17,9 @@ import yaml
 from grpo_tir.config import Config, check
 from grpo_tir.errors import ConfigError
 
+RENAMED = {"tool.stop": "format"}
+"""Maps old keys to new ones, so that old recipes and checkpoints load."""
+
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     """Read a recipe, apply `overrides` such as `["--section.key", "value"]`, and check the result.
@@ -84,6 +87,7 @@ def _build(kind: type, raw: dict[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in raw.items():
+        key = RENAMED.get(f"{prefix}{key}", key)
         name = f"{prefix}{key}"
         if key not in hints:
             near = difflib.get_close_matches(str(key), _all_names(kind), n=1, cutoff=0.5)

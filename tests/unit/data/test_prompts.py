@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo_tir.data.prompts import encode, make_renderer
+from chat_models import CHATML_TOKENS, FORGETS, QWEN, QWEN_THINKS, bpe_tokenizer, llama_tokenizer
+from grpo_tir.data.prompts import check_chat_template, encode, encode_answer, make_renderer, tool_answer
 from grpo_tir.errors import TemplateError
 from grpo_tir.testing import EOS, byte_tokenizer
 from grpo_tir.types import Problem
@@ -110,3 +111,73 @@ def test_literal_text_never_becomes_a_special_token() -> None:
     assert BYTES.eos_token_id not in encode(BYTES, text, literal=True)
     assert read(encode(BYTES, text, literal=True)) == text
     assert BYTES.eos_token_id in encode(BYTES, text), "one literal text must not change the next one"
+
+
+# --- tool messages of chat templates ----------------------------------------------------------------------------
+
+
+def test_the_answer_to_two_calls_is_what_the_template_writes_between_two_turns() -> None:
+    assert tool_answer(bpe_tokenizer(QWEN, CHATML_TOKENS), ["42", "a\nb"]) == [
+        "<|im_end|>\n<|im_start|>user\n<tool_response>\n",
+        "42",
+        "\n</tool_response>\n<tool_response>\n",
+        "a\nb",
+        "\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+    ]
+
+
+def test_an_output_stands_in_an_answer_as_the_template_encodes_it() -> None:
+    """Llama's template writes JSON."""
+    head = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    parts = tool_answer(llama_tokenizer(), ['say "OUTPUT0MARK"'])
+    assert parts == [
+        "<|eot_id|>" + head.format("ipython") + '"',
+        'say \\"OUTPUT0MARK\\"',
+        '"<|eot_id|>' + head.format("assistant"),
+    ]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_end_of_the_turn_is_inserted_only_if_it_was_not_sampled(ended: bool) -> None:
+    tokenizer = bpe_tokenizer(QWEN, CHATML_TOKENS, 60)
+    tokens, text = encode_answer(tokenizer, ["42"], ended)
+    whole = "".join(tool_answer(tokenizer, ["42"]))
+    assert text == whole.removeprefix("<|im_end|>") if ended else text == whole
+    assert tokens == encode(tokenizer, text) and tokenizer.decode(tokens) == text
+
+
+@pytest.mark.parametrize("template", [QWEN, QWEN_THINKS])
+def test_templates_that_rows_can_be_continued_with_pass(template: str) -> None:
+    check_chat_template(bpe_tokenizer(template, CHATML_TOKENS))
+
+
+def test_a_template_may_open_the_thought_itself_if_it_keeps_it() -> None:
+    begins = "<|im_start|>assistant\n' }}{%- endif %}"
+    assert QWEN.endswith(begins)
+    opens = QWEN.removesuffix(begins) + begins.replace("assistant\n", "assistant\n<think>\n")
+    check_chat_template(bpe_tokenizer(opens, CHATML_TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (None, "needs a tokenizer with a chat template"),
+        (FORGETS, "rewrites earlier turns .* becomes 'one<|im_end|>"),
+        (QWEN.replace("message.role == 'tool'", "message.role == 'none'"), "leaves tool messages out"),
+        (
+            "{{ raise_exception('roles must alternate') if messages | length > 1 }}Go.",
+            "renders no tool message: roles",
+        ),
+    ],
+)
+def test_a_template_that_no_row_can_be_continued_with_is_refused(template: str | None, says: str) -> None:
+    tokenizer = bpe_tokenizer(QWEN, CHATML_TOKENS)
+    tokenizer.chat_template = template
+    with pytest.raises(TemplateError, match=says.replace("|", "\\|")):
+        make_renderer("chat", tokenizer, tools=[{"type": "function"}])
+
+
+def test_the_prompt_shows_the_tools_and_the_same_date_on_any_day() -> None:
+    tool = {"type": "function", "function": {"name": "calculator"}}
+    said = make_renderer("chat", llama_tokenizer(), tools=[tool])(PROBLEM)
+    assert '"name": "calculator"' in said and "Today Date: 26 Jul 2024" in said

@@ -17,11 +17,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from grpo_tir.config import Config
 from grpo_tir.engine.choose_step import Choice
+from grpo_tir.monitor.metrics import summarize, tool_metrics
 from grpo_tir.rollouts import collect
 from grpo_tir.rollouts.rollout import SamplingCost, sample_responses
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.train import train
+from grpo_tir.types import ToolCall, ToolResult
 from grpo_tir.utils.files import read_jsonl
+from scripted import rollout_of
 from tiny_policy import change
 
 PAGE = Path(__file__).parents[3] / "docs/metrics.md"
@@ -97,6 +100,8 @@ def test_the_glossary_and_a_real_run_name_the_same_metrics(finished_run: Path) -
     assert {"by_source/set/2/accuracy", "eval/by_source/set/3/code_ratio"} <= written
     written = {re.sub(r"by_source/.*/", "by_source/SOURCE/", name) for name in written}
     written = {re.sub(r"^(decode/.*)/.*", r"\1/STEP", name) for name in written}
+    by_name = tool_metrics([summarize(rollout_of("", calls=[ToolCall("", ToolResult("ok", tool="NAME"))]), 1)])
+    written |= {name for name in by_name if name.startswith("by_tool/")}
     assert {re.sub(r"^tools/error/.*", "tools/error/NAME", name) for name in written} == page
 
 
