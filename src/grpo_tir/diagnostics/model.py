@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from grpo_tir.checkpoint.save import make_writable
 from grpo_tir.config import Config
-from grpo_tir.data.prompts import encode
+from grpo_tir.data.prompts import apply_chat, encode, tool_answer
 from grpo_tir.diagnostics.finding import Finding, fault, fine, guarded, warning
 from grpo_tir.diagnostics.fit import check_plan
 from grpo_tir.diagnostics.memory import GIB, Hardware, plan, shape_of
@@ -23,6 +24,8 @@ from grpo_tir.learning.certificate import SINGLE, TOLERANCE
 from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.rollouts.policy import Policy, load_policy
 from grpo_tir.rollouts.rollout import Limits, make_groups, sample_responses
+from grpo_tir.tools.formats import read_json
+from grpo_tir.tools.open import tool_schemas
 from grpo_tir.tools.python import OUTPUT_MARKER
 from grpo_tir.types import Problem, Rollout
 
@@ -43,6 +46,8 @@ def check_model(config: Config, problems: Sequence[Problem]) -> Iterator[Finding
         yield warning("model", f"the engine cannot decode this model, `generate` is used: {policy.engine_refused}")
     yield from check_prompt(policy, problems, config)
     yield from check_markers(policy)
+    if policy.stopping.format.by_template and config.tool.max_tool_calls:
+        yield from guarded("format", lambda: check_format(policy, config))
     yield from check_ends(policy)
     yield from check_sampling(policy, runtime, config, problems)
     yield from guarded("memory", lambda: check_memory(config, this_machine(runtime.device)))
@@ -79,8 +84,11 @@ def check_prompt(policy: Policy, problems: Sequence[Problem], config: Config) ->
 def check_markers(policy: Policy) -> Iterator[Finding]:
     """Check that code fences and the output marker survive tokenisation, and that a call pauses the sequence
     once."""
-    tokenizer, marker = policy.tokenizer, policy.stopping.marker
-    written = CALL + (OUTPUT_MARKER if policy.stopping.stop == "output" else "")
+    tokenizer, marker, form = policy.tokenizer, policy.stopping.marker, policy.stopping.format
+    if not marker:
+        return
+    own = f"So {form.opening}6*7{form.closing}"
+    written = {"output": CALL + OUTPUT_MARKER, "fence": CALL}.get(form.name, own)
     lost = [text for text in (written, "\n42\n```\n") if decode(tokenizer, encode(tokenizer, text, True)) != text]
     if lost:
         back = decode(tokenizer, encode(tokenizer, lost[0], True))
@@ -100,11 +108,48 @@ def check_markers(policy: Policy) -> Iterator[Finding]:
             yield fault(
                 "markers",
                 f"a call ending in {marker!r} pauses the sequence {len(stops)} times, not once, when written in "
-                f"{len(ids)} tokens: the stop marker cannot be detected with this tokenizer; try tool.stop "
-                f"{'fence' if policy.stopping.stop == 'output' else 'output'}",
+                f"{len(ids)} tokens: the stop marker cannot be detected with this tokenizer; try tool.format "
+                f"{'fence' if form.name == 'output' else 'output'}",
             )
             return
     yield fine("markers", f"survive tokenisation; {marker!r} pauses a sequence, also in one-character tokens")
+
+
+def check_format(policy: Policy, config: Config) -> Iterator[Finding]:
+    """Check that chat template, format and tokenizer fit together: the prompt shows the tools, the format reads
+    the calls that the template writes, and a turn ends in an end-of-text id."""
+    tokenizer, schemas = policy.tokenizer, tool_schemas(config)
+    names = [schema["function"]["name"] for schema in schemas]
+    prompt = policy.render(SAMPLE)
+    if unseen := [name for name in names if name not in prompt]:
+        yield fault("format", f"the prompt does not name the tool {unseen[0]}: set data.template chat")
+    # 1. The template writes a call.
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Go."}]
+    start = len(apply_chat(tokenizer, messages, tools=schemas))
+    call = {"name": names[0], "arguments": {"code": "print(6 * 7)"}}
+    messages.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]})
+    said = apply_chat(tokenizer, [*messages, {"role": "tool", "content": "42"}], tools=schemas)[start:]
+    for token in policy.eos_ids:
+        said = said.partition(decode(tokenizer, [token]))[0]
+    found = policy.stopping.format.find(said)
+    if not found or read_json(found[0]) != (call["name"], call["arguments"]):
+        yield fault(
+            "format",
+            f"the chat template writes a call as {said.strip()[:80]!r}, which tool.format "
+            f"{config.tool.format} does not read: describe it in a YAML file",
+        )
+    # 2. A call ends its turn, and the answer survives tokenisation.
+    answer = "".join(tool_answer(tokenizer, ["42"]))
+    ids = encode(tokenizer, answer)
+    if ids[0] not in policy.eos_ids:
+        yield fault(
+            "format",
+            f"the chat template ends a turn with {decode(tokenizer, ids[:1])!r}, which is no end-of-text id of "
+            "this model: no call would be answered. Add its id to eos_token_id in generation_config.json",
+        )
+    if decode(tokenizer, ids) != answer:
+        yield fault("format", f"the tokenizer turns the answer {answer!r} into {decode(tokenizer, ids)!r}")
+    yield fine("format", f"{', '.join(names)}: called as {said.strip()[:80]!r}, answered as {answer!r}")
 
 
 def check_ends(policy: Policy) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from chat_models import CHATML_TOKENS, FORGETS, LLAMA, LLAMA_TOKENS, QWEN, QWEN_THINKS, bpe_tokenizer
 from grpo_tir.cli import main
 from grpo_tir.config import Config
 from grpo_tir.data.prompts import make_renderer
@@ -29,12 +30,13 @@ from grpo_tir.diagnostics.grader import check_grader
 from grpo_tir.diagnostics.memory import Hardware
 from grpo_tir.diagnostics.problems import check_problems
 from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.errors import TemplateError
 from grpo_tir.grading import worker
 from grpo_tir.rollouts.policy import Policy, load_policy
 from grpo_tir.testing import ScriptedExecutor
 from grpo_tir.types import Problem, ToolResult
 from made_benchmarks import write_benchmarks
-from tiny_policy import change, save_byte_model
+from tiny_policy import change, save_byte_model, tiny_qwen2
 
 CPU = torch.device("cpu")
 
@@ -289,12 +291,12 @@ def test_a_tokenizer_that_loses_the_markers_is_named(policy: Policy) -> None:
 def test_a_stop_marker_that_cannot_be_detected_is_named(policy: Policy) -> None:
     policy.stopping.closers = frozenset()  # no token is believed to be able to close it
     (found,) = faults(policy_checks.check_markers(policy))
-    assert "'```output' pauses the sequence 0 times, not once" in found and "tool.stop fence" in found
+    assert "'```output' pauses the sequence 0 times, not once" in found and "tool.format fence" in found
 
 
 @pytest.mark.parametrize("stop", ["output", "fence"])
 def test_both_markers_pass_where_nothing_is_wrong(stop: str, config: Config) -> None:
-    policy = load_policy(change(config, tool__stop=stop), config.model.path, CPU)
+    policy = load_policy(change(config, tool__format=stop), config.model.path, CPU)
     assert faults(policy_checks.check_markers(policy)) == []
 
 
@@ -393,3 +395,43 @@ def test_a_disk_without_room_for_the_checkpoints_is_named(
         "lower train.save_total_limit"
         in faults(policy_checks.check_disk(policy, change(config, train__save_total_limit=0)))[0]
     )
+
+
+# --- native tool calls --------------------------------------------------------------------------------------
+
+NATIVE = {"tool__format": "tool_call", "data__template": "chat"}
+
+
+def native(tokenizer: Any, config: Config, **settings: Any) -> list[Finding]:
+    """The doctor's findings on template, format and tokenizer, with a random model."""
+    model = tiny_qwen2(vocabulary=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    config = change(config, **{**NATIVE, **settings})
+    policy = load_policy(config, "tiny", CPU, loaded=(model, tokenizer))
+    return list(policy_checks.check_format(policy, config))
+
+
+@pytest.mark.parametrize("template", [QWEN, QWEN_THINKS, LLAMA], ids=["qwen2.5", "qwen3", "llama3.2"])
+def test_template_format_and_tokenizer_of_the_native_families_fit_together(template: str, config: Config) -> None:
+    tokenizer = bpe_tokenizer(template, LLAMA_TOKENS if template == LLAMA else CHATML_TOKENS, 60)
+    (found,) = native(tokenizer, config, tool__names=["python", "calculator"])
+    assert found.level == "fine" and "python, calculator: called as" in found.text
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "says"),
+    [
+        (QWEN, {"data__template": "plain"}, "the prompt does not name the tool python: set data.template chat"),
+        (QWEN.replace("<tool_call>\n", "[CALL]"), {}, 'writes a call as \'[CALL]{"name"'),
+        (QWEN.replace("<|im_end|>", "<|done|>"), {}, "ends a turn with '<', which is no end-of-text id"),
+    ],
+)
+def test_a_misfit_of_template_and_format_is_named(
+    template: str, settings: dict[str, Any], says: str, config: Config
+) -> None:
+    (found,) = faults(native(bpe_tokenizer(template, CHATML_TOKENS), config, **settings))
+    assert says in found
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_before_training(config: Config) -> None:
+    with pytest.raises(TemplateError, match="the chat template rewrites earlier turns"):
+        native(bpe_tokenizer(FORGETS, CHATML_TOKENS), config)
