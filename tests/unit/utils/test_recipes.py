@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import random
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from grpo_tir.data.problems import load_problems
 from grpo_tir.data.prompts import make_renderer
 from grpo_tir.rollouts.rewards import make_reward
 from grpo_tir.testing import byte_tokenizer
+from grpo_tir.tools.functions import call_function, schema_of
 from grpo_tir.tools.python import find_code
 from grpo_tir.types import Problem, Rollout, Segment, ToolCall, ToolResult
 from grpo_tir.utils.recipe import load_config, save_config, to_dict
@@ -72,11 +74,43 @@ def test_the_example_tool_calculates_what_stands_above_the_marker() -> None:
         tool.close()
 
 
+@pytest.mark.parametrize(
+    ("said", "sql", "correct", "supported"),
+    [
+        ("*Yes*", "SELECT * FROM interactions WHERE a = 'JNKK'", 1.0, 1.0),
+        ("*No*", "SELECT * FROM interactions WHERE a = 'JNKK'", 0.0, 1.0),
+        ("*yes*", "SELECT * FROM interactions WHERE a = 'X'", 1.0, 0.0),
+        ("yes", "DROP TABLE interactions", 0.0, 0.0),
+    ],
+)
+def test_the_example_of_a_database_rewards_an_answer_that_its_queries_support(
+    said: str, sql: str, correct: float, supported: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(sqlite3.connect("biogrid.db")) as database:
+        database.executescript("CREATE TABLE interactions (a); INSERT INTO interactions VALUES ('JNKK')")
+    result = call_function(load_object("recipes/custom/database.py:query"), {"sql": sql}, 10)
+    assert schema_of(load_object("recipes/custom/database.py:query"))["function"]["name"] == "query"
+    assert (result.status == "ok") == sql.startswith("SELECT"), "the database is read-only"
+    rollout = Rollout(Problem("1", "Is it?", "Yes"), [], segments=[Segment("model", [1], [0.0], said)])
+    rollout.calls = [ToolCall(sql, result)]
+    reward = load_object("recipes/custom/database.py:evidence")(rollout.problem, rollout)
+    assert reward.parts == {"correct": correct, "supported": supported}
+
+
 def test_the_example_template_and_dataset_work() -> None:
     render = make_renderer(str(recipes_dir() / "custom/template.txt"))
     problems, skipped = load_problems("recipes/custom/dataset.py:primes")
     assert not skipped and problems[9].answer == "25"  # 25 primes below 100
     assert "Problem: How many primes are less than 100?\nSolution:\n" in render(problems[9])
+
+
+def test_recipes_and_overrides_of_the_old_key_still_load(tmp_path: Path) -> None:
+    """`tool.stop` became `tool.format`. What is named last counts."""
+    (tmp_path / "old.yaml").write_text("tool: {stop: fence}\n")
+    assert load_config(tmp_path / "old.yaml").tool.format == "fence"
+    assert load_config(tmp_path / "old.yaml", ["--tool.format", "output"]).tool.format == "output"
+    assert load_config(recipes_dir() / "torl_1.5b.yaml", ["--tool.stop", "fence"]).tool.format == "fence"
 
 
 def test_the_scoring_run_meets_every_problem_five_times() -> None:
@@ -91,7 +125,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a chat template, and problems one of whose prompts is too long."""
     folder = tmp_path_factory.mktemp("made")
     save_byte_model(folder / "model", num_hidden_layers=1, max_position_embeddings=8192)
-    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>\n"
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
     (folder / "model" / "chat_template.jinja").write_text(template)
     rows = [{"problem": f"{i} + {i}?", "answer": str(2 * i)} for i in range(9)]
     rows.append({"problem": "1 + 1?" + " " * 400 + "!", "answer": "2"})
@@ -136,6 +170,7 @@ def test_prepared_traces_hold_what_their_programs_print() -> None:
 @pytest.mark.parametrize("path", OF_A_PUBLISHED_MODEL, ids=lambda path: path.stem)
 def test_every_recipe_fits_the_hardware_that_it_names(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     machine = {"torl_7b": ["--zero", "3"], "small_0.5b": ["--gpus", "1", "--gpu-memory", "24GB"]}
+    machine["llama_3.2_1b"] = ["--gpus", "1", "--gpu-memory", "80GB"]
     assert cli.main(["plan", str(path), *machine.get(path.stem, [])]) == 0
     assert "it fits" in capsys.readouterr().out
 
