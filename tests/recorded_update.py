@@ -22,6 +22,7 @@ from grpo_tir.checkpoint.load import load_optimizer
 from grpo_tir.checkpoint.save import Saver
 from grpo_tir.config import Config
 from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.learning.batching import TrainingSample
 from grpo_tir.learning.learner import Learner
 from grpo_tir.learning.lora import add_adapters
 from grpo_tir.testing import byte_tokenizer
@@ -33,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "token": {},
     "sequence, padded": {"algorithm__aggregation": "sequence", "optim__packing": False},
     "constant, clipped": {"algorithm__aggregation": "constant", "optim__max_grad_norm": 0.01},
+    "rows stay": {},
     "one row at a time": {"optim__micro_batch_tokens": 1},
     "four times the budget": {"optim__micro_batch_tokens": 256},
     "head in chunks": {},
@@ -66,13 +68,18 @@ def main(out: Path, others: list[Path]) -> None:
         start = weights_of(learner)
         if name == "head in chunks":
             learner.module.logits_mb = 4 * 4 * VOCABULARY / 2**20  # 4 tokens: ranks have other numbers of chunks
-        gradients = record_gradients(learner)
-        metrics = []
+        gradients, tokens = record_gradients(learner), record_tokens(learner, level=name != "rows stay")
+        metrics, logprobs = [], []
         for step in range(4):
             groups = recorded(step)
             if name == "a step without a finite gradient" and step == 1:
                 groups[3].rollouts[1].advantage = math.nan
-            metrics.append(update(learner, runtime.share(groups), step, out.parent / "dump"))
+            mine = runtime.share(groups)
+            metrics.append(update(learner, mine, step, out.parent / "dump"))
+            rollouts = [each for group in mine for each in group.rollouts if each.trained]
+            logprobs += runtime.gather(
+                [(each.group, each.sample, torch.as_tensor(each.old_logprobs).tolist()) for each in rollouts]
+            )
             if name == "token" and step == 1:
                 checkpoint = save(learner, out.with_suffix(""))
         del runtime.step  # record_gradients' own
@@ -82,6 +89,8 @@ def main(out: Path, others: list[Path]) -> None:
             "moved": (weights - start).norm(),
             "gradients": gradients,
             "metrics": metrics,
+            "tokens": runtime.gather([tokens]),
+            "old_logprobs": sorted(logprobs),
         }
     for path in (checkpoint, *others):
         learner = resume(runtime, path)
@@ -147,6 +156,20 @@ def record_gradients(learner: Learner) -> list[torch.Tensor]:
 
     learner.runtime.step = record  # type: ignore[method-assign]
     return gradients
+
+
+def record_tokens(learner: Learner, level: bool) -> list[int]:
+    """A list that gets the number of tokens of this rank in every mini-batch. Without `level`, no row moves."""
+    tokens: list[int] = []
+    move = learner._level if level else lambda samples: samples
+
+    def record(samples: list[TrainingSample]) -> list[TrainingSample]:
+        samples = move(samples)
+        tokens.append(sum(len(sample.token_ids) for sample in samples))
+        return samples
+
+    learner._level = record  # type: ignore[method-assign]
+    return tokens
 
 
 def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -72,6 +72,20 @@ def test_two_processes_learn_what_one_does(
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5, nan_ok=True), name
 
 
+def test_rows_are_dealt_anew_by_length_and_the_gradient_stays(
+    alone: tuple[dict[str, Any], Path], launched: tuple[dict[str, Any], Path]
+) -> None:
+    """Two ranks sampled three groups and two; they learn from equal numbers of tokens, within one short row, and
+    each gets the learner's log-probs of its own rollouts back."""
+    level, stay = launched[0]["token"], launched[0]["rows stay"]
+    for ours, theirs in zip(level["gradients"], stay["gradients"], strict=True):
+        assert distance(ours, theirs) < 1e-5
+    uneven, even = ([abs(a - b) / (a + b) for a, b in zip(*each["tokens"], strict=True)] for each in (stay, level))
+    assert max(even) < 0.03 < 0.1 < max(uneven)
+    for ours, theirs in zip(level["old_logprobs"], alone[0]["token"]["old_logprobs"], strict=True):
+        assert ours[:2] == theirs[:2] and ours[2] == pytest.approx(theirs[2], abs=1e-4)
+
+
 def test_gradient_does_not_depend_on_the_micro_batches(launched: tuple[dict[str, Any], Path]) -> None:
     """Budgets of 1, 64 and 256 tokens, and a head that runs in chunks."""
     reference, *others = (

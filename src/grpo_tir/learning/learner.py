@@ -19,14 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from grpo_tir.config import Config, OptimConfig
-from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.distributed.runtime import Runtime, balance
 from grpo_tir.engine.support import unsupported_reason
 from grpo_tir.errors import ConfigError, TrainingDiverged
 from grpo_tir.learning.batching import MicroBatch, TrainingSample, collate, idle_row, plan_micro_batches, to_row
@@ -37,7 +37,7 @@ from grpo_tir.learning.lora import without_adapters
 from grpo_tir.learning.loss import count, grpo_loss, sequence_ratio
 from grpo_tir.learning.packing import packed_attention
 from grpo_tir.monitor.metrics import update_metrics
-from grpo_tir.types import RolloutGroup
+from grpo_tir.types import Rollout, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,10 @@ class Learner:
         self.dump = Path("dumps")
         self.agreements: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Log-prob agreement of the micro-batches of one optimizer step (`MicroBatch.agreement`)."""
+        self.guests: list[Rollout] = []
+        self.away: dict[tuple[int, int], Rollout] = {}
+        """Rollouts that this rank trains for other ranks (without their segments), and those that others train for
+        it, by group and sample."""
 
     @contextmanager
     def updating(self, step: int, dump: Path) -> Iterator[None]:
@@ -114,6 +118,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config.optim, self.config.train.steps)
         self.sums, self.tolerance_used, self.dump = {}, 0.0, dump
+        self.guests, self.away = [], {}
         self.gap_max.zero_()
         self.policy.train()
         with ExitStack() as stack:
@@ -125,11 +130,12 @@ class Learner:
     def mini_batches(self, groups: Sequence[RolloutGroup]) -> Iterator[MiniBatch]:
         """Yield one mini-batch for each optimizer step: `algorithm.epochs` times `algorithm.mini_batches`.
 
-        Before the first one, compute the log-probs of the old policy (eq. 2) and, with `kl_coef`, those of the
-        reference policy. A mini-batch that is empty on all ranks is left out.
+        Before the first one, deal the rows anew over the ranks (`_level`), and compute the log-probs of the old
+        policy (eq. 2) and, with `kl_coef`, those of the reference policy. A mini-batch that is empty on all ranks
+        is left out.
         """
         options = self.config.algorithm
-        batches = self._split(groups)
+        batches = [self._level(samples) for samples in self._split(groups)]
         samples = [sample for batch in batches for sample in batch]
         if options.mini_batches * options.epochs > 1 or options.importance_cap:
             self._annotate(self.module, samples, "old_logprobs")
@@ -179,7 +185,16 @@ class Learner:
             self._skip(batch, norm)
 
     def report(self) -> dict[str, float]:
-        """Return the metrics of the optimizer steps since `updating` began. All ranks must call it together."""
+        """Return the metrics of the optimizer steps since `updating` began, and give the learner's log-probs of
+        rows that another rank trained to the rank that sampled them. All ranks must call it together."""
+        found = [
+            (guest.group, guest.sample, torch.as_tensor(guest.old_logprobs).tolist())
+            for guest in self.guests
+            if guest.old_logprobs is not None
+        ]
+        for group, sample, logprobs in self.runtime.gather(found):
+            if (group, sample) in self.away:
+                self.away[group, sample].old_logprobs = logprobs
         names = ["entropy", "gap", "clipped_low", "clipped_high", "kl", "tokens", "loss", "responses"]
         names += ["far", "masked", "opens"]
         totals = dict(
@@ -224,6 +239,22 @@ class Learner:
         self.optimizer.zero_grad()
         self.layers_chosen = True
         self.log(line)
+
+    def _level(self, samples: list[TrainingSample]) -> list[TrainingSample]:
+        """Move rows between the ranks, so that all have about the same number of tokens and finish together.
+        Sampling was dealt by prompt, because lengths were unknown. The gradient is that of all ranks."""
+        rank = self.runtime.rank
+        moves = balance(self.runtime.gather([[len(sample.token_ids) for sample in samples]]))
+        sent = []
+        for (source, i), target in moves.items():
+            if source == rank:
+                rollout = samples[i].rollout
+                assert rollout, "idle rows come later"
+                self.away[rollout.group, rollout.sample] = rollout
+                sent.append((target, replace(samples[i], rollout=replace(rollout, segments=[], calls=[]))))
+        arrived = [sample for target, sample in self.runtime.gather(sent) if target == rank]
+        self.guests += [sample.rollout for sample in arrived if sample.rollout]
+        return [sample for i, sample in enumerate(samples) if (rank, i) not in moves] + arrived
 
     def _annotate_reference(self, rows: list[TrainingSample]) -> None:
         """Set `ref_logprobs`: those of a second model, or of the policy without its adapters."""

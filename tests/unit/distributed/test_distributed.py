@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from itertools import pairwise
@@ -12,7 +13,7 @@ import torch
 
 from grpo_tir.distributed import zero
 from grpo_tir.distributed.optimizer_state import ParamShard, full_parameters, read_state, write_state
-from grpo_tir.distributed.runtime import Runtime, deal
+from grpo_tir.distributed.runtime import Runtime, balance, deal
 from grpo_tir.errors import CheckpointError, ConfigError
 
 
@@ -27,6 +28,21 @@ def test_ranks_get_equal_numbers_whatever_the_costs() -> None:
         dealt = deal([float(i * i % 7) for i in range(number)], 4)
         counts = [dealt.count(rank) for rank in range(4)]
         assert max(counts) - min(counts) <= 1
+
+
+def test_few_items_move_to_level_the_ranks() -> None:
+    assert balance([[9, 5, 4], [6]]) == {(0, 1): 1}  # 13 and 11
+    assert balance([[7], [3]]) == {} and balance([[], []]) == {}  # moving the 7 would only exchange the ranks
+    rng = random.Random(0)
+    costs = [[rng.lognormvariate(6, 0.7) for _ in range(256)] for _ in range(8)]
+    costs[3] = costs[3][:200]
+    moves = balance(costs)
+    loads = [sum(each) for each in costs]
+    for (rank, i), target in moves.items():
+        loads[rank] -= costs[rank][i]
+        loads[target] += costs[rank][i]
+    assert max(loads) < 1.01 * sum(loads) / 8 and len(moves) < 8 * 256 / 20
+    assert max(map(sum, costs)) > 1.05 * sum(loads) / 8
 
 
 def stepped(sizes: list[int]) -> tuple[torch.nn.ParameterList, torch.optim.AdamW]:
