@@ -157,7 +157,7 @@ def rollouts(args: argparse.Namespace) -> dict[str, float]:
     """Time whole rollouts with a call each: compiled steps, eager steps and `generate` on few sequences; then the
     full workload with compiled steps, with a tool of 200 ms and without waiting."""
     model = random_model(args.shape, args.device, args.dtype)
-    few = make_rows(4, 16, 1, 1.0)
+    few = make_rows(4, 16, 1, 0.5)  # eager steps and `generate` are slow
     kinds = {
         step: partial(run_engine, model, few, partial(After, 0.2), step=step) for step in (args.step, "eager")
     }
