@@ -51,7 +51,7 @@ def to_rollout(record: dict[str, Any]) -> Rollout:
     """Rebuild the rollout that `run_log.trajectory` recorded."""
     problem = Problem(record["problem_id"], record["problem"], record["answer"])
     segments = [Segment(s["kind"], s["token_ids"], s["logprobs"], s["text"]) for s in record["segments"]]
-    stamps = [Stamp(*piece) for piece in record.get("stamps", [])]
+    stamps = [Stamp(*piece) for piece in record["stamps"]]
     rollout = Rollout(problem, record["prompt_ids"], record["group"], record["sample"], segments, stamps=stamps)
     rollout.finish_reason = record["finish_reason"]
     return rollout
@@ -59,9 +59,6 @@ def to_rollout(record: dict[str, Any]) -> Rollout:
 
 def check_stamps(rollout: Rollout, log: Log) -> bool:
     """Check the recorded ids and the mask with the token certificate."""
-    if not rollout.stamps:
-        log("ids and mask   no stamps recorded: the run is of a version without certificates")
-        return True
     prompt, mask = len(rollout.prompt_ids), rollout.loss_mask
     try:
         ids = rollout.prompt_ids + rollout.token_ids
