@@ -113,7 +113,7 @@ class Journal:
             runtime: sums both numbers over the ranks.
             log: prints a line.
         """
-        self.flush()
+        self.writer.flush()
         sampled, number = map(int, runtime.sum([sampled, number]))
         if self.reading and sampled < number:
             log(f"step {step}: {number - sampled} of {number} rollouts taken from the journal")
@@ -139,10 +139,6 @@ class Journal:
     def clear(self) -> None:
         """Delete all journals, for a new run."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def flush(self) -> None:
-        """Wait until all lines are written."""
-        self.writer.flush()
 
     def _has(self, rollout: Rollout) -> bool:
         """True if the journal has this rollout with the same prompt."""

@@ -44,10 +44,6 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def requested(self) -> bool:
-        """True if a rank got a signal. All ranks must call it together."""
-        return bool(self.runtime.max([float(self.signal or 0)])[0])
-
     def check(self) -> None:
         """Raise `Interrupted` if this rank got a signal. The call also counts as progress for the watchdog."""
         self.runtime.progress.beat()
@@ -63,7 +59,7 @@ class StopRequest:
 
     def agree(self) -> None:
         """Raise `Interrupted` on all ranks if one of them got a signal. All ranks must call it together."""
-        if self.requested():
+        if self.exit_code:
             raise Interrupted
 
     @property

@@ -19,6 +19,7 @@ from grpo_tir.evaluation import paper, summary, tables
 from grpo_tir.evaluation.held_out import GREEDY
 from grpo_tir.evaluation.responses import ResponseLog, digest
 from grpo_tir.evaluation.run import Cell, EvalContext, run_cell
+from grpo_tir.evaluation.scores import Same
 from grpo_tir.evaluation.spec import EvalOptions, EvalSpec
 from grpo_tir.evaluation.tool_ablation import AlteredTool, blank, shuffle
 from grpo_tir.grading.grader import default_grader
@@ -79,6 +80,7 @@ class Session:
         reward = make_reward(config.reward, config.rollout.max_completion_length)
         tool = open_tool(config, self.console.log) if set(plan.conditions) - {"no tool"} else None
         true_results: dict[str, list[ToolResult]] = {}
+        same: Same = lambda first, second: default_grader().grade(first, second).outcome == "right"  # noqa: E731
         check: Callable[[int, int], None] = lambda finished, waiting: self.stop.check()  # noqa: E731
         try:
             for condition in plan.conditions:
@@ -90,7 +92,7 @@ class Session:
                     rows = run_cell(cell, benchmark, bench)
                     if condition == "tool":
                         true_results[benchmark.name] = results_of(rows)
-                    results[benchmark.name] = summary.score(rows, self.options.samples, same_answer)
+                    results[benchmark.name] = summary.score(rows, self.options.samples, same)
                     self.console.log(
                         f"{cell.label} on {benchmark.name}: {100 * results[benchmark.name]['score']:.1f}"
                     )
@@ -187,11 +189,6 @@ def results_of(rows: Sequence[dict[str, Any]]) -> list[ToolResult]:
     calls = [call for row in rows for call in row["calls"] if call.get("status")]
     names = ("status", "stdout", "stderr", "exit_code", "signal")
     return [ToolResult(**{name: call[name] for name in names}) for call in calls]
-
-
-def same_answer(first: str, second: str) -> bool:
-    """True if two answers are equal, so that their votes are added."""
-    return default_grader().grade(first, second).outcome == "right"
 
 
 def identify(path: str, model: Any) -> str:

@@ -25,7 +25,7 @@ OK = ToolCall("print(6*7)", ToolResult("ok", "42\n", exit_code=0, seconds=0.25),
 def journal(folder: Path, resume: bool = True, rank: int = 0, recipe: str = "this", step: int = 1) -> Journal:
     made = Journal(folder, rank, recipe, Writer("test"), resume)
     made.begin(step)
-    made.flush()  # several live at once here, each with a thread that writes
+    made.writer.flush()  # several live at once here, each with a thread that writes
     return made
 
 
@@ -34,7 +34,7 @@ def left_behind(folder: Path, *rollouts: Rollout, **settings: Any) -> None:
     writing = journal(folder, resume=False, **settings)
     for rollout in rollouts:
         writing.record(rollout)
-    writing.flush()
+    writing.writer.flush()
 
 
 def blank(rollout: Rollout) -> Rollout:
@@ -71,7 +71,7 @@ def test_a_torn_line_is_cut_off_and_written_over(torn: bytes, tmp_path: Path) ->
         file.write(torn)
     resumed = journal(tmp_path)
     resumed.record(second)
-    resumed.flush()
+    resumed.writer.flush()
     assert journal(tmp_path).recall([blank(first), blank(second)], whole=False) == []
 
 
@@ -148,7 +148,7 @@ def sample(
     tool = PythonTool(executor, state=state)
 
     def check(finished: int, waiting: int) -> None:
-        log.flush()
+        log.writer.flush()
         if kill_after is not None and len(executor.seen) >= kill_after:
             raise SystemExit
 
@@ -191,7 +191,7 @@ def test_a_recorded_result_answers_only_the_code_that_it_came_from(tmp_path: Pat
     rollout = rollout_of("a", group=1)
     first = journal(tmp_path)
     first.run(PythonTool(Counting(0)), rollout, "print(1)").result()
-    first.flush()
+    first.writer.flush()
     executor = Counting(100)
     resumed, tool = journal(tmp_path), PythonTool(executor)
     assert resumed.run(tool, rollout, "print(1)").result().stdout == "1\n"
@@ -209,7 +209,7 @@ def test_an_outage_is_not_recorded(tmp_path: Path) -> None:
     log, tool, rollout = journal(tmp_path), PythonTool(executor), rollout_of("a", group=1)
     for _ in range(2):
         future: Future[ToolResult] = log.run(tool, rollout, "print(42)")
-    log.flush()
+    log.writer.flush()
     assert future.result().status == "ok"
     assert [result.status for _, result in journal(tmp_path).calls.values()] == ["ok"]
 
