@@ -43,7 +43,8 @@ import json, os, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 folder = sys.argv[1]
 env = {'PATH': '/usr/local/bin:/usr/bin:/bin', 'LANG': 'C.UTF-8', 'PYTHONHASHSEED': '0', 'OMP_NUM_THREADS': '1',
-       'OPENBLAS_NUM_THREADS': '1', 'PYTHONPATH': '/opt/sandbox', 'PYTHONIOENCODING': 'utf-8'}
+       'OPENBLAS_NUM_THREADS': '1', 'PYTHONPATH': '/opt/sandbox', 'PYTHONIOENCODING': 'utf-8',
+       'SYMPY_GROUND_TYPES': 'python', 'MPMATH_NOGMPY': '1', 'MPLBACKEND': 'Agg'}
 def once(code):
     with tempfile.TemporaryDirectory() as place:
         open(place + '/main.py', 'w', encoding='utf-8').write(code)

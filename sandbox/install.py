@@ -1,32 +1,23 @@
-"""Unpack the wheels while the image is built (a wheel is a zip; no pip is needed), and compile the modules."""
+"""Check the packages while the image is built, and compile the modules that a start imports."""
 
 from __future__ import annotations
 
-import glob
+import os
 import sys
-import zipfile
-
-LIBRARY = "/opt/sandbox"  # where the zygote looks first
-
-
-def unpack(wheel: str) -> None:
-    """Unpack all files except sympy's tests, which are a third of it. numpy.testing needs some of numpy's
-    tests."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if not (name.startswith("sympy/") and "/tests/" in name)]
-        archive.extractall(LIBRARY, names)
 
 
 def main() -> None:
-    for wheel in glob.glob("/opt/wheels/*.whl"):
-        unpack(wheel)
     sys.path.insert(0, "/opt/runner")
-    import zygote
+    import packages
 
-    versions = zygote.preload()  # leaves the compiled files that a start in a read-only container needs
-    if not (versions["numpy"] and versions["sympy"]):
-        sys.exit("the image has no numpy or sympy: the wheels are missing or of another Python")
-    print("sandbox image:", versions)
+    sys.path.insert(0, packages.LIBRARY)
+    os.mkdir(packages.FONTS)
+    for modules in (packages.LIGHT, packages.HEAVY):
+        packages.preload(modules)  # leaves compiled files: containers are read-only
+    found = packages.versions()
+    if missing := [name for name in packages.NAMES if name not in found]:
+        sys.exit(f"the image lacks {', '.join(missing)}: not installed, or for another Python")
+    print("sandbox image:", sys.version.split()[0], found)
 
 
 if __name__ == "__main__":

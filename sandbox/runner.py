@@ -2,13 +2,15 @@
 
     client ══ frames on stdin/stdout ══► supervisor ── pipes by SCM_RIGHTS ──► zygote ── fork ──► child
            (protocol.md)                 runner.py                             zygote.py          child.py
-                                         queue, slots, output                  numpy and sympy    one program,
+                                         queue, slots, output                  libraries          one program,
                                                                                loaded, frozen     one slot
 
 Roles:
 - The supervisor (this file) reads code and output, and never runs code.
-- The zygote holds the loaded libraries, forks and waits. Code and output never pass through it, because a child
-  inherits its memory and must find nothing of earlier programs there.
+- The zygote holds the loaded libraries, forks and waits. A second one, forked from it when a program first names
+  scipy or the like, holds those too: its forks cost more, so all other programs stay with the first. Code and
+  output never pass through them, because a child inherits their memory and must find nothing of earlier programs
+  there.
 - The child gets its code by a pipe after the fork and keeps descriptors 0, 1 and 2 only. Its status comes from
   `wait4`, so a program cannot forge it. Its limits count from the fork, so time in the queue is no timeout.
 
@@ -26,6 +28,7 @@ import collections
 import functools
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -36,15 +39,29 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from zygote import KILL, ORDER, PING, RUN
+import packages
+from zygote import KILL, ORDER, PING, RUN, SECOND
 
 KEEP = 64 * 1024  # bytes of a stream that are handed back: its first and its last half of this
 FLOOD = 1024 * 1024  # bytes on both streams after which a program is ended
 FRAME = 32 * 1024 * 1024
-SILENCE = 10.0  # seconds without a word from the zygote after which it is replaced
+SILENCE = 10.0  # seconds without a word from a zygote after which it is replaced
+START = 60.0  # the same while it starts
 STRETCH, STRETCH_ALONE = 4.0, 12.0  # times its wall limit that a call has at most, while it waits for a core
 HERE = os.path.dirname(os.path.abspath(__file__))
 ORPHANED = 600.0  # seconds without a word from the client after which we leave
+
+
+class Line:
+    """The socket to a zygote. Orders to one that still loads wait in it."""
+
+    def __init__(self) -> None:
+        self.socket, self.theirs = socket.socketpair()
+        self.socket.setblocking(False)
+        self.ready, self.reports, self.heard = False, b"", time.monotonic()
+
+    def silent(self, now: float) -> bool:
+        return now - self.heard > (SILENCE if self.ready else START)
 
 
 class Call:
@@ -57,6 +74,8 @@ class Call:
         self.replay = float(request.get("replay", 0.0))  # seconds more, for the earlier blocks of its session
         self.cpu, self.wall = float(request["cpu"]), float(request["wall"]) + self.replay
         self.alone = bool(request.get("alone"))
+        self.sources = [request["code"], *(code for code, _ in request.get("earlier") or ())]
+        self.line: Line | None = None
         self.longest = self.wall * (STRETCH_ALONE if self.alone else STRETCH)
         self.ooms_before = 0
         self.slot = self.serial = -1
@@ -104,9 +123,11 @@ class Supervisor:
         self.waiting: collections.deque[Call] = collections.deque()
         self.running: dict[int, Call] = {}  # by slot
         self.serial = self.starts = self.failures = 0
+        self.lines: list[Line] = []  # to the first zygote and, once there is one, to the second
+        self.mention: re.Pattern[str] | None = None
         self.facts: dict[str, Any] = {}
         self.ooms = oom_kills()
-        self.client_heard = self.heard = self.asked = time.monotonic()
+        self.client_heard = self.asked = time.monotonic()
         self.frames = os.dup(1)  # a stray print of ours cannot break a frame
         os.dup2(2, 1)
         os.set_blocking(self.frames, False)
@@ -129,11 +150,13 @@ class Supervisor:
     def tick(self) -> None:
         """Reap orphans as pid 1, replace a zygote that died or is silent, and exit if the client is gone."""
         now = time.monotonic()
-        if self.zygote.poll() is not None or self.lost or now - self.heard > (SILENCE if self.ready else 60):
+        if self.zygote.poll() is not None or self.lost or any(line.silent(now) for line in self.lines):
             self.replace_zygote()
-        elif self.ready and now - self.asked > 1:
+        elif now - self.asked > 1:
             self.asked = now
-            self.order(PING)
+            for line in self.lines:
+                if line.ready:
+                    self.order(line, PING)
         if now - self.client_heard > ORPHANED:
             sys.exit(0)
         if os.getpid() == 1:
@@ -183,8 +206,9 @@ class Supervisor:
             self.poll.unregister(descriptor)
 
     def dispatch(self) -> None:
-        while self.ready and self.free and self.waiting:
+        while self.lines[0].ready and self.free and self.waiting:
             call = self.waiting.popleft()
+            call.line = self.line_for(call)
             self.serial += 1
             call.slot, call.serial = self.free.pop(), self.serial
             self.running[call.slot] = call
@@ -196,12 +220,22 @@ class Supervisor:
                 call.pipes[ours] = stream
                 if stream < 2:
                     self.watch(ours, selectors.EVENT_READ, functools.partial(self.drain, call, ours))
-            self.order(RUN, call, theirs)
+            self.order(call.line, RUN, call, theirs)
             for descriptor in theirs:
                 os.close(descriptor)
             self.feed(call, ends[2][1])
 
-    def order(self, what: int, call: Call | None = None, descriptors: list[int] | None = None) -> None:
+    def line_for(self, call: Call) -> Line:
+        """Return the line to the second zygote if the program or its session names what is loaded there."""
+        if not (self.mention and any(map(self.mention.search, call.sources))):
+            return self.lines[0]
+        if len(self.lines) == 1:
+            self.lines.append(self.open_line())
+            self.order(self.lines[0], SECOND, descriptors=[self.lines[1].theirs.fileno()])
+            self.lines[1].theirs.close()
+        return self.lines[1]
+
+    def order(self, line: Line, what: int, call: Call | None = None, descriptors: list[int] | None = None) -> None:
         fields = (
             (call.slot, call.serial, call.cpu + call.replay, call.wall, call.longest)
             if call
@@ -209,7 +243,7 @@ class Supervisor:
         )
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
-            self.control.sendmsg([ORDER.pack(what, *fields)], extra)
+            line.socket.sendmsg([ORDER.pack(what, *fields)], extra)
         except OSError:
             self.lost = True  # it is dead, or has stopped reading, which comes to the same
 
@@ -235,9 +269,9 @@ class Supervisor:
             self.drop(call, descriptor)
             return False
         call.keep(call.pipes[descriptor], data)
-        if sum(call.totals) > FLOOD and not call.flooded:
+        if sum(call.totals) > FLOOD and not call.flooded and call.line:
             call.flooded = True
-            self.order(KILL, call)
+            self.order(call.line, KILL, call)
         return not call.flooded
 
     def drop(self, call: Call, descriptor: int) -> None:
@@ -310,31 +344,38 @@ class Supervisor:
         return "infrastructure", "out of memory, and perhaps by a neighbour's fault: to be run again alone"
 
     def start_zygote(self) -> None:
-        self.control, theirs = socket.socketpair()
-        self.control.setblocking(False)
+        self.lost, self.mention = False, None
+        self.lines = [self.open_line()]
+        theirs = self.lines[0].theirs
         self.config |= {"control": theirs.fileno()}
         env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
         env |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
         env |= {"MALLOC_ARENA_MAX": "1"}  # an arena a thread takes 64 MB of address space, and its limit is ours
+        env |= {"SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1"}  # GMP aborts where Python raises MemoryError
+        env |= {"MPLBACKEND": "Agg"}
         env |= {"VECLIB_MAXIMUM_THREADS": "1", "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}  # macOS
         command = [sys.executable, "-s", HERE + "/zygote.py", json.dumps(self.config)]
         self.zygote = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
-        self.ready = self.lost = False
         self.starts += 1
-        self.reports = b""
-        self.heard = self.asked = time.monotonic()
-        self.poll.register(self.control, selectors.EVENT_READ, self.read_zygote)
+        self.asked = time.monotonic()
+
+    def open_line(self) -> Line:
+        line = Line()
+        self.poll.register(line.socket, selectors.EVENT_READ, lambda: self.read_zygote(line))
+        return line
 
     def end_zygote(self) -> None:
-        self.watch(self.control.fileno(), 0, None)
-        self.control.close()
+        """Kill the first zygote. The second ends with its line."""
+        for line in self.lines:
+            self.watch(line.socket.fileno(), 0, None)
+            line.socket.close()
         self.zygote.kill()
         self.zygote.wait()
 
     def replace_zygote(self) -> None:
-        """Report running calls as lost, and continue the queue with a new zygote."""
-        was_ready = self.ready
+        """Report running calls as lost, and continue the queue with new zygotes."""
+        was_ready = self.lines[0].ready
         self.end_zygote()
         if not was_ready:
             self.failures += 1
@@ -345,22 +386,24 @@ class Supervisor:
         for call in list(self.running.values()):
             self.finish(call, "infrastructure", cause="the zygote died", zygote_died=True)
 
-    def read_zygote(self) -> None:
+    def read_zygote(self, line: Line) -> None:
         try:
-            data = self.control.recv(1 << 16)
+            data = line.socket.recv(1 << 16)
         except OSError:
             data = b""
         if not data:
             self.lost = True
-            self.watch(self.control.fileno(), 0, None)
+            self.watch(line.socket.fileno(), 0, None)
             return
-        self.heard = time.monotonic()
-        *lines, self.reports = (self.reports + data).split(b"\n")
-        for line in lines:
-            report = json.loads(line)
+        line.heard = time.monotonic()
+        *reports, line.reports = (line.reports + data).split(b"\n")
+        for report in map(json.loads, reports):
             if "ready" in report:
-                self.facts, self.ready, self.failures = report["ready"], True, 0
-                self.send({"op": "ready", **self.facts, "slots": self.config["slots"], "starts": self.starts})
+                line.ready, self.failures = True, 0
+                if line is self.lines[0]:
+                    self.facts = report["ready"]
+                    self.mention = packages.mention(self.facts["packages"])
+                    self.send({"op": "ready", **self.facts, "slots": self.config["slots"], "starts": self.starts})
             elif "serial" in report:
                 call = self.running.get(report["slot"])
                 if call and call.serial == report["serial"]:

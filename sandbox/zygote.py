@@ -1,4 +1,7 @@
-"""Fork a child for each call from a process that has numpy and sympy loaded, wait for it, and clean up after it.
+"""Fork a child for each call from a process that has libraries loaded, wait for it, and clean up after it.
+
+The first zygote has numpy and sympy. When a program names scipy or another of packages.HEAVY, it forks a second
+one that loads those as well.
 
 One call: an order from the supervisor (with the child's three pipes) → fork → `wait4` or deadline → kill the
 remaining processes → empty the folder → report. A slot is reported after it has been cleaned.
@@ -24,13 +27,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import kernel
+import packages
 from child import child
 from usage import Usage, by_call
 
 ORDER = struct.Struct(
     "=BHIddd"
 )  # what, slot, serial, cpu limit, wall limit, the same for a call that waits for a core
-RUN, KILL, PING = 1, 2, 3
+RUN, KILL, PING, SECOND = 1, 2, 3, 4
 LOOK = 0.25  # seconds between two looks at what the calls use; most calls end before the first
 
 
@@ -53,6 +57,8 @@ class Zygote:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.control = socket.socket(fileno=config["control"])
+        self.nobody = config["uid_base"] - 2  # an id that no process has, but while this one kills
+        self.second = 0  # pid of the second zygote
         self.walls = config["walls"]
         self.cell = self.choose_cell()
         self.base = config["folders"]
@@ -87,18 +93,45 @@ class Zygote:
         elif self.cell == "namespace":
             self.pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
             self.proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
-        # 3. Libraries. Their objects are frozen, so that children share their memory.
-        versions = preload()
+        # 3. Libraries.
+        sys.path[:0] = [path for path in (packages.LIBRARY,) if os.path.isdir(path)]
+        if self.walls != "container":
+            packages.hide_others()
+        self.load(packages.LIGHT)
+        while True:
+            self.step()
+
+    def load(self, modules: list[str]) -> None:
+        """Import libraries, freeze their objects so that children share their memory, and report that we serve."""
+        packages.preload(modules)
         self.limits = kernel.limits(self.config, self.cell)
         self.filter = kernel.Seccomp.build() if kernel.LINUX else None
         self.watch_children()
         gc.collect()
         gc.disable()
         gc.freeze()
-        self.say({"ready": {"zygote": os.getpid(), "walls": self.walls, "cell": self.cell, **versions,
-                            "seccomp": self.filter is not None, "platform": sys.platform}})  # fmt: skip
-        while True:
-            self.step()
+        found = packages.versions()
+        self.say({"ready": {"zygote": os.getpid(), "walls": self.walls, "cell": self.cell, "packages": found,
+                            "missing": [name for name in packages.NAMES if name not in found],
+                            "platform": sys.platform, "python": platform.python_version(),
+                            "seccomp": self.filter is not None}})  # fmt: skip
+
+    def start_second(self, control: int) -> None:
+        """Fork the second zygote, which takes orders from the descriptor `control`, and begin there anew."""
+        self.second = os.fork()
+        if self.second:
+            os.close(control)
+            return
+        for run in self.runs.values():
+            os.close(run.setup)
+        self.control.close()
+        self.control = socket.socket(fileno=control)
+        self.nobody -= 1  # else the one that kills is killed by the other that kills
+        self.runs, self.deadlines, self.closing, self.burnt = {}, [], [], collections.defaultdict(float)
+        if kernel.LINUX:
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        gc.enable()
+        self.load(packages.HEAVY)
 
     def watch_children(self) -> None:
         self.bell, ring = os.pipe()
@@ -175,6 +208,8 @@ class Zygote:
         what, slot, serial, *limits = ORDER.unpack(message)
         if what == RUN:
             self.fork(slot, serial, tuple(limits), descriptors)
+        elif what == SECOND:
+            self.start_second(descriptors[0])
         elif what == KILL:
             for run in self.runs.values():
                 if run.serial == serial:
@@ -216,6 +251,8 @@ class Zygote:
                 return
             if pid == 0:
                 return
+            if pid == self.second:
+                os._exit(1)  # the supervisor starts both again
             run = self.runs.pop(pid, None)
             if run is None:
                 self.burnt[slot] += usage.ru_utime + usage.ru_stime
@@ -240,12 +277,12 @@ class Zygote:
         """Clean the slot. Returns False while processes of the call are still ending."""
         if self.cell == "uid":
             self.sweep(run.slot)
-            if strangers(set(self.runs), self.config["uid_base"] + run.slot):
+            if strangers({self.second, *self.runs}, self.config["uid_base"] + run.slot):
                 return False
             self.clean_folder(run.slot)
         elif self.cell == "group":
             kill_group(run.pid)
-            left = strangers(set(self.runs)) if kernel.LINUX else []
+            left = strangers({self.second, *self.runs}) if kernel.LINUX else []
             for pid in left:
                 kill_group(pid)
             if left:
@@ -259,7 +296,7 @@ class Zygote:
         return True
 
     def sweep(self, slot: int) -> None:
-        sweep(self.config["uid_base"] + slot, self.config["uid_base"] - 2)
+        sweep(self.config["uid_base"] + slot, self.nobody)
 
     def prepare_folder(self, slot: int) -> None:
         """Prepare the folder of a slot at the start, and remove processes of an earlier zygote."""
@@ -286,28 +323,6 @@ class Zygote:
         finally:
             if self.cell == "uid":
                 os.seteuid(0)
-
-
-def preload() -> dict[str, str | None]:
-    """Import the modules that programs use, lazy parts included, so that each fork has them loaded."""
-    versions: dict[str, str | None] = {"python": platform.python_version(), "numpy": None, "sympy": None}
-    sys.path[:0] = [path for path in ("/opt/sandbox",) if os.path.isdir(path)]
-    for name in ("math", "cmath", "decimal", "fractions", "itertools", "functools", "statistics", "re", "string",
-                 "datetime", "operator", "copy", "bisect", "typing", "dataclasses", "numpy", "numpy.random",
-                 "numpy.linalg", "numpy.fft", "numpy.polynomial", "sympy"):  # fmt: skip
-        try:
-            module = __import__(name)
-        except ImportError:
-            continue
-        if name in versions:
-            versions[name] = module.__version__
-    if versions["sympy"]:
-        import sympy
-
-        x = sympy.Symbol("x")
-        sympy.solve(x**2 - 3 * x + 2, x)
-        str(sympy.simplify(sympy.sin(x) ** 2 + sympy.cos(x) ** 2))
-    return versions
 
 
 def sweep(uid: int, nobody: int) -> None:

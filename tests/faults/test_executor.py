@@ -95,6 +95,19 @@ def test_a_killed_zygote_is_replaced_and_the_container_stays(executor: Pool, doc
     assert (container_of(executor), executor.workers[0].facts["starts"]) == (before, 2)
 
 
+def test_a_killed_second_zygote_is_replaced_and_no_call_is_lost(executor: Pool, docker_engine: Any) -> None:
+    """The one that holds scipy: its calls run again, and those of the first one too."""
+    pid = int(executor.run("import os, scipy\nprint(os.getppid())").stdout)
+    assert pid != executor.workers[0].facts["zygote"]
+    slow = [executor.submit(f"import time\ntime.sleep(1)\nprint({n})  # {word}")
+            for n, word in enumerate(("scipy", "sympy"))]  # fmt: skip
+    time.sleep(0.5)
+    in_container(executor, docker_engine, f"import os; os.kill({pid}, 9)")
+    assert [future.result(60).stdout for future in slow] == ["0\n", "1\n"]
+    assert executor.run("import scipy\nprint(scipy.__name__)").stdout == "scipy\n"
+    assert (executor.workers[0].facts["starts"], executor.counts["lost"]) == (2, 0)
+
+
 def test_a_stopped_zygote_is_replaced(executor: Pool, docker_engine: Any) -> None:
     pid = executor.workers[0].facts["zygote"]
     batch_with(executor, lambda: in_container(executor, docker_engine, f"import os; os.kill({pid}, 19)"))

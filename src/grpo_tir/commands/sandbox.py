@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--tag", default="grpo-tir-sandbox", help="name of the result (default: %(default)s)")
     build.add_argument("--host", help="URL of the Docker engine; default: the local one")
+    build.add_argument(
+        "--packages",
+        type=Path,
+        help="requirements file of what programs can import (default: sandbox/packages.txt)",
+    )
     status = commands.add_parser(
         "status", help="say which executors can be used here, and remove stale containers"
     )
@@ -64,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 def build(args: argparse.Namespace) -> int:
     from grpo_tir.executor.image import build_image
 
-    build_image(args.base, args.tag, args.host)
+    build_image(args.base, args.tag, args.host, args.packages)
     return 0
 
 

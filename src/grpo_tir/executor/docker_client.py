@@ -179,8 +179,8 @@ def container_settings(config: ExecutorConfig, slots: int, info: dict[str, Any])
     """Return the settings of the container. docs/sandbox.md explains each and how it is tested."""
     import docker
 
-    uid = 20_002 + random.SystemRandom().randrange(40_000 // (slots + 2)) * (slots + 2)
-    memory = min(slots * (config.memory_mb + FOLDER_MB) + 512 << 20, int(info["MemTotal"] * 0.9))
+    uid = 20_003 + random.SystemRandom().randrange(40_000 // (slots + 3)) * (slots + 3)
+    memory = min(slots * (config.memory_mb + FOLDER_MB) + 768 << 20, int(info["MemTotal"] * 0.9))
     settings = {"slots": slots, "memory_mb": config.memory_mb, "processes": PROCESSES, "walls": "container",
                 "folders": "/slots", "uid_base": uid}  # fmt: skip
     folder = f"size={FOLDER_MB}m,nr_inodes={FOLDER_FILES},mode=0700,nosuid,nodev,noexec"

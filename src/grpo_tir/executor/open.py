@@ -92,4 +92,8 @@ def isolation_line(pool: Pool) -> str:
     }[walls]
     network = "" if walls != "none" else "; no sockets" if seccomp else "; NOT in force: network ban"
     filtered = "seccomp" if seccomp else "NOT in force: seccomp"
-    return f"executor: {pool.description['kind']}, {pool.slots} slots, in {outside}{network}; {inside}; {filtered}"
+    missing = f"; programs cannot import {', '.join(facts['missing'][:4])}" if facts["missing"] else ""
+    return (
+        f"executor: {pool.description['kind']}, {pool.slots} slots, in {outside}{network}; {inside}; "
+        f"{filtered}{missing}"
+    )

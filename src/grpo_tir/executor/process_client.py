@@ -89,5 +89,5 @@ def free_uids(slots: int) -> int:
     except (OSError, IndexError, ValueError):
         mapped = 65536
     low, high = (1_900_000_000, 2_000_000_000) if mapped > 2_000_000_000 else (20_000, 60_000)
-    width = slots + 2  # the runner itself takes two below the first slot's
-    return low + random.SystemRandom().randrange((high - low) // width) * width + 2
+    width = slots + 3  # the runner itself takes three below the first slot's
+    return low + random.SystemRandom().randrange((high - low) // width) * width + 3

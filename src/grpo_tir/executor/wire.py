@@ -68,7 +68,7 @@ def frames(read: Callable[[], bytes]) -> Any:
             del buffer[:end]
 
 
-RUNNER_FILES = ("runner.py", "zygote.py", "child.py", "kernel.py", "usage.py")
+RUNNER_FILES = ("runner.py", "zygote.py", "child.py", "kernel.py", "usage.py", "packages.py")
 
 
 def runner_version() -> str:
