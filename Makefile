@@ -28,8 +28,8 @@ help:  ## this list
 	@echo "  PYTHON=python3.12   the interpreter to use (from 3.11 on; unset: the first found; to change it: make clean)"
 	@echo "  TORCH_INDEX=URL     index to install torch from; unset: on Linux without an NVIDIA card"
 	@echo "                      $(CPU_INDEX), else the ordinary registry"
-	@echo "  EXTRAS=...          extras that test, lint and types install, of dev, docs, deepspeed, data, tracking, peft"
-	@echo "                      (unset: $(EXTRAS))"
+	@echo "  EXTRAS=...          extras that test, lint and types install beside train, of dev, docs, deepspeed, data,"
+	@echo "                      tracking, peft, executor (unset: $(EXTRAS))"
 
 train: $(VENV)/installed  ## teach a tiny model to use Python, in minutes, on any machine  [SEED=1]
 	@echo "make train: builds a tiny base model, trains it with the tool and, as a control, without (seed $(SEED))"
@@ -88,14 +88,14 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	@$(ENVIRONMENT)
 	@$(TORCH)
 	@echo "make: installing grpo-tir and its pinned packages into $(VENV) (a few minutes the first time)"
-	@$(PIP) -c constraints.txt -e .
+	@$(PIP) -c constraints.txt -e ".[train]"
 	@touch $@
 
 $(VENV)/installed-$(EXTRAS): setup.cfg pyproject.toml constraints.txt
 	@$(ENVIRONMENT)
 	@$(TORCH)
 	@echo "make: installing grpo-tir [$(EXTRAS)] and its pinned packages into $(VENV) (a few minutes the first time)"
-	@$(PIP) -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(PIP) -c constraints.txt -e ".[train,$(EXTRAS)]"
 	@touch $@ $(VENV)/installed
 
 # Show pip's progress bars on a terminal, and nothing in a log.

@@ -6,9 +6,13 @@ The names below are the library. Each is imported when it is first used, so `imp
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# sympy and mpmath do without gmpy2 if it is installed: GMP ends the process where Python raises a MemoryError.
+os.environ |= {"SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1", **os.environ}
 
 if TYPE_CHECKING:
     from grpo_tir.config import AlgorithmConfig as AlgorithmConfig

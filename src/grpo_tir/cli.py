@@ -30,6 +30,8 @@ COMMANDS = {
     "grade": ("grpo_tir.commands.grade", "judge recorded outputs against gold answers"),
     "sandbox": ("grpo_tir.commands.sandbox", "build, check, measure and use the executor"),
 }
+TRAINER_NEEDS = ("accelerate", "jinja2", "tensorboard", "torch", "transformers")
+"""The extra `train` in setup.cfg."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +62,8 @@ def in_one_line(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}; files saved before are unchanged"
+    if isinstance(error, ModuleNotFoundError) and error.name in TRAINER_NEEDS:
+        return f"{error.name} is not installed, and this command needs it: pip install 'grpo-tir[train]'"
     return None
 
 

@@ -100,6 +100,15 @@ def test_the_version_is_written_in_one_place(installed: Installed, repository: P
         assert not re.search(rf"\b{re.escape(version)}\b", (repository / name).read_text()), name
 
 
+def test_only_the_extra_train_requires_torch(installed: Installed) -> None:
+    """So that executor and grader can be installed alone."""
+    needs = installed.python("from importlib.metadata import requires; print(*requires('grpo-tir'), sep='\\n')")
+    for name in ("accelerate", "jinja2", "tensorboard", "torch", "transformers"):
+        lines = [line for line in needs.splitlines() if re.match(rf"{name}\b", line)]
+        assert lines and all("extra == " in line for line in lines), lines
+        assert any(re.search("extra == .train.", line) for line in lines)
+
+
 @pytest.mark.parametrize("command", [["grpo-tir", "--help"], ["python", "-m", "grpo_tir", "--help"]])
 def test_help_runs_from_an_empty_folder(command: list[str], installed: Installed) -> None:
     done = installed.run(*command)

@@ -230,7 +230,7 @@ def kill_twice(pool: Pool, engine: Any) -> None:
 
 LIBRARY = """
 import sys
-for name in ("torch", "transformers", "accelerate", "numpy", "yaml"):
+for name in ("torch", "transformers", "accelerate", "jinja2", "tensorboard", "numpy", "yaml"):
     sys.modules[name] = None  # to import it is an error
 from grpo_tir import run_code
 session = []
@@ -239,6 +239,11 @@ assert run_code("x", session=session, echo=True).stdout == "42\\n"
 assert "NameError" in run_code("print(x)").stderr
 assert "NameError" in run_code("print(x)", session=[]).stderr
 assert [call.code for call in session] == ["x = 6 * 7", "x"]
+from grpo_tir import ExecutorConfig, open_executor
+from grpo_tir.executor.serve import Service
+with open_executor(ExecutorConfig(kind="process", slots=1), log=lambda line: None) as pool:
+    answer = Service(pool).answer({"code": "print(6 * 7)"})
+assert answer["run_result"]["stdout"] == "42\\n", answer
 print("done")
 """
 

@@ -30,6 +30,22 @@ def test_overrides_are_told_from_a_command_s_own_arguments(
     assert cli.split_overrides(arguments) == (rest, overrides)
 
 
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # to import it is an error
+from grpo_tir.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("arguments", ["train small_0.5b", "eval x --bench aime24"])
+def test_without_torch_a_command_ends_with_one_line(arguments: str) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    want = "grpo-tir: torch is not installed, and this command needs it: pip install 'grpo-tir[train]'\n"
+    assert (done.returncode, done.stderr) == (2, want)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> int:
     def fail(_: Any) -> int:
         if error is not None:
