@@ -50,6 +50,16 @@ QWEN_THINKS = (
     + "{{- '<|im_end|>\n' }}" + ANSWERS + "{%- endfor %}" + BEGIN
 )  # fmt: skip
 """Like Qwen3: thoughts before the last question are deleted; a last turn without a thought gets an empty one."""
+QWEN_TAGS = QWEN.replace(
+    '{{- \'<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' }}'
+    "{{- call.function.arguments | tojson }}{{- '}\n</tool_call>' }}",
+    "{{- '<tool_call>\n<function=' + call.function.name + '>\n' }}"
+    "{%- for key, value in call.function.arguments | items %}"
+    "{{- '<parameter=' + key + '>\n' + (value if value is string else value | tojson) + '\n</parameter>\n' }}"
+    "{%- endfor %}{{- '</function>\n</tool_call>' }}",
+)
+"""Like Qwen3-Coder and Qwen3.5: a call is a function tag with parameter tags."""
+assert QWEN_TAGS != QWEN
 FORGETS = QWEN.replace("+ content }}", "+ content.split('</think>')[-1].lstrip() }}")
 """Like DeepSeek-R1: thoughts of every finished turn are deleted."""
 LLAMA = (

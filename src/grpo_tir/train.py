@@ -38,7 +38,7 @@ from grpo_tir.monitor.run_log import Recorder, RunLog, describe_run
 from grpo_tir.rollouts.collect import Collector, keep_fitting
 from grpo_tir.rollouts.policy import Policy, load_policy, load_reference
 from grpo_tir.rollouts.rewards import RewardFunction, make_reward
-from grpo_tir.tools.formats import CODE_FORMATS, load_format
+from grpo_tir.tools.formats import CODE_FORMATS
 from grpo_tir.tools.open import open_tool
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.tools.python import CALL_MARKER
@@ -278,8 +278,9 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         reference = load_reference(config, runtime.full_weights, given.model)
         policy = _open_policy(config, checkpoint, runtime, console, given)
         calls = tool is not None and config.tool.name == "python"
-        opening = CALL_MARKER if config.tool.format in CODE_FORMATS else load_format(config.tool.format).opening
-        call_token = encode(policy.tokenizer, opening)[0] if calls else None
+        openings = {**dict.fromkeys(CODE_FORMATS, CALL_MARKER), "tool_call": policy.stopping.needed}
+        opening = openings.get(config.tool.format, policy.stopping.format.opening)
+        call_token = encode(policy.tokenizer, opening)[0] if calls and opening else None
         learner = Learner(runtime, policy.model, config, reference, call_token, console.log)
         reward = make_reward(config.reward, config.rollout.max_completion_length, given.reward)
         # 4. Rollouts, journal, checkpoints, log.

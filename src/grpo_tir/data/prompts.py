@@ -132,15 +132,18 @@ def _after_turn(tokenizer: Any, outputs: Sequence[str], turn: str = "TURN0MARK")
     return apply_chat(tokenizer, messages).partition(turn)[2]
 
 
-def encode_answer(tokenizer: Any, outputs: Sequence[str], ended: bool) -> tuple[list[int], str]:
-    """Encode the answer to a turn as the chat template writes it. Special tokens in an output are split.
+def encode_answer(tokenizer: Any, outputs: Sequence[str], ended: bool, answer: str = "") -> tuple[list[int], str]:
+    """Encode the answer to a turn. Special tokens in an output are split.
 
     Args:
-        tokenizer: of the policy, with a chat template.
+        tokenizer: of the policy.
         outputs: one for each call.
         ended: True if the turn was sampled with its end-of-text token, which is then left out of the answer.
+        answer: text around each output, with `{result}`; "" means what the chat template writes.
     """
-    parts = tool_answer(tokenizer, outputs)
+    before, _, after = answer.partition("{result}")
+    own = [part for output in outputs for part in (before, output, after, "")]
+    parts = own if answer else tool_answer(tokenizer, outputs)
     text = "".join(parts)
     if all(encode(tokenizer, output) == encode(tokenizer, output, literal=True) for output in parts[1::2]):
         ids = encode(tokenizer, text)  # as the template's own text is encoded
@@ -161,6 +164,7 @@ def check_chat_template(tokenizer: Any) -> None:
     if not getattr(tokenizer, "chat_template", None):
         raise TemplateError("tool.format needs a tokenizer with a chat template; use `output`, or your own format")
     messages: list[dict[str, Any]] = [{"role": "user", "content": "Go."}]
+    output = "OUTPUT0MARK"
     try:
         prompt = apply_chat(tokenizer, messages)
         thinks = prompt.rstrip().endswith("<think>")
@@ -168,9 +172,13 @@ def check_chat_template(tokenizer: Any) -> None:
             said, row = messages, prompt
             for turn in (f"{thought}one", f"{thought}two"):
                 opened = "<think>\n" if thinks else ""
-                said = [*said, {"role": "assistant", "content": opened + turn}, {"role": "tool", "content": "42"}]
-                row += turn + "".join(tool_answer(tokenizer, ["42"]))
-            if "42" not in row:
+                said = [
+                    *said,
+                    {"role": "assistant", "content": opened + turn},
+                    {"role": "tool", "content": output},
+                ]
+                row += turn + "".join(tool_answer(tokenizer, [output]))
+            if output not in row:
                 raise TemplateError("the chat template leaves tool messages out: give tool.format a YAML file")
             if (rendered := apply_chat(tokenizer, said)) != row:
                 differs = next(n for n, (a, b) in enumerate(zip(row + " ", rendered + " ")) if a != b)

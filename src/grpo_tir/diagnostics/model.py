@@ -24,7 +24,7 @@ from grpo_tir.learning.certificate import SINGLE, TOLERANCE
 from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.rollouts.policy import Policy, load_policy
 from grpo_tir.rollouts.rollout import Limits, make_groups, sample_responses
-from grpo_tir.tools.formats import read_json
+from grpo_tir.tools.formats import read_call
 from grpo_tir.tools.open import tool_schemas
 from grpo_tir.tools.python import OUTPUT_MARKER
 from grpo_tir.types import Problem, Rollout
@@ -119,7 +119,8 @@ def check_format(policy: Policy, config: Config) -> Iterator[Finding]:
     """Check that chat template, format and tokenizer fit together: the prompt shows the tools, the format reads
     the calls that the template writes, and a turn ends in an end-of-text id."""
     tokenizer, schemas = policy.tokenizer, tool_schemas(config)
-    names = [schema["function"]["name"] for schema in schemas]
+    by_name = {schema["function"]["name"]: schema for schema in schemas}
+    names = list(by_name)
     prompt = policy.render(SAMPLE)
     if unseen := [name for name in names if name not in prompt]:
         yield fault("format", f"the prompt does not name the tool {unseen[0]}: set data.template chat")
@@ -131,8 +132,11 @@ def check_format(policy: Policy, config: Config) -> Iterator[Finding]:
     said = apply_chat(tokenizer, [*messages, {"role": "tool", "content": "42"}], tools=schemas)[start:]
     for token in policy.eos_ids:
         said = said.partition(decode(tokenizer, [token]))[0]
-    found = policy.stopping.format.find(said)
-    if not found or read_json(found[0]) != (call["name"], call["arguments"]):
+    try:
+        read = [read_call(each, by_name) for each in policy.stopping.format.find(said)]
+    except ValueError:
+        read = []
+    if read != [(call["name"], call["arguments"])]:
         yield fault(
             "format",
             f"the chat template writes a call as {said.strip()[:80]!r}, which tool.format "

@@ -82,7 +82,10 @@ def fake_outputs(model: Sequence[str], tool: Sequence[str], calls: int) -> int:
     unless the tool's texts begin with it (`tool.format: fence`)."""
     if tool and tool[0].lstrip("\n").startswith(OUTPUT_MARKER):
         calls = 0
-    return sum(max(0, text.count(OUTPUT_MARKER) - (number < calls)) for number, text in enumerate(model))
+    return sum(
+        max(0, text.count(OUTPUT_MARKER) - (number < calls)) + text.count("<tool_response>")
+        for number, text in enumerate(model)
+    )
 
 
 def contradicts(answer: str | None, status: str | None, stdout: str) -> bool | None:

@@ -26,7 +26,7 @@ from grpo_tir.generation.protocol import Generator, Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import decode
 from grpo_tir.rollouts.policy import Policy, load_policy
-from grpo_tir.tools.formats import load_format
+from grpo_tir.tools.formats import CODE_FORMATS, load_format
 from grpo_tir.tools.open import open_tool, tool_schemas
 from grpo_tir.tools.protocol import Session, Tool, open_session
 from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment, ToolCall, ToolResult
@@ -306,11 +306,12 @@ class RolloutLoop:
         rollout = self.rollouts[row]
         # 1. Encode the answer, cut to the remaining budget.
         room = self.limits.max_completion_length - len(rollout.token_ids)
-        if self.format.by_template:
-            token_ids, text = encode_answer(self.tokenizer, outputs, ended=not self.format.marker)
-        else:
+        if self.format.name in CODE_FORMATS:
             text = "".join(outputs)
             token_ids = encode(self.tokenizer, text, literal=True)
+        else:
+            ended = not self.format.marker
+            token_ids, text = encode_answer(self.tokenizer, outputs, ended, self.format.answer)
         if len(token_ids) >= room:
             token_ids = token_ids[:room]
             text = decode(self.tokenizer, token_ids)

@@ -3,8 +3,9 @@
     format      a call in the text of the policy                      pauses the row
     output      ```python⏎code⏎```⏎```output                          the marker (the paper's way)
     fence       ```python⏎code⏎```                                    the closing fence
-    tool_call   <tool_call>{json}</tool_call>        (Hermes, Qwen)   the end-of-text token of a turn with calls:
-                <|python_tag|>{json} or code, or {json}     (Llama)   it may hold several
+    tool_call   <tool_call>{json}</tool_call>       (Hermes, Qwen3)   the end-of-text token of a turn with calls:
+                <tool_call><function=…>…</tool_call>    (Qwen3.5)     it may hold several
+                <|python_tag|>{json} or code, or {json}     (Llama)
     PATH        opening … closing                                     the closing text, or the end of the turn
 
 With `tool_call` the sampled turn keeps its end-of-text token, which is trained. What the chat template writes from
@@ -16,9 +17,11 @@ there to the next turn (`data.prompts.tool_answer`) is inserted and masked:
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +38,7 @@ JSON_TYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Format:
     """Describe a format. A user's YAML file sets these fields, except `name`."""
 
@@ -49,14 +52,14 @@ class Format:
     parse: Literal["json", "text"] = "json"
     """`json`: an object with `name` and `arguments`. `text`: the only argument of the only tool."""
     answer: str = ""
-    """Text that answers a call, with `{result}`. "" means a tool message of the model's chat template."""
+    """Text that answers a call, with `{result}`, and with special tokens where needed. "" means a tool message of
+    the model's chat template."""
 
     @property
     def marker(self) -> str:
         """The text that pauses a row; "" if the end of a turn does."""
-        return {"output": OUTPUT_MARKER, "fence": FENCE}.get(
-            self.name, self.closing if self.pause == "closing" else ""
-        )
+        own = self.closing if self.pause == "closing" else ""
+        return {"output": OUTPUT_MARKER, "fence": FENCE}.get(self.name, own)
 
     @property
     def by_template(self) -> bool:
@@ -88,16 +91,13 @@ def load_format(name: str) -> Format:
 
 
 def _read(name: str, path: Path) -> Format:
-    known = {field.name for field in fields(Format)} - {"name"}
+    known = {field.name for field in dataclasses.fields(Format)} - {"name"}
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"tool.format {name} cannot be read: {str(error).splitlines()[0]}") from None
-    if (
-        not isinstance(given, dict)
-        or not set(given) <= known
-        or not all(isinstance(v, str) for v in given.values())
-    ):
+    texts = isinstance(given, dict) and all(isinstance(value, str) for value in given.values())
+    if not texts or not set(given) <= known:
         raise ConfigError(f"tool.format {name} must set texts, and only these: {', '.join(sorted(known))}")
     made = Format(name, **given)
     if made.pause not in ("closing", "turn") or made.parse not in ("json", "text") or not made.opening:
@@ -165,13 +165,35 @@ def read_json(text: str) -> tuple[str, dict[str, Any]]:
     """
     try:
         call = json.loads(text)
+        json.dumps(call, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
     except (ValueError, RecursionError) as error:
         raise ValueError(f"MalformedCall: the call is not valid JSON: {str(error).splitlines()[0]}") from None
-    name, arguments = (
-        (call.get("name"), call.get("arguments", call.get("parameters"))) if isinstance(call, dict) else (0, 0)
-    )
+    fields = call if isinstance(call, dict) else {}
+    name, arguments = fields.get("name"), fields.get("arguments", fields.get("parameters"))
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError("MalformedCall: a call is a JSON object with `name`, a text, and `arguments`, an object")
+    return name, arguments
+
+
+def read_call(text: str, schemas: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return name and arguments of a call in JSON, or in tags as Qwen3-Coder and Qwen3.5 write it:
+
+        <function=calculator>⏎<parameter=expression>⏎6*7⏎</parameter>⏎</function>
+
+    A tag holds text. It is read as JSON if the schema wants another type.
+
+    Raises:
+        ValueError: one line that the model reads.
+    """
+    if not text.startswith("<function="):
+        return read_json(text)
+    name, _, body = text.removeprefix("<function=").partition(">")
+    known = schemas[name]["function"]["parameters"]["properties"] if name in schemas else {}
+    arguments: dict[str, Any] = dict(re.findall(r"<parameter=([^>]+)>\n?(.*?)\n?</parameter>", body, re.DOTALL))
+    for key, value in arguments.items():
+        if known.get(key, {}).get("type") != "string":
+            with contextlib.suppress(ValueError, RecursionError):
+                arguments[key] = json.loads(value)
     return name, arguments
 
 
@@ -186,7 +208,7 @@ def check_call(name: str, arguments: dict[str, Any], schemas: Mapping[str, Any])
     parameters = schemas[name]["function"]["parameters"]
     known, needed = parameters["properties"], parameters.get("required", [])
     faults = [f"`{key}` is missing" for key in needed if key not in arguments]
-    faults += [f"`{key[:60]}` is unknown" for key in arguments if key not in known]
+    faults += [f"{key[:60]!r} is unknown" for key in arguments if key not in known]
     for key, value in arguments.items():
         wanted = known.get(key, {}).get("type")
         right = JSON_TYPES.get(wanted, object) if isinstance(wanted, str) else object

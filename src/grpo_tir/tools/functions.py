@@ -24,7 +24,8 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
 }  # fmt: skip
-LARGEST_BITS = 10_000
+LARGEST_BITS, LONGEST = 10_000, 1000
+"""Limits of the calculator: bits of a power, characters of an expression."""
 
 
 def python(code: str) -> str:  # type: ignore[empty-body]  # the sandbox runs it
@@ -41,6 +42,8 @@ def calculator(expression: str) -> str:
     Args:
         expression: Numbers, parentheses and the operators + - * / // % **.
     """
+    if len(expression) > LONGEST:
+        raise ValueError("the expression is too long")
     return str(_value(ast.parse(expression.strip(), mode="eval").body))
 
 
@@ -95,14 +98,19 @@ def call_function(function: Function, arguments: dict[str, Any], seconds: float)
 
     def run() -> None:
         try:
-            results.append(ToolResult("ok", stdout=str(function(**arguments))))
+            results.append(ToolResult("ok", stdout=_encodable(str(function(**arguments)))))
         except Exception as error:
-            results.append(ToolResult("error", stderr=f"{type(error).__name__}: {' '.join(str(error).split())}"))
+            line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            results.append(ToolResult("error", stderr=_encodable(line)))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
     return results[0] if results else ToolResult("timeout")
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def program_of(function: Function, arguments: dict[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """Run the tools that a model calls by name: `python` in the sandbox, and functions.
 
-call ──► read name and arguments ──► limits ──► sandbox, or a thread with a deadline ──► result, stamped
+    call ──► read name and arguments ──► limits ──► sandbox, or a thread with a deadline ──► result, stamped
                 └─ a fault is a failed result: one line that the model reads, counted as tools/error/NAME
+
+The stamp is the name of the tool, for limits, state and metrics.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any, Self
 
 from grpo_tir.config import Config
 from grpo_tir.executor.protocol import Executor
-from grpo_tir.tools.formats import check_call, load_format, read_json
+from grpo_tir.tools.formats import check_call, load_format, read_call
 from grpo_tir.tools.functions import call_function, load_functions, program_of, schema_of
 from grpo_tir.tools.python import NO_OUTPUT, observation
 from grpo_tir.types import Rollout, ToolCall, ToolResult
@@ -69,7 +71,7 @@ class NamedTools:
     def read(self, call: str) -> tuple[str, dict[str, Any]]:
         """Return name and arguments of a call."""
         if self.format.parse == "json":
-            return read_json(call)
+            return read_call(call, self.schemas)
         (name, schema), *_ = self.schemas.items()
         return name, {next(iter(schema["function"]["parameters"]["properties"])): call}
 
@@ -97,7 +99,7 @@ class NamedTools:
         shown = observation(result)
         if result is not None and result.status == "ok" and result.tool != "python":
             shown = result.stdout.strip() or NO_OUTPUT
-        return self.format.answer.replace("{result}", shown) or shown
+        return shown
 
     def close(self) -> None:
         """End executor and threads. A session has nothing to close."""

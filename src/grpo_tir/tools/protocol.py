@@ -29,8 +29,8 @@ class Session(Protocol):
         """Run the code. The result may come later."""
 
     def observe(self, result: ToolResult | None, text: str) -> str:
-        """Return the text to insert after `text`, the stopped segment. `result` is None if there was no code. With
-        `tool_call`, return the content of the tool message: the chat template writes the rest."""
+        """Return the text to insert after `text`, the stopped segment. `result` is None if there was no code. In
+        formats other than `output` and `fence`, return what the tool says; the format writes what is around it."""
 
     def close(self) -> None:
         """Release what is held. The session of a rollout is closed when the rollout ends, whatever the reason."""

@@ -6,10 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from chat_models import CHATML_TOKENS, FORGETS, QWEN, QWEN_THINKS, bpe_tokenizer, llama_tokenizer
-from grpo_tir.data.prompts import check_chat_template, encode, encode_answer, make_renderer, tool_answer
+from chat_models import (
+    CHATML_TOKENS,
+    FORGETS,
+    LLAMA_TOKENS,
+    QWEN,
+    QWEN_THINKS,
+    bpe_tokenizer,
+    llama_tokenizer,
+)
+from grpo_tir.data.prompts import (
+    apply_chat,
+    check_chat_template,
+    encode,
+    encode_answer,
+    make_renderer,
+    tool_answer,
+)
 from grpo_tir.errors import TemplateError
 from grpo_tir.testing import EOS, byte_tokenizer
+from grpo_tir.tools.formats import native_calls, read_call
+from grpo_tir.tools.functions import calculator, schema_of
 from grpo_tir.types import Problem
 from scripted import BYTES, ids, read
 
@@ -181,3 +198,31 @@ def test_the_prompt_shows_the_tools_and_the_same_date_on_any_day() -> None:
     tool = {"type": "function", "function": {"name": "calculator"}}
     said = make_renderer("chat", llama_tokenizer(), tools=[tool])(PROBLEM)
     assert '"name": "calculator"' in said and "Today Date: 26 Jul 2024" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        *((name, "") for name in ("qwen2_5", "qwen3", "qwen3_instruct_2507", "qwen3_5_think", "qwen3_6")),
+        *((name, "") for name in ("nemotron_3_nano", "llama3_1", "llama3_2")),
+        ("deepseek_r1_distill", "rewrites earlier turns"),
+        ("gemma3", "renders no tool message"),
+        ("phi3", "leaves tool messages out"),
+    ],
+)
+def test_the_models_own_templates_as_trl_packs_them(name: str, says: str) -> None:
+    """Those that pass also write a call that `tool_call` reads."""
+    packed = pytest.importorskip("trl", reason="trl is not installed: pip install trl==1.16.0")
+    tokenizer = bpe_tokenizer(QWEN, [*CHATML_TOKENS, *LLAMA_TOKENS], 60)
+    tokenizer.chat_template = (Path(packed.__file__).parent / f"chat_templates/{name}.jinja").read_text()
+    if says:
+        with pytest.raises(TemplateError, match=says):
+            check_chat_template(tokenizer)
+        return
+    check_chat_template(tokenizer)
+    schema, asked = schema_of(calculator), [{"role": "user", "content": "Go."}]
+    call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "6*7"}}}
+    said = [*asked, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "42"}]
+    text = apply_chat(tokenizer, said, tools=[schema])[len(apply_chat(tokenizer, asked, tools=[schema])) :]
+    calls = native_calls(text.partition("<|im_end|>")[0].partition("<|eot_id|>")[0])
+    assert [read_call(each, {"calculator": schema}) for each in calls] == [("calculator", {"expression": "6*7"})]

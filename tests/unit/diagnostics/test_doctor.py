@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from chat_models import CHATML_TOKENS, FORGETS, LLAMA, LLAMA_TOKENS, QWEN, QWEN_THINKS, bpe_tokenizer
+from chat_models import CHATML_TOKENS, FORGETS, LLAMA, LLAMA_TOKENS, QWEN, QWEN_TAGS, QWEN_THINKS, bpe_tokenizer
 from grpo_tir.cli import main
 from grpo_tir.config import Config
 from grpo_tir.data.prompts import make_renderer
@@ -410,7 +410,7 @@ def native(tokenizer: Any, config: Config, **settings: Any) -> list[Finding]:
     return list(policy_checks.check_format(policy, config))
 
 
-@pytest.mark.parametrize("template", [QWEN, QWEN_THINKS, LLAMA], ids=["qwen2.5", "qwen3", "llama3.2"])
+@pytest.mark.parametrize("template", [QWEN, QWEN_THINKS, QWEN_TAGS, LLAMA])
 def test_template_format_and_tokenizer_of_the_native_families_fit_together(template: str, config: Config) -> None:
     tokenizer = bpe_tokenizer(template, LLAMA_TOKENS if template == LLAMA else CHATML_TOKENS, 60)
     (found,) = native(tokenizer, config, tool__names=["python", "calculator"])
@@ -422,6 +422,7 @@ def test_template_format_and_tokenizer_of_the_native_families_fit_together(templ
     [
         (QWEN, {"data__template": "plain"}, "the prompt does not name the tool python: set data.template chat"),
         (QWEN.replace("<tool_call>\n", "[CALL]"), {}, 'writes a call as \'[CALL]{"name"'),
+        (QWEN.replace('{"name', '{"tool'), {}, 'writes a call as \'<tool_call>\\n{"tool"'),
         (QWEN.replace("<|im_end|>", "<|done|>"), {}, "ends a turn with '<', which is no end-of-text id"),
     ],
 )

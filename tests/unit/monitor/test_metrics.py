@@ -69,6 +69,9 @@ def test_blocks_written_and_those_before_the_answer(turns: list[str], written: i
     assert (row["written"], row["before_answer"]) == (written, before)
 
 
+NATIVE = '<tool_call>{"name": "python", "arguments": {"code": "1"}}</tool_call>'
+
+
 @pytest.mark.parametrize(
     ("turns", "calls", "fake"),
     [
@@ -77,6 +80,7 @@ def test_blocks_written_and_those_before_the_answer(turns: list[str], written: i
         ([CALL + "\n7\n```\n" + CALL], [], 2),  # c = 0: every output is made up
         ([CALL, SHOWN, CALL, SHOWN], [OK, OK], 0),
         ([CALL], [OK], 0),  # answered, but the budget left no room to show it
+        ([NATIVE, "<tool_response>42</tool_response>", f"{NATIVE}<tool_response>7</tool_response>"], [OK], 1),
     ],
 )
 def test_outputs_that_the_model_made_up(turns: list[str], calls: list[ToolCall], fake: int) -> None:
@@ -224,6 +228,9 @@ def test_accuracy_is_of_the_correctness_flag_not_of_the_reward() -> None:
     ]
     metrics = step_metrics([summarize(r, 1) for r in rollouts])
     assert (metrics["accuracy"], metrics["reward"]) == (pytest.approx(1 / 3), pytest.approx(0.1))
+
+
+NATIVE = '<tool_call>{"name": "python", "arguments": {"code": "1"}}</tool_call>'
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from grpo_tir.config import Config, check
 from grpo_tir.errors import ConfigError
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.testing import byte_tokenizer
-from grpo_tir.tools.formats import check_call, load_format, native_calls, read_json
+from grpo_tir.tools.formats import check_call, load_format, native_calls, read_call, read_json
 from grpo_tir.tools.functions import calculator, python, schema_of
 from scripted import ids, read
 from tiny_policy import change
@@ -63,6 +63,27 @@ def test_a_malformed_call_is_told_in_one_line(text: str) -> None:
         read_json(text)
 
 
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("<function=area>\n<parameter=width>\n2\n</parameter>\n</function>", {"width": 2}),
+        (
+            "<function=area>\n<parameter=width>\n2\n</parameter>\n<parameter=unit>\n2\n\nm\n</parameter>\n</function>",
+            {"width": 2, "unit": "2\n\nm"},
+        ),
+        (
+            "<function=area><parameter=exact>true</parameter><parameter=unit>7</parameter>",
+            {"exact": True, "unit": "7"},
+        ),
+        ("<function=area>\n<parameter=width>\nwide\n</parameter>", {"width": "wide"}),
+        ("<function=area>", {}),
+        ('{"name": "area", "arguments": {"width": 2}}', {"width": 2}),
+    ],
+)
+def test_a_call_in_tags_is_read_by_the_types_of_the_schema(call: str, arguments: dict[str, object]) -> None:
+    assert read_call(call, {"area": schema_of(area)}) == ("area", arguments)
+
+
 def area(width: int, height: float = 1.0, exact: bool = False, unit: str | None = None) -> float:
     """Compute an area.
 
@@ -81,7 +102,7 @@ def area(width: int, height: float = 1.0, exact: bool = False, unit: str | None 
         ({"width": 2}, ""),
         ({"width": 2, "height": 3, "exact": True, "unit": None}, ""),
         ({"height": 1.5}, "`width` is missing"),
-        ({"width": 2, "depth": 3}, "`depth` is unknown"),
+        ({"width": 2, "depth": 3}, "'depth' is unknown"),
         ({"width": "2"}, "`width` must be of type integer"),
         ({"width": True}, "`width` must be of type integer"),
         ({"width": None}, "`width` must be of type integer"),

@@ -30,7 +30,21 @@ def test_the_calculator_calculates(expression: str, value: str) -> None:
 
 @pytest.mark.parametrize(
     "expression",
-    ["__import__('os')", "a", "(1).real", "[1]*9", "9**9**9", "(9**999)**999", "True", "'x'*9", "1/0", "6*", ""],
+    [
+        "__import__('os')",
+        "a",
+        "(1).real",
+        "[1]*9",
+        "9**9**9",
+        "(9**999)**999",
+        "True",
+        "'x'*9",
+        "1/0",
+        "6*",
+        "",
+        "-" * 999,
+        "-" * 9999 + "1",
+    ],
 )
 def test_the_calculator_refuses_all_but_arithmetic(expression: str) -> None:
     result = call_function(calculator, {"expression": expression}, 10)
@@ -47,6 +61,10 @@ def test_a_function_that_outlives_its_deadline_is_a_timeout_and_holds_nobody_up(
     assert call_function(waits, {"x": 1}, 0.05) == ToolResult("timeout")
     release.set()
     assert call_function(waits, {"x": 1}, 10) == ToolResult("ok", stdout="1")
+
+
+def test_what_a_function_returns_can_be_encoded() -> None:
+    assert call_function(lambda: "\ud800x", {}, 10) == ToolResult("ok", stdout="?x")
 
 
 TOOLS = '''
