@@ -20,6 +20,7 @@ from chat_models import (
     llama_tokenizer,
     qwen_tokenizer,
 )
+from grpo_tir.checkpoint.journal import Journal
 from grpo_tir.config import Config
 from grpo_tir.data.prompts import apply_chat
 from grpo_tir.evaluation.tool_ablation import AlteredTool, blank
@@ -29,6 +30,7 @@ from grpo_tir.testing import ScriptedConfig, ScriptedExecutor, ScriptedModel
 from grpo_tir.tools.named import NamedTools
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Rollout, ToolResult
+from grpo_tir.utils.files import Writer
 from scripted import UrnModel, assert_consistent, empty_rollouts, ids, kinds, make_loop, stdout
 from tiny_policy import change
 
@@ -291,6 +293,25 @@ def test_a_lost_call_of_a_turn_ends_the_row_unscored() -> None:
     lost = ScriptedExecutor(lambda code: ToolResult("infrastructure"))
     rollout = play(TOKENIZERS[3], [says("python", code="1") * 2 + ENDS], named(lost, tool__names=["python"]))
     assert not rollout.valid and len(lost.seen) == 1 and rollout.segments[-1].kind == "model"
+
+
+def test_a_resumed_run_takes_every_call_of_a_turn_from_the_journal(tmp_path: Path) -> None:
+    run = says("python", code="print(7)")
+
+    def attempt(executor: ScriptedExecutor) -> Rollout:
+        writer = Writer("log")
+        log = Journal(tmp_path, 0, "recipe", writer, resume=True)
+        log.begin(1)
+        tool = named(executor, tool__names=["python", "calculator"])
+        rollout = play(TOKENIZERS[3], [run + TIMES + run + ENDS, END + ENDS], tool, c=3, run_tool=log.run)
+        log.flush()
+        writer.close()
+        return rollout
+
+    first, again = attempt(ScriptedExecutor(stdout("7"))), ScriptedExecutor(stdout("8"))
+    second = attempt(again)
+    assert again.seen == [] and second.token_ids == first.token_ids
+    assert [call.result and call.result.tool for call in second.calls] == ["python", "calculator", "python"]
 
 
 GOOD = '{"name": "calculator", "arguments": {"expression": "6*7"}}'
