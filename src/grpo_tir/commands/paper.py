@@ -24,7 +24,7 @@ TITLE = "The paper's findings in a miniature world, {} seed(s)"
 EXPERIMENTS = {
     "c": ["c0", "c1", "c2", "c4"],
     "penalty": ["c1", "penalty", "penalty_reference"],
-    "price": ["c1", "price"],
+    "price": ["c1", "price", "price_unscaled"],
     "group": ["c1", "g4"],
     "sft": ["c1", "sft"],
 }

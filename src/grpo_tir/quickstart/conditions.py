@@ -33,6 +33,7 @@ CONDITIONS: dict[str, list[str]] = {
     "penalty": ["--reward.code_penalty", "-0.5"],
     "penalty_reference": ["--reward.code_penalty", "-0.5", "--reward.no_code_penalty", "-0.5"],
     "price": ["--reward.call_penalty", "-0.1"],
+    "price_unscaled": ["--reward.call_penalty", "-0.1", "--algorithm.scale_rewards", "false"],
     "g4": ["--rollout.samples_per_prompt", "4", "--rollout.prompts_per_step", "32"],
     "sft": [],
 }

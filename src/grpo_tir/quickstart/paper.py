@@ -62,12 +62,12 @@ RIGHT, INV, SPARE = "greedy accuracy", "tiny/inv", "tiny/spare"
 FINDINGS = [
     Finding("tool", "RL with the tool beats RL without", "+9.6 points, 7B", f"c1 {RIGHT}", f"c0 {RIGHT}"),
     Finding("calls", "two calls are better than one", "+2.0 points, 1.5B", f"c2 {RIGHT}", f"c1 {RIGHT}"),
-    Finding("calls_dependent", "so on problems that need two", "not studied",
+    Finding("calls_dependent", "two calls are better on problems that need two", "not studied",
             f"c2 {RIGHT} {INV}", f"c1 {RIGHT} {INV}"),
     Finding("calls_four", "four calls are better than two", "not studied", f"c4 {RIGHT}", f"c2 {RIGHT}"),
     Finding("time_tool", "a call takes time", "237 s / 118 s = 2.0",
             "c1 steps seconds", "c0 steps seconds", 1.5, True),
-    Finding("time_calls", "so does a second one", "288 s / 237 s = 1.2",
+    Finding("time_calls", "a second call takes time", "288 s / 237 s = 1.2",
             "c2 steps seconds", "c1 steps seconds", 1.1, True),
     Finding("code", "the code ratio rises", ".36 to .93", "c1 after code", "c1 before code"),
     Finding("pass", "the pass ratio rises", ".80 to .83", "c1 after passed", "c1 before passed"),
@@ -77,12 +77,15 @@ FINDINGS = [
     Finding("useless", "useless code disappears", "examples", f"c1 before code {SPARE}", f"c1 after code {SPARE}"),
     Finding("chooses", "calls are made to compute, not to read", "examples",
             "c1 after code tiny/mul tiny/mod", "c1 after code tiny/pick", 0.2),
-    Finding("chooses_price", "they are where each costs 0.1 of reward", "not studied",
+    Finding("chooses_price", "at a price of 0.1 a call, they are made only to compute", "not studied",
             "price after code tiny/mul tiny/mod", "price after code tiny/pick", 0.2),
-    Finding("price", "that price costs no accuracy", "not studied", f"price {RIGHT}", f"c1 {RIGHT}", -0.02),
+    Finding("chooses_unscaled", "the same without dividing advantages by their std", "not studied",
+            "price_unscaled after code tiny/mul tiny/mod", "price_unscaled after code tiny/pick", 0.2),
+    Finding("price", "a price of 0.1 a call costs no accuracy", "not studied",
+            f"price {RIGHT}", f"c1 {RIGHT}", -0.02),
     Finding("penalty", "a penalty for failing code does not help", "+0.1 points",
             f"c1 {RIGHT}", f"penalty {RIGHT}", -0.02),
-    Finding("penalty_reference", "nor does it as the reference ran it", "+0.1 points",
+    Finding("penalty_reference", "nor does the penalty as the reference ran it", "+0.1 points",
             f"c1 {RIGHT}", f"penalty_reference {RIGHT}", -0.02),
     Finding("group", "G = 16 beats G = 4 with as many responses", "not studied", f"c1 {RIGHT}", f"g4 {RIGHT}"),
     Finding("sft", "RL from the base beats SFT", "+8.6 points, 7B", f"c1 {RIGHT}", "sft greedy_before accuracy"),
@@ -92,6 +95,7 @@ FINDINGS = [
 WORDS = {
     "c0": "c = 0", "c1": "c = 1", "c2": "c = 2", "c4": "c = 4", "g4": "G = 4", "sft": "SFT start",
     "penalty": "penalty -0.5", "penalty_reference": "penalty of the reference", "price": "a call costs 0.1",
+    "price_unscaled": "a call costs 0.1, no division by the std",
     "greedy_before": "before training, greedy", "greedy": "after training, greedy", "steps": "while training",
     "before": "before training, sampled", "after": "after training, sampled",
     "accuracy": "accuracy", "code": "code ratio", "passed": "pass ratio", "executed": "executed ratio",
@@ -104,7 +108,9 @@ EXAMPLES = [
     ("recovery", "A repaired error", f"c2 before -recovered {INV}", "c2 after recovered correct"),
     ("useless", "A needless call that disappears", f"c1 before calls {SPARE}", "c1 after correct -calls"),
     ("chooses", "A needless call that appears", "c1 before correct -calls tiny/pick", "c1 after calls"),
-    ("chooses_price", "Solved without the tool", "price before calls tiny/pick", "price after correct -calls"),
+    ("chooses_price", "A needed call that is gone", "price before calls correct", "price after -calls -correct"),
+    ("chooses_unscaled", "Solved without the tool",
+     "price_unscaled before calls tiny/pick", "price_unscaled after correct -calls"),
     ("penalty_reference", "A call that only avoids the penalty",
      f"penalty_reference before -calls {SPARE}", "penalty_reference after calls"),
 ]  # fmt: skip
@@ -112,7 +118,7 @@ EXAMPLES = [
 RULE = (
     "A finding is reproduced if the whole 95% interval of (first - second), for times of (first / second), lies "
     "above the bound, not reproduced if it lies below, else undecided. The bounds were set after one pilot run, "
-    "before all others."
+    "before all others. The condition without division by the std was added after the one with it had been seen."
 )
 
 
