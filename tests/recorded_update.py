@@ -22,9 +22,13 @@ from grpo_tir.checkpoint.load import load_optimizer
 from grpo_tir.checkpoint.save import Saver
 from grpo_tir.config import Config
 from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.engine import decode_weights
+from grpo_tir.generation.protocol import Request
+from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning.batching import TrainingSample
 from grpo_tir.learning.learner import Learner
 from grpo_tir.learning.lora import add_adapters
+from grpo_tir.rollouts import policy as policy_module
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.types import RolloutGroup
 from grpo_tir.utils.files import Writer
@@ -81,6 +85,7 @@ def main(out: Path, others: list[Path]) -> None:
                 [(each.group, each.sample, torch.as_tensor(each.old_logprobs).tolist()) for each in rollouts]
             )
             if name == "token" and step == 1:
+                results["decoded"] = decode_in_bf16(learner)
                 checkpoint = save(learner, out.with_suffix(""))
         del runtime.step  # record_gradients' own
         weights = weights_of(learner)
@@ -156,6 +161,36 @@ def record_gradients(learner: Learner) -> list[torch.Tensor]:
 
     learner.runtime.step = record  # type: ignore[method-assign]
     return gradients
+
+
+def decode_in_bf16(learner: Learner) -> dict[str, Any]:
+    """Sample between two updates from the copy that a GPU decodes with."""
+    policy_module.decodes_in_bf16 = lambda model: True
+    decode_weights.GATHERED = 3000  # elements: about a third of a layer
+    runtime, sizes = learner.runtime, []
+    gathered = runtime.gathered
+    runtime.gathered = lambda parameters: (  # type: ignore[method-assign]
+        sizes.append(sum(parameter.ds_numel for parameter in parameters)),
+        gathered(parameters),
+    )[1]
+    model = learner.module.model
+    policy = policy_module.Policy(model, None, CodeBlockStopping(byte_tokenizer([])), str, [VOCABULARY - 1])
+    with policy.gathered(runtime, learner.config):
+        generator: Any = policy.generator(learner.config)
+        copied = flat(generator.model.parameters())
+        for row in range(3 + runtime.rank):  # ranks decode different numbers of rows
+            generator.submit(Request(row, [1, 2, 3 + row], row, 12, False))
+        rows = []
+        while generator.scheduler.rows:
+            rows += generator.step()
+    del runtime.gathered
+    weights = weights_of(learner).float().bfloat16().double()
+    return {
+        "same": torch.equal(copied, weights),
+        "tokens": [len(row.token_ids) for row in rows],
+        "gathered": sizes,
+        "freed": policy.decode_copy is None,
+    }
 
 
 def record_tokens(learner: Learner, level: bool) -> list[int]:

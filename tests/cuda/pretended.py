@@ -72,6 +72,8 @@ def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return _attribute(getattr(owner, "__name__", ""), func, ours[0])
     target = _target(name, args, kwargs)
     kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
+    if name == "pin_memory":
+        return args[0]
     if not ours and target != "cuda":
         return func(*args, **kwargs)
     hosts = [each for each in flat if isinstance(each, torch.Tensor) and not isinstance(each, CudaTensor)]

@@ -3,16 +3,19 @@
     bytes on one of N ranks for P parameters in float32 (in bf16, an update at lr 1e-6 would be lost in rounding)
 
                     one process, DDP     ZeRO-1          ZeRO-2           ZeRO-3
-    weights         4P                   4P              4P               4P/N; gathered, 4P + 4P/N, to sample
+    weights         4P                   4P              4P               4P/N
+    bf16 copy       2P (GPU)             2P              2P               2P, only while sampling
     gradients       4P (+ 4P buckets)    4P + bucket     4P/N + bucket    4P/N + bucket
     optimizer       8P                   12P/N           12P/N            12P/N      (DeepSpeed keeps a copy: 4P/N)
 
     with low-rank adapters, gradients and optimizer state are those of the adapters only
 
-Sampling and learning alternate, so the requirement is the larger of the two. The KV cache assumes that all
-sequences reach their maximum length. Activations are those that a Llama-like layer keeps for its backward pass.
-The estimate was compared with measured peaks on a CPU (tests/unit/diagnostics/test_memory_measured.py). The
-figures for bf16 and ZeRO are calculated and not yet confirmed on a GPU.
+Sampling and learning alternate, so the requirement is the larger of the two. Without a bf16 copy (`generate`,
+fp32, adapters), ZeRO-3 gathers all 4P to sample. The KV cache assumes that all sequences reach their maximum
+length; the pages of static steps (`rollout.step`) take what is left, if that is less. Activations are those that a
+Llama-like layer keeps for its backward pass. The estimate was compared with measured peaks on a CPU
+(tests/unit/diagnostics/test_memory_measured.py). The figures for bf16 and ZeRO are calculated and not yet
+confirmed on a GPU.
 
 Only `shape_of` needs torch, to count parameters.
 """
@@ -39,6 +42,10 @@ BUCKET, LIVE = 5e8, 1e9
 """DeepSpeed's defaults: elements of the reduce bucket; parameters that ZeRO-3 keeps gathered during learning."""
 CUDA_CONTEXT, FRAGMENTATION = GIB, 0.05
 """On a GPU: bytes of the driver and its kernels; share of the memory that the allocator cannot use."""
+PAGE, KV_SHARE = 128, 0.85
+"""Tokens of a page of static steps; largest share of the free memory that pages take (engine/engine.py)."""
+GATHERED = 1e9
+"""Bytes of float32 weights that ZeRO-3 gathers at a time for the bf16 copy (engine/decode_weights.py)."""
 CALL_SECONDS, LATE_CALLS, WINDOW = 0.025, 0.05, 60.0
 """CPU seconds of a typical call; share of calls assumed to time out; seconds in which one call of every rollout,
 all made at once, must be answered."""
@@ -122,15 +129,20 @@ def plan(config: Config, shape: Shape, machine: Hardware) -> MemoryPlan:
     rows = min(rollout.max_rows or share, share)
     longest = config.data.max_prompt_length + rollout.max_completion_length
     value = 4 if _fp32(config, machine) else 2
-    # While the cache grows or is sorted, one of its layers exists twice.
-    token_bytes = 2 * (shape.layers + 1) * shape.kv_width * value
-    cache = min(rollout.kv_tokens or rows * longest, rows * longest)
+    pages = _static(config, machine)
+    # Without pages, one layer of the cache exists twice while it grows or is sorted.
+    token_bytes = 2 * (shape.layers + (not pages)) * shape.kv_width * value
+    wanted = rows * longest
+    if pages:  # whole pages, rounded up to three bits, as `Engine._allocate` does
+        wanted = rows * -(-longest // PAGE) * PAGE
+        unit = 1 << max(wanted.bit_length() - 3, 0)
+        wanted = -(-wanted // unit) * unit
+    cache = min(rollout.kv_tokens or wanted, wanted)
     # 2. Memory while sampling.
     sampling = {
         **kept,
         "weights": kept["weights"]
-        + (4 * all_parameters(config, shape) if machine.zero == 3 else 0)
-        + _bf16_copy(config, shape, machine)
+        + (_gathered(config, shape, machine) if machine.zero == 3 else _bf16_copy(config, shape, machine))
         + _cpu_copy(config, shape, machine),
         "KV cache": cache * token_bytes,
         "activations": (CHUNK_TOKENS + rows) * value * (10 * shape.hidden + 4 * shape.intermediate),
@@ -138,6 +150,10 @@ def plan(config: Config, shape: Shape, machine: Hardware) -> MemoryPlan:
     }
     # 3. What is left for the cache, and the executor slots that the calls need.
     room = machine.memory - sum(sampling.values()) + sampling["KV cache"]
+    if pages:
+        room *= KV_SHARE
+        if not rollout.kv_tokens:  # the pool takes what there is, and the other sequences wait
+            sampling["KV cache"] = min(sampling["KV cache"], max(room, longest * token_bytes))
     rollouts = rollout.prompts_per_step * config.sampled_per_prompt
     calls = rollouts * config.tool.max_tool_calls
     return MemoryPlan(
@@ -193,10 +209,10 @@ def _learning(
     step = 0 if machine.cpu else 4 * trained / (machine.gpus if machine.zero else 1)
     # The logits are freed before the last layer is recomputed, and all activations before the optimizer step.
     activations = max(stored + max(working - logits, 0), step - logits)
-    live = 4 * min(size, LIVE) if machine.zero == 3 else 0
+    held = 4 * min(size, LIVE) if machine.zero == 3 else _bf16_copy(config, shape, machine)
     return {
         **kept,
-        "weights": kept["weights"] + live + _bf16_copy(config, shape, machine),
+        "weights": kept["weights"] + held,
         "gradients": _gradients(trained, machine),
         "activations": activations,
         "logits": logits,
@@ -230,8 +246,20 @@ def _gradients(size: int, machine: Hardware) -> float:
 
 def _bf16_copy(config: Config, shape: Shape, machine: Hardware) -> float:
     """Return the bytes of the bf16 copy of the weights that a GPU decodes with."""
-    used = not machine.cpu and machine.zero < 3 and not _fp32(config, machine)
+    used = not machine.cpu and not _fp32(config, machine)
     return 2 * shape.parameters if used and config.rollout.generator == "engine" else 0
+
+
+def _gathered(config: Config, shape: Shape, machine: Hardware) -> float:
+    """Return the bytes of the weights that ZeRO-3 gathers to sample: a bf16 copy, or all of them in float32."""
+    copied = 0 if config.model.lora_rank else _bf16_copy(config, shape, machine)
+    return copied + GATHERED if copied else 4 * all_parameters(config, shape)
+
+
+def _static(config: Config, machine: Hardware) -> bool:
+    """True if the engine decodes in static steps, from pages."""
+    chosen = config.rollout.step == "auto" and not machine.cpu and not config.train.deterministic
+    return config.rollout.generator == "engine" and (chosen or config.rollout.step in ("captured", "compiled"))
 
 
 def _cpu_copy(config: Config, shape: Shape, machine: Hardware) -> float:
@@ -308,7 +336,7 @@ def describe(found: MemoryPlan, shape: Shape, machine: Hardware) -> str:
     ]
     bound = round(found.sampling["KV cache"] / found.token_bytes) // found.row_tokens
     if bound < found.rows:
-        lines[-1] += f"; rollout.kv_tokens holds {bound} at a time, the others wait"
+        lines[-1] += f"; the cache holds {bound} of that length at a time, the others wait"
     if found.calls:
         lines.append(
             f"executor: up to {found.calls} calls a step; {found.slots} slots answer one call of every rollout in "

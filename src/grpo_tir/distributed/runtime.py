@@ -96,6 +96,11 @@ class Runtime:
             self.progress.enter("gathering the weights")
         return zero.full_weights(model, self._engine)
 
+    def gathered(self, parameters: list[Any]) -> AbstractContextManager[None]:
+        """Gather some of ZeRO-3's parameters on this rank. All ranks must enter together."""
+        self.progress.enter("gathering the weights")
+        return zero.gathered(parameters)
+
     def hold_sync(self, module: Any, hold: bool) -> AbstractContextManager[Any]:
         """Skip the gradient exchange if `hold`: for every micro-batch of an optimizer step but the last."""
         if self.stage:

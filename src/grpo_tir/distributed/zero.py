@@ -15,7 +15,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -121,6 +121,14 @@ def full_weights(model: torch.nn.Module, engine: Any = None) -> Iterator[None]:
         finally:
             if offload is not None:
                 _restore_hooks(offload)
+
+
+def gathered(parameters: list[Any]) -> AbstractContextManager[None]:
+    """Gather some sharded parameters on this rank, in a context. All ranks must enter together."""
+    import deepspeed
+
+    context: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(parameters)
+    return context
 
 
 def _remove_hooks(offload: Any) -> None:

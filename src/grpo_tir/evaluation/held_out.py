@@ -45,7 +45,7 @@ def evaluate(
     groups = make_groups(problems, policy.render, policy.tokenizer, 1, first_group=EVALUATION)
     groups = runtime.share(groups, cost=prompt_length)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    with stop.abandonable(), runtime.full_weights(policy.model):
+    with stop.abandonable(), policy.gathered(runtime, config):
         complete(
             rollouts,
             policy,

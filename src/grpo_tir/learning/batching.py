@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from grpo_tir.learning.certificate import check_tokens
+from grpo_tir.learning.packing import upload
 from grpo_tir.types import Rollout
 
 
@@ -63,7 +64,7 @@ class MicroBatch:
     def agreement(self, old_logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compare the log-probs (B, T) of learner and generator at the model tokens of certified rows. Returns the
         sums of `Agreement`, (7,) float64, and the largest mean gap of a row, (), both on the device."""
-        certified = torch.tensor([row.certified for row in self.rows], device=self.loss_mask.device)
+        certified = upload(torch.tensor([row.certified for row in self.rows]), self.loss_mask.device)
         kept = self.loss_mask.bool() & certified[:, None]  # (B, T)
         x, y = (torch.where(kept, values, 0.0).double() for values in (old_logprobs, self.sampled_logprobs))
         gap = (x - y).abs()
@@ -78,7 +79,7 @@ class MicroBatch:
 
     def stack(self, vectors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Stack per-row vectors (T_i,) into one zero-padded tensor (B, T)."""
-        return _pad([vector.tolist() for vector in vectors], 0.0).to(self.input_ids.device)
+        return upload(_pad([vector.tolist() for vector in vectors], 0.0), self.input_ids.device)
 
 
 def to_row(rollout: Rollout) -> TrainingSample:
@@ -146,11 +147,11 @@ def collate(rows: Sequence[TrainingSample], device: torch.device) -> MicroBatch:
     attention_mask = _pad([[1] * len(row.token_ids) for row in rows], 0)
     loss_mask = _pad([row.loss_mask for row in rows], 0)
     return MicroBatch(
-        input_ids.to(device),
-        attention_mask.to(device),
-        loss_mask.to(device),
-        _pad([row.sampled_logprobs for row in rows], 0.0).to(device),
-        _pad([row.advantages for row in rows], 0.0).to(device),
+        upload(input_ids, device),
+        upload(attention_mask, device),
+        upload(loss_mask, device),
+        upload(_pad([row.sampled_logprobs for row in rows], 0.0), device),
+        upload(_pad([row.advantages for row in rows], 0.0), device),
         rows,
         (input_ids, attention_mask, loss_mask),
     )

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from grpo_tir.errors import ConfigError
 from grpo_tir.learning.fast_softmax import LogSoftmaxInPlace
-from grpo_tir.learning.packing import is_packing, pack
+from grpo_tir.learning.packing import is_packing, pack, upload
 
 
 class Float32Head(nn.Linear):
@@ -80,10 +80,12 @@ class TokenLogprobs(nn.Module):
         if is_packing(self.model):
             inputs, predicts = pack(input_ids, attention_mask, chosen, device)
         else:
-            inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+            inputs = {"input_ids": upload(input_ids, device), "attention_mask": upload(attention_mask, device)}
             predicts = torch.nn.functional.pad(chosen[:, 1:], (0, 1))  # (B, T) positions before a model token
-        positions = predicts.flatten().nonzero()[:, 0].to(device)  # (N,)
-        tokens, chosen = input_ids[chosen].to(device), chosen.to(device)
+        positions, places = (
+            upload(mask.flatten().nonzero()[:, 0], device) for mask in (predicts, chosen)
+        )  # each (N,)
+        tokens = upload(input_ids[chosen], device)
         # 2. Run the model, and compute the log-probs of the chosen tokens only.
         if self.plain:
             output = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
@@ -91,9 +93,11 @@ class TokenLogprobs(nn.Module):
             output = self.model(**inputs, use_cache=False).logits
         flat = output.flatten(0, 1)[positions]  # (N, H) or (N, V)
         logprobs, entropies, watched = self._token_logprobs(flat, tokens)
-        empty = torch.zeros(input_ids.shape, dtype=logprobs.dtype, device=device)
-        self.watched_probs = empty.masked_scatter(chosen, watched)
-        return empty.masked_scatter(chosen, logprobs), empty.masked_scatter(chosen, entropies)
+        empty = torch.zeros(input_ids.numel(), dtype=logprobs.dtype, device=device)
+        found, entropy, self.watched_probs = (
+            empty.index_copy(0, places, values).view(input_ids.shape) for values in (logprobs, entropies, watched)
+        )
+        return found, entropy
 
     def _token_logprobs(self, flat: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map hidden states (N, H), or logits (N, V), and token ids (N,) to log-probs, entropies and probabilities

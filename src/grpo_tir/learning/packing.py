@@ -29,6 +29,12 @@ LONG = 512
 """From this many queries on, `_attend_row` pads the queries instead of using a mask."""
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the host to a device. From pinned memory, a GPU gets it without a wait for all work before
+    it, so that the host prepares a micro-batch while the GPU computes the last one."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @dataclass(frozen=True)
 class Packing:
     """Positions of each row's queries and keys. Row i has `key_lengths[i]` keys. The last `lengths[i]` of them are
@@ -65,9 +71,9 @@ class Packing:
             keys += [*range(starts[source], starts[source] + count), *range(starts[row], starts[row + 1])]
         # 3. Keep that index only if a prompt is shared. Otherwise the keys of a row are its own tokens, in order.
         key_lengths = [count + length for (_, count), length in zip(shared, lengths, strict=True)]
-        index = torch.tensor(keys).to(device) if len(keys) > starts[-1] else None
+        index = upload(torch.tensor(keys), device) if len(keys) > starts[-1] else None
         ends = torch.nn.functional.pad(torch.tensor([lengths, key_lengths]).cumsum(1), (1, 0))
-        return cls(fed, lengths, key_lengths, index, ends.to(device, torch.int32))
+        return cls(fed, lengths, key_lengths, index, upload(ends.int(), device))
 
     def mask(self, queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:
         """Return the mask (queries, keys) to add to the scores if the queries are the last of `keys` tokens. All
@@ -181,7 +187,7 @@ def pack(
     packing = Packing.of(input_ids, attention_mask, chosen, device)
     fed = packing.fed
     positions = torch.arange(fed.shape[1]).expand_as(fed)
-    ids, positions = input_ids[fed][None].to(device), positions[fed][None].to(device)
+    ids, positions = upload(input_ids[fed][None], device), upload(positions[fed][None], device)
     inputs = {"input_ids": ids, "position_ids": positions, "packing": packing}
     # The first fed token of a row is never chosen, so the last token of the row before predicts no chosen token.
     return inputs, torch.nn.functional.pad(chosen[fed][1:], (0, 1))[None]

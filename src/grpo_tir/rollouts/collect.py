@@ -111,7 +111,7 @@ class Collector:
         mine = self.runtime.share(groups, cost=prompt_length)
         rollouts = [rollout for group in mine for rollout in group.rollouts]
         self.grading, self.expected, self.finished, self.sampled = {}, len(rollouts), 0, 0
-        with self.stop.abandonable(), self.runtime.full_weights(self.policy.model):
+        with self.stop.abandonable(), self.policy.gathered(self.runtime, self.config):
             for wave in self._waves(rollouts):
                 # 2. Restore from the journal what an interrupted attempt had finished.
                 missing = self.journal.recall(wave, whole=self.config.train.deterministic)

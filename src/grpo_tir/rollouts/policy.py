@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from grpo_tir.config import Config, RolloutConfig
 from grpo_tir.data.prompts import Renderer, make_renderer
+from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.engine.choose_step import TRIAL_TOKENS, Choice, choose_step
-from grpo_tir.engine.decode_weights import make_decode_copy, refresh_decode_copy
+from grpo_tir.engine.decode_weights import gather_decode_copy, make_decode_copy, refresh_decode_copy
 from grpo_tir.engine.engine import Engine, unsupported_reason
 from grpo_tir.errors import ConfigError, ModelError
 from grpo_tir.generation.generate import GenerateRounds, find_eos_ids
@@ -24,6 +25,7 @@ from grpo_tir.generation.protocol import Generator, Request
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning.logprobs import use_float32_head
+from grpo_tir.learning.lora import has_adapters
 from grpo_tir.tools.open import tool_schemas
 from grpo_tir.types import Rollout
 from grpo_tir.utils import hub
@@ -53,11 +55,36 @@ class Policy:
     choice: Choice | None = None
     """The measured decode step, after the first rollout batch on a GPU with `rollout.step: auto`."""
 
+    @property
+    def sharded(self) -> bool:
+        """True under ZeRO-3: this rank has a part of each weight."""
+        return any(hasattr(parameter, "ds_id") for parameter in self.model.parameters())
+
+    @contextmanager
+    def gathered(self, runtime: Runtime, config: Config) -> Iterator[None]:
+        """Hold all weights on this rank, to sample with, in a context. All ranks must enter together.
+
+        Under ZeRO-3 the engine on a GPU gets a bf16 copy, made from a few matrices at a time and freed at the end:
+        half the memory of the float32 weights, which `generate`, a CPU and adapters need.
+        """
+        exact = config.model.precision == "fp32" or not decodes_in_bf16(self.model)
+        rounds = self.engine_refused or config.rollout.generator == "generate"
+        if not self.sharded or exact or rounds or has_adapters(self.model):
+            with runtime.full_weights(self.model):
+                yield
+            return
+        self.decode_copy = gather_decode_copy(self.model, runtime.gathered)
+        try:
+            yield
+        finally:
+            self.decode_copy = None
+
     def decoder(self, precision: str) -> Any:
         """Return the model to decode with: the trained one or, on a GPU, its bf16 copy, refreshed here."""
-        sharded = any(hasattr(parameter, "ds_id") for parameter in self.model.parameters())
-        if precision == "fp32" or not decodes_in_bf16(self.model) or sharded:
+        if precision == "fp32" or not decodes_in_bf16(self.model):
             return self.model
+        if self.sharded:  # see `gathered`
+            return self.model if self.decode_copy is None else self.decode_copy
         if self.decode_copy is None:
             self.decode_copy = make_decode_copy(self.model)
         else:

@@ -94,7 +94,7 @@ def sample_responses(
 
     Args:
         rollouts: from `make_groups`.
-        policy: with its current weights. Under ZeRO-3 the caller gathers them first (`Runtime.full_weights`).
+        policy: with its current weights. Under ZeRO-3 the caller gathers them first (`Policy.gathered`).
         tool: None only where no call is allowed.
         config: its sections `rollout`, `tool` and `train.seed` are read.
         runtime: gives the precision of the forward passes.

@@ -54,22 +54,38 @@ def test_weights_gradients_and_moments_by_hand() -> None:
         assert sharded.learning["optimizer"] == 12 * size / 8
         bucket = 4 * 5e8
         assert sharded.learning["gradients"] == 4 * size / (1 if stage == 1 else 8) + bucket
-    assert sharded.sampling["weights"] == 4 * size + 4 * size / 8, "gathered whole, and its own part"
+    assert sharded.sampling["weights"] == 4 * size / 8 + 2 * size + 1e9, "its part, a bf16 copy, what is gathered"
+    rounds = plan(config(rollout__generator="generate"), QWEN, Hardware(8, 80e9, zero=3))
+    assert rounds.sampling["weights"] == 4 * size / 8 + 4 * size, "gathered whole"
     assert plan(config(algorithm__kl_coef=0.1), QWEN, GPU).sampling["reference"] == 4 * size
 
 
 def test_kv_cache_of_the_papers_batch_by_hand() -> None:
-    """2048 rows on 8 ranks, 400 + 3072 tokens, 2 x 256 values a layer in bf16; one layer twice while it grows."""
-    found = plan(config(), QWEN, GPU)
-    assert (found.rows, found.row_tokens) == (256, 3472)
-    assert found.token_bytes == 2 * 256 * 2 * (28 + 1)
-    assert found.sampling["KV cache"] == 256 * 3472 * found.token_bytes
-    few = plan(config(rollout__max_rows=10), QWEN, GPU)
-    assert few.sampling["KV cache"] == 10 * 3472 * found.token_bytes
-    bounded = plan(config(rollout__kv_tokens=100_000), QWEN, GPU)
-    assert bounded.sampling["KV cache"] == 100_000 * found.token_bytes
-    left = 80e9 - sum(bounded.sampling.values()) + bounded.sampling["KV cache"]
-    assert bounded.rows_that_fit == left // found.token_bytes // 3472
+    """2048 rows on 8 ranks, 400 + 3072 tokens, 2 x 256 values a layer in bf16. Eager: one layer twice while it
+    grows. Static: 28 pages of 128 tokens a row, and the sum with three significant bits."""
+    for step, layers, tokens, few in (("eager", 29, 256 * 3472, 10 * 3472), ("auto", 28, 256 * 3584, 5 << 13)):
+        found = plan(config(rollout__step=step), QWEN, GPU)
+        assert (found.rows, found.row_tokens) == (256, 3472)
+        assert found.token_bytes == 2 * 256 * 2 * layers
+        assert found.sampling["KV cache"] == tokens * found.token_bytes
+        short = plan(config(rollout__step=step, rollout__max_rows=10), QWEN, GPU)
+        assert short.sampling["KV cache"] == few * found.token_bytes
+        bounded = plan(config(rollout__step=step, rollout__kv_tokens=100_000), QWEN, GPU)
+        assert bounded.sampling["KV cache"] == 100_000 * found.token_bytes
+        left = 80e9 - sum(bounded.sampling.values()) + bounded.sampling["KV cache"]
+        left *= 0.85 if step == "auto" else 1
+        assert bounded.rows_that_fit == left // found.token_bytes // 3472
+
+
+def test_pages_take_what_is_left() -> None:
+    """7B under ZeRO-3 on 8 x 80 GB: 256 rows do not fit at their full length, 181 do; the others wait."""
+    shape, machine = Shape(*KNOWN["Qwen2.5-7B"]), Hardware(8, 80e9, zero=3)
+    found = plan(config(model__gradient_checkpointing=True), shape, machine)
+    fixed = sum(found.sampling.values()) - found.sampling["KV cache"]
+    assert found.sampling["KV cache"] == pytest.approx(0.85 * (80e9 - fixed))
+    assert found.rows_that_fit == 181 and found.need < 80e9
+    again = plan(config(model__gradient_checkpointing=True, rollout__step="eager"), shape, machine)
+    assert again.need > 80e9
 
 
 def test_what_costs_time_saves_memory() -> None:
@@ -104,7 +120,7 @@ def test_memory_that_is_none(text: str) -> None:
     "arguments",
     [
         ["torl_7b"],
-        ["torl_7b", "--zero", "3", "--rollout.kv_tokens", "0"],
+        ["torl_7b", "--zero", "3", "--rollout.kv_tokens", "0", "--rollout.step", "eager"],
         ["torl_7b", "--gpus", "1", "--gpu-memory", "48GB"],
         ["torl_1.5b", "--gpus", "1", "--gpu-memory", "24GB"],
         ["torl_1.5b", "--gpus", "2", "--gpu-memory", "40GB", "--model.gradient_checkpointing", "false"],
@@ -144,7 +160,7 @@ def test_the_papers_small_model_fits_its_hardware(capsys: pytest.CaptureFixture[
         assert word in said
     assert "the others wait" not in said
     assert cli.main(["plan", "torl_1.5b", "--rollout.kv_tokens", "347200"]) == 0
-    assert "rollout.kv_tokens holds 100 at a time, the others wait" in capsys.readouterr().out
+    assert "the cache holds 100 of that length at a time, the others wait" in capsys.readouterr().out
 
 
 def test_adapters_alone_have_gradients_and_moments() -> None:
