@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cuda.pretended import DEVICE, CudaTensor, pretended_cuda, to_device
+from grpo_tir.config import ModelConfig
 from grpo_tir.engine.engine import Engine
 from grpo_tir.engine.static_step import StaticStep
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning import packing
 from grpo_tir.learning.batching import collate
+from grpo_tir.learning.lora import add_adapters
 from grpo_tir.learning.packing import packed_attention
 from parity.engine_models import FAMILIES, make_model, make_requests, make_tokenizer, run_with_tool
-from tiny_policy import make_groups, make_learner, tiny_qwen2
+from tiny_policy import VOCABULARY, make_groups, make_learner, tiny_qwen2
 
 INSERTED = [3, 1, 4, 1, 5]
 
@@ -38,11 +42,18 @@ def test_the_device_refuses_the_host_and_counts_reads_and_copies(monkeypatch: py
         assert log.reads.total() == 5
 
 
+@pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("step", ["eager", "plain"])
-def test_a_rollout_with_tools_reads_little_and_mixes_nothing(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_with_tools_reads_little_and_mixes_nothing(
+    step: str, adapters: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Eager steps read ids and log-probs at every forward; static steps read once a block, whatever its length."""
     stopping, requests = CodeBlockStopping(make_tokenizer()), make_requests(groups=4, samples=4, budget=40, seed=3)
     model = make_model(FAMILIES["qwen2"], torch.float64)
+    if adapters:
+        pytest.importorskip("peft")
+        add_adapters(model, ModelConfig(lora_rank=2))
+        model.double()
     wanted = run_with_tool(Engine(model, stopping, Sampling(), [11]), requests, INSERTED, calls=2)
     with pretended_cuda(monkeypatch) as log:
         engine = Engine(to_device(model), stopping, Sampling(), [11], step=step, page=8)  # type: ignore[arg-type]
@@ -95,3 +106,63 @@ def test_the_learner_reads_nothing_in_a_micro_batch(monkeypatch: pytest.MonkeyPa
         learner._certify()
         assert log.reads == {"learning/learner.py:_certify": 1}
         assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+class WaitsInBackward(TorchDispatchMode):
+    """Collect the operators for which a GPU's host would wait. The pretended device has no gradients, so a
+    backward pass is watched on the CPU."""
+
+    WAITS = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "masked_scatter_backward",
+        "_unique2",
+        "unique_dim",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_", "_unsafe_index_put") and any(
+            each is not None and each.dtype == torch.bool for each in args[1]
+        )
+        if by_mask or name in self.WAITS:
+            self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["plain", "checkpointing", "adapters", "head in chunks", "padded"])
+def test_a_backward_pass_waits_for_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_qwen2()
+    if kind == "adapters":
+        pytest.importorskip("peft")
+        add_adapters(model, ModelConfig(lora_rank=2))
+    if kind == "checkpointing":
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    learner = make_learner(model, optim__micro_batch_tokens=64, optim__packing=kind != "padded")
+    if kind == "head in chunks":
+        learner.module.logits_mb = 4 * 4 * VOCABULARY / 2**20
+    watched, passes, backward = WaitsInBackward(), [], learner.runtime.backward
+
+    def watch(*args: Any) -> None:
+        with watched:
+            passes.append(backward(*args))
+
+    monkeypatch.setattr(learner.runtime, "backward", watch)
+    with learner.updating(0, tmp_path):
+        for batch in learner.mini_batches(make_groups()):
+            learner.backward(batch)
+    assert len(passes) > 1 and not watched.found
+
+
+def test_the_watch_of_a_backward_pass_sees_a_wait() -> None:
+    """`masked_scatter` counts its mask for the gradient; the learner used it once."""
+    values = torch.ones(2, requires_grad=True)
+    out = torch.zeros(3).masked_scatter(torch.tensor([True, False, True]), values)
+    with WaitsInBackward() as watched:
+        out.sum().backward()
+    assert watched.found == {"masked_scatter_backward"}

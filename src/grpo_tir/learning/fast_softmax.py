@@ -21,7 +21,9 @@ class LogSoftmaxInPlace(torch.autograd.Function):
         """Map logits (n, V) and token ids (n,) to log-probs (n,) and entropies (n,)."""
         logits, logprobs, entropies = logits.detach(), [], []
         for part, chosen in zip(*_in_cache(logits, tokens), strict=True):
-            part.div_(temperature).sub_(part.amax(-1, keepdim=True))
+            if temperature != 1:
+                part.div_(temperature)
+            part.sub_(part.amax(-1, keepdim=True))
             probs = part.exp()
             z = probs.sum(-1)  # (rows,)
             logprobs.append(part.gather(-1, chosen[:, None])[:, 0] - z.log())
