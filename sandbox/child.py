@@ -52,14 +52,15 @@ def child(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, descri
 
 
 def enter_cell(zygote: Zygote, slot: int, folder: str, cpu: float, setup: int, descriptors: list[int]) -> str:
-    """Turn a copy of the zygote into a closed cell. Returns the request, read after the cell is closed."""
+    """Turn a copy of the zygote into a closed cell. Return the request, read after the cell is closed."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     uid = zygote.config["uid_base"] + slot
     if kernel.LINUX:
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else our own /proc files are not ours to write
-        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)  # out of memory: us first, never the zygote
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else we may not write our own files in /proc
+        # Out of memory, the kernel then kills us first, never the zygote.
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
         os.write(score, b"1000")
     if zygote.cell == "namespace":
         kernel.enter_namespaces(zygote.proc)
@@ -112,7 +113,7 @@ def fresh_interpreter(request: dict[str, Any]) -> None:
         stream = open(descriptor, mode, buffering, encoding="utf-8", errors=errors)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    # Larger than the folder, it runs, but cannot read itself.
+    # A program larger than the folder runs, but cannot read its own file.
     with contextlib.suppress(OSError), open("main.py", "wb") as file:
         file.write(source.encode("utf-8", "surrogatepass"))
     main = types.ModuleType("__main__")
@@ -133,7 +134,7 @@ def run_program(request: dict[str, Any]) -> int:
     code = guarded(threading._shutdown) or code  # type: ignore[attr-defined]
     guarded(atexit._run_exitfuncs)
     guarded(lambda: end_main(main, collect))
-    for stream in (sys.stdout, *streams):  # what it has put in their place, and what it printed before it did
+    for stream in (sys.stdout, *streams):  # a program may have replaced sys.stdout after it printed: flush both
         try:
             if stream is not None and not stream.closed:
                 stream.flush()

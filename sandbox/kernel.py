@@ -52,7 +52,7 @@ def limits(config: dict[str, Any], cell: str) -> dict[int, tuple[int, int]]:
     if LINUX:
         with open("/proc/self/statm") as file:
             mapped = int(file.read().split()[0]) * resource.getpagesize()
-    if cell == "group":  # no user id or namespace of its own: the count is of all that this user runs
+    if cell == "group":  # no user id or namespace of its own: RLIMIT_NPROC counts all that this user runs
         tasks = count_tasks(os.getuid())
     wanted = {
         "RLIMIT_CORE": 0, "RLIMIT_FSIZE": FOLDER_MB << 20, "RLIMIT_NOFILE": 256, "RLIMIT_MEMLOCK": 0,
@@ -87,7 +87,7 @@ def owner(pid: int) -> int | None:
 
 
 def uids_work(config: dict[str, Any]) -> bool:
-    """True if this process may change its user id, and that user can read Python's library."""
+    """Return True if this process may change its user id, and the new user can read Python's library."""
     try:
         os.seteuid(config["uid_base"])
     except OSError:
@@ -134,7 +134,8 @@ def clear_attributes(folder: int) -> None:
 
 
 def enter_namespaces(proc: int) -> None:
-    """Enter namespaces of this call: user, mounts, folder and /tmp. The zygote has made the pid namespace."""
+    """Enter a user and a mount namespace of this call, and mount its folder and /tmp. The zygote has made its pid
+    namespace."""
     libc("unshare", CLONE_NEWUSER | CLONE_NEWNS)
     write_id_maps(proc)
     mount_folder("/slots/0")
@@ -143,7 +144,7 @@ def enter_namespaces(proc: int) -> None:
 
 
 def slot_namespaces(slots: int) -> list[int]:
-    """Make a mount namespace for each slot, where /tmp is the folder of the slot. Returns their descriptors."""
+    """Make a mount namespace for each slot, where /tmp is the folder of the slot. Return their descriptors."""
     ours = os.open("/proc/self/ns/mnt", os.O_RDONLY)
     made = []
     for slot in range(slots):
@@ -159,7 +160,8 @@ def build_walls(config: dict[str, Any], cell: str) -> None:
     """Enter namespaces for network, pids, ipc and mounts, with a root that holds only Python's libraries,
     read-only.
 
-    Returns in a child that is process 1 of the new namespace: when it ends, all its processes end.
+    The caller continues in a child that is process 1 of the new pid namespace: when it ends, all processes of the
+    namespace end.
     """
     new = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     if cell == "namespace":
@@ -175,7 +177,7 @@ def build_walls(config: dict[str, Any], cell: str) -> None:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]) & 0xFF)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
-    root = "/sys"  # exists everywhere, is needed nowhere, and holds nothing that we bind
+    root = "/sys"  # exists everywhere and holds nothing that we bind
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     for path in visible_paths():
         show(root, path)
@@ -227,7 +229,7 @@ def show(root: str, path: str) -> None:
 
 
 class Seccomp:
-    """A filter that a child installs on itself and cannot remove: no sockets, no io_uring, no namespaces, …"""
+    """Build and install a filter that a child cannot remove: no sockets, no io_uring, no namespaces, …"""
 
     NUMBERS: ClassVar = {  # name: (x86_64, aarch64); -1: not there
         "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
@@ -241,7 +243,7 @@ class Seccomp:
         "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "fanotify_init": (300, 262),
         "init_module": (175, 105), "finit_module": (313, 273), "kexec_load": (246, 104), "reboot": (169, 142),
         "clock_settime": (227, 112), "sethostname": (170, 161),
-        # While the zygote weighs a slot's tasks it acts under their user id, and they could weigh it.
+        # The zygote sets the nice value of a slot's tasks under their user id. Meanwhile they could set its own.
         "setpriority": (141, 140), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
         "sched_setattr": (314, 274), "ioprio_set": (251, 30),
         "pidfd_send_signal": (424, 424), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
@@ -277,15 +279,16 @@ class Seccomp:
             (equal, 1, 0, 0),
             (ret, 0, 0, self.DENY),
             (ret, 0, 0, self.ALLOW),
-        ]  # of itself only
+        ]  # a process may set its own affinity only
         code += [
             (equal, 0, 4, self.PRCTL[self.column]),
             (load, 0, 0, 16),
             (equal, 0, 1, PR_SET_DUMPABLE),
             (ret, 0, 0, self.DENY),
             (ret, 0, 0, self.ALLOW),
-        ]  # its files in /proc stay root's
-        code += [(equal, 0, 1, self.CLONE3), (ret, 0, 0, self.MISSING)]  # its flags cannot be read: use clone
+        ]  # the child's files in /proc stay root's
+        # A filter cannot read the flags of clone3. ENOSYS makes libc call clone instead.
+        code += [(equal, 0, 1, self.CLONE3), (ret, 0, 0, self.MISSING)]
         code += [(equal, 0, 4, self.CLONE[self.column]), (load, 0, 0, 16), (bits, 0, 1, self.NAMESPACES),
                  (ret, 0, 0, self.DENY), (ret, 0, 0, self.ALLOW)]  # fmt: skip
         if ban_signals:

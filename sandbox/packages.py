@@ -1,6 +1,6 @@
-"""Import what programs use before they are forked, and hide all else that this environment has installed.
+"""Import the packages that programs use before the fork, and hide the other packages of this environment.
 
-packages.txt, a requirements file, names what programs can import beside the standard library.
+packages.txt, a requirements file, names the packages that programs can import beside the standard library.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import sys
 
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "packages.txt")) as _file:
     NAMES = [_found[0].lower() for _line in _file if (_found := re.match(r"\w[\w.-]*", _line))]
-LIBRARY = "/opt/sandbox"  # where the image has them
-FONTS = "/opt/runner/fonts"  # matplotlib's list of fonts, written while the image is built
+LIBRARY = "/opt/sandbox"  # folder of the packages in the image
+FONTS = "/opt/runner/fonts"  # folder of matplotlib's list of fonts, written while the image is built
 LIGHT = """math cmath decimal fractions itertools functools statistics re string datetime operator copy bisect
     typing dataclasses numpy numpy.random numpy.linalg numpy.fft numpy.polynomial sympy""".split()
 HEAVY = """gmpy2 networkx pandas scipy.fft scipy.integrate scipy.interpolate scipy.linalg scipy.optimize
     scipy.signal scipy.spatial scipy.special scipy.stats""".split()
-"""Loaded by the second zygote, which serves the programs that name one of them: its forks cost three times as
-much."""
+"""Loaded by the second zygote only, which serves the programs that name one of them. One of its forks costs three
+times as much as one of the first zygote."""
 
 
 def versions() -> dict[str, str]:
@@ -35,13 +35,13 @@ def versions() -> dict[str, str]:
 
 
 def mention(installed: dict[str, str]) -> re.Pattern[str] | None:
-    """Return a pattern that finds the modules of the second zygote in a program; None if none is installed."""
+    """Return a pattern that matches programs for the second zygote; None if none of its modules is installed."""
     tops = {"matplotlib", *(name.partition(".")[0] for name in HEAVY)} & set(installed)
     return re.compile(rf"\b({'|'.join(sorted(tops))}|mpl_toolkits|pylab)\b") if tops else None
 
 
 def hide_others() -> None:
-    """Find in site-packages only the named packages and what they require."""
+    """Let imports find only the named packages, and those that they require, in site-packages."""
     shown, todo, seen = set[str](), list(NAMES), set[str]()
     while todo:
         if (name := todo.pop()) not in seen:
@@ -54,7 +54,7 @@ def hide_others() -> None:
     places = {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
 
     class Shown(machinery.FileFinder):
-        """The finder of a folder of packages."""
+        """Find the modules of one folder, if their package is shown."""
 
         def find_spec(self, fullname: str, target: object = None) -> machinery.ModuleSpec | None:
             return super().find_spec(fullname) if fullname.partition(".")[0] in shown else None
@@ -74,7 +74,7 @@ def hide_others() -> None:
 
 
 def import_matplotlib() -> None:
-    """Import it without a folder that it can write to, on which it insists, and without what it says of that."""
+    """Import matplotlib, which wants a folder that it can write to, without one. Drop its warnings about that."""
     if spec := importlib.util.find_spec("matplotlib"):
         os.environ["MATPLOTLIBRC"] = os.path.join(os.path.dirname(spec.origin or ""), "mpl-data", "matplotlibrc")
         stderr = os.dup(2)
@@ -92,7 +92,8 @@ def import_matplotlib() -> None:
 
 
 def preload(modules: list[str]) -> None:
-    """Import modules, lazy parts included, so that each fork has them loaded. Programs see what fails."""
+    """Import modules and their lazy parts, so that each fork has them loaded. Ignore failures: a program that
+    imports the module sees the error."""
     for name in modules:
         with contextlib.suppress(Exception):
             __import__(name)

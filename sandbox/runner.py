@@ -6,13 +6,13 @@
                                                                                loaded, frozen     one slot
 
 Roles:
-- The supervisor (this file) reads code and output, and never runs code.
+- The supervisor (this file) passes code and output on, and never runs code.
 - The zygote holds the loaded libraries, forks and waits. A second one, forked from it when a program first names
   scipy or the like, holds those too: its forks cost more, so all other programs stay with the first. Code and
   output never pass through them, because a child inherits their memory and must find nothing of earlier programs
   there.
 - The child gets its code by a pipe after the fork and keeps descriptors 0, 1 and 2 only. Its status comes from
-  `wait4`, so a program cannot forge it. Its limits count from the fork, so time in the queue is no timeout.
+  `wait4`, so a program cannot forge it. Its limits count from the fork, so time in the queue does not count.
 
 `walls` isolate the whole runner: `container` (made by the engine), `namespaces` (own network, pids, mounts and
 ipc; only the libraries are visible, read-only) or `none`. Inside them, a `cell` isolates programs from each other:
@@ -42,18 +42,18 @@ from typing import Any
 import packages
 from zygote import KILL, ORDER, PING, RUN, SECOND
 
-KEEP = 64 * 1024  # bytes of a stream that are handed back: its first and its last half of this
+KEEP = 64 * 1024  # bytes of a stream that are returned: its first KEEP / 2 and its last KEEP / 2
 FLOOD = 1024 * 1024  # bytes on both streams after which a program is ended
-FRAME = 32 * 1024 * 1024
+FRAME = 32 * 1024 * 1024  # largest frame in bytes
 SILENCE = 10.0  # seconds without a word from a zygote after which it is replaced
 START = 60.0  # the same while it starts
-STRETCH, STRETCH_ALONE = 4.0, 12.0  # times its wall limit that a call has at most, while it waits for a core
+STRETCH, STRETCH_ALONE = 4.0, 12.0  # longest time of a call that waits for a core, in wall limits
 HERE = os.path.dirname(os.path.abspath(__file__))
-ORPHANED = 600.0  # seconds without a word from the client after which we leave
+ORPHANED = 600.0  # seconds without a frame from the client after which the runner ends
 
 
 class Line:
-    """The socket to a zygote. Orders to one that still loads wait in it."""
+    """Hold the socket to a zygote. Orders wait in the socket while the zygote loads its libraries."""
 
     def __init__(self) -> None:
         self.socket, self.theirs = socket.socketpair()
@@ -94,7 +94,8 @@ class Call:
         del tail[: -KEEP // 2]
 
     def take_note(self) -> tuple[float, float, int]:
-        """Take the child's line about its replay off stdout: CPU and wall seconds, and blocks that differed."""
+        """Remove the child's line about its replay from stdout. Return its CPU and wall seconds and the number
+        of blocks that differed."""
         line, newline, rest = bytes(self.heads[0]).partition(b"\n")
         try:
             word, *numbers, differs = line.split()
@@ -245,7 +246,7 @@ class Supervisor:
         try:
             line.socket.sendmsg([ORDER.pack(what, *fields)], extra)
         except OSError:
-            self.lost = True  # it is dead, or has stopped reading, which comes to the same
+            self.lost = True  # the zygote is dead or has stopped reading: `tick` replaces it in both cases
 
     def feed(self, call: Call, descriptor: int) -> None:
         """Write the code to the child's pipe, as much as it takes now."""
@@ -256,11 +257,11 @@ class Supervisor:
             self.watch(descriptor, selectors.EVENT_WRITE, lambda: self.feed(call, descriptor))
             return
         except BrokenPipeError:
-            pass  # it ended without reading; its exit says the rest
+            pass  # the child ended without reading; its exit status tells why
         self.drop(call, descriptor)
 
     def drain(self, call: Call, descriptor: int) -> bool:
-        """Read printed output. Returns False if there is no more now."""
+        """Read output. Return False if there is no more now."""
         try:
             data = os.read(descriptor, 1 << 16)
         except BlockingIOError:
@@ -294,7 +295,7 @@ class Supervisor:
         self.send({"op": "result", **call.answer(), "status": status, **more})
 
     def conclude(self, call: Call, report: dict[str, Any]) -> None:
-        """Return the status of a call from how it ended: `wait4`, and the limit that was reached."""
+        """Decide the status of an ended call from `wait4` and the limit that it reached, and send the result."""
         ended = os.waitstatus_to_exitcode(report["status"])
         signum, status, cause = (-ended if ended < 0 else None), "error" if ended else "ok", None
         self.drain_all(call)
@@ -308,13 +309,13 @@ class Supervisor:
             elif report["starved"]:
                 status, cause = "infrastructure", "starved: it waited for a core, and is to be run again alone"
             elif report["late"] or report["cpu"] > (0.5 if signum == signal.SIGXCPU else 0.9) * call.cpu:
-                status = "timeout"  # the kernel counts the limit in ticks, which run ahead where cores are stolen
+                status = "timeout"  # the kernel counts this limit in ticks, which run ahead under steal time
             else:
                 status, cause = self.blame(call)
         elif signum:
             status = "killed"
         elif report["cpu"] > call.cpu:
-            status = "timeout"  # the children it outlived or left behind burnt what it may not burn itself
+            status = "timeout"  # its child processes used CPU time beyond the limit of the call
         measured = {"seconds": max(report["seconds"] - replay_wall, 0.0), "cpu": report["cpu"]}
         code = None if signum else ended
         self.finish(
@@ -329,13 +330,12 @@ class Supervisor:
         )
 
     def blame(self, call: Call) -> tuple[str, str | None]:
-        """Decide the status after a SIGKILL that we did not send: by the program itself, or by the kernel for
-        memory.
+        """Decide who sent a SIGKILL that we did not send: the program itself, or the kernel for lack of memory.
 
         The kernel kills the largest process, which may belong to another call than the one that uses most memory.
         So no call is blamed while others run beside it."""
         kills = oom_kills()
-        if kills <= max(self.ooms, call.ooms_before):  # what was killed before it began is not its doing
+        if kills <= max(self.ooms, call.ooms_before):  # kills before the call began do not count
             return "killed", None
         others = len(self.running) > 1
         self.ooms = self.ooms + 1 if others else kills
@@ -350,7 +350,7 @@ class Supervisor:
         self.config |= {"control": theirs.fileno()}
         env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
         env |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-        env |= {"MALLOC_ARENA_MAX": "1"}  # an arena a thread takes 64 MB of address space, and its limit is ours
+        env |= {"MALLOC_ARENA_MAX": "1"}  # an arena of each thread would take 64 MB of the address space limit
         env |= {"SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1"}  # GMP aborts where Python raises MemoryError
         env |= {"MPLBACKEND": "Agg"}
         env |= {"VECLIB_MAXIMUM_THREADS": "1", "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}  # macOS
@@ -366,7 +366,7 @@ class Supervisor:
         return line
 
     def end_zygote(self) -> None:
-        """Kill the first zygote. The second ends with its line."""
+        """Kill the first zygote. The second ends when its socket closes."""
         for line in self.lines:
             self.watch(line.socket.fileno(), 0, None)
             line.socket.close()

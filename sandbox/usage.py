@@ -25,7 +25,7 @@ class Usage:
         self.tasks: dict[int, tuple[float, float]] = {}  # CPU seconds and run delay, by thread id
 
     def update(self, processes: dict[int, float]) -> int:
-        """Add what the processes (CPU seconds by pid) used since the last update. Returns the demand."""
+        """Add what the processes (CPU seconds by pid) used since the last update. Return the demand."""
         now = time.monotonic()
         span, self.looked = max(now - self.looked, 1e-3), now
         before, self.tasks = self.tasks, {tid: figures for pid in processes for tid, figures in threads(pid)}
@@ -33,13 +33,13 @@ class Usage:
                for tid, (cpu, delay) in self.tasks.items()]  # fmt: skip
         self.cpu = sum(processes.values())
         waited = sum(delay for _, delay in new)
-        # The kernel counts a wait when it ends, so that one look may see more than its span. But what many tasks
-        # waited is credited up to the time that has passed, or they would put their limit off for ever.
+        # The kernel counts a wait when it ends, so one look may see more than its span. The sum over all tasks is
+        # capped at the time since the start: else many waiting tasks could extend their wall limit for ever.
         self.waited = min(self.waited + waited, now - self.began)
         return round((waited + sum(cpu for cpu, _ in new)) / span)
 
     def share(self, demand: int) -> bool:
-        """Give all tasks of the call together the weight of one task. Returns True if their nice value changed.
+        """Give all tasks of the call together the weight of one task. Return True if their nice value changed.
 
         Each nice level divides a task's weight by 1.25. Without privileges the value can only rise.
         """

@@ -31,9 +31,8 @@ import packages
 from child import child
 from usage import Usage, by_call
 
-ORDER = struct.Struct(
-    "=BHIddd"
-)  # what, slot, serial, cpu limit, wall limit, the same for a call that waits for a core
+ORDER = struct.Struct("=BHIddd")
+"""Fields: what, slot, serial, CPU limit, wall limit, wall limit of a call that waits for a core."""
 RUN, KILL, PING, SECOND = 1, 2, 3, 4
 LOOK = 0.25  # seconds between two looks at what the calls use; most calls end before the first
 
@@ -57,7 +56,7 @@ class Zygote:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.control = socket.socket(fileno=config["control"])
-        self.nobody = config["uid_base"] - 2  # an id that no process has, but while this one kills
+        self.nobody = config["uid_base"] - 2  # a user id that no process has, except this one while it kills
         self.second = 0  # pid of the second zygote
         self.walls = config["walls"]
         self.cell = self.choose_cell()
@@ -67,7 +66,8 @@ class Zygote:
         self.deadlines: list[tuple[float, int]] = []
         self.closing: list[Run] = []  # ended, with processes of theirs still to die
         self.looked = time.monotonic()
-        self.burnt: dict[int, float] = collections.defaultdict(float)  # CPU seconds of those, by slot
+        # CPU seconds of processes that calls left and that this zygote reaped, by slot.
+        self.burnt: dict[int, float] = collections.defaultdict(float)
 
     def choose_cell(self) -> str:
         if self.config["walls"] == "container" or (os.geteuid() == 0 and kernel.uids_work(self.config)):
@@ -117,7 +117,7 @@ class Zygote:
                             "seccomp": self.filter is not None}})  # fmt: skip
 
     def start_second(self, control: int) -> None:
-        """Fork the second zygote, which takes orders from the descriptor `control`, and begin there anew."""
+        """Fork the second zygote, which takes orders from the descriptor `control`, without calls."""
         self.second = os.fork()
         if self.second:
             os.close(control)
@@ -126,7 +126,7 @@ class Zygote:
             os.close(run.setup)
         self.control.close()
         self.control = socket.socket(fileno=control)
-        self.nobody -= 1  # else the one that kills is killed by the other that kills
+        self.nobody -= 1  # an id of its own: else one zygote's kill could reach the other while that one kills
         self.runs, self.deadlines, self.closing, self.burnt = {}, [], [], collections.defaultdict(float)
         if kernel.LINUX:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
@@ -191,7 +191,7 @@ class Zygote:
                     run.usage.renice()
 
     def extend(self, run: Run, now: float) -> bool:
-        """Extend the wall limit of a call by the time that it waited for a core. Returns True if it may go on."""
+        """Extend the wall limit of a call by the time that it waited for a core. Return True if it may go on."""
         if kernel.LINUX and now - run.usage.looked > 0.01:
             self.look()
         run.starved = run.usage.waited > run.longest - run.wall
@@ -274,7 +274,7 @@ class Zygote:
         return (found.si_pid, found.si_uid - self.config["uid_base"]) if found else (0, 0)
 
     def close(self, run: Run) -> bool:
-        """Clean the slot. Returns False while processes of the call are still ending."""
+        """Clean the slot. Return False while processes of the call are still ending."""
         if self.cell == "uid":
             self.sweep(run.slot)
             if strangers({self.second, *self.runs}, self.config["uid_base"] + run.slot):
