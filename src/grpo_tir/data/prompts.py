@@ -109,12 +109,12 @@ def apply_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) 
 def tool_answer(tokenizer: Any, outputs: Sequence[str]) -> list[str]:
     """Return what the chat template writes between a turn that calls tools and the next turn.
 
-    The template is rendered with tool messages. The end of the calling turn belongs to the result:
+    The template is rendered with tool messages. The result begins with the end of the calling turn:
 
         ["<|im_end|>⏎<|im_start|>user⏎<tool_response>⏎", "42", "⏎</tool_response><|im_end|>⏎<|im_start|>assis…⏎"]
 
     Returns:
-        Parts of the template and outputs in turn, of each output what the template makes of it.
+        Text of the template and outputs, alternately. Each output is as the template renders it.
     """
     marks = [f"OUTPUT{number}MARK" for number in range(len(outputs))]
     rest, parts = _after_turn(tokenizer, marks), list[str]()
@@ -136,7 +136,7 @@ def encode_answer(tokenizer: Any, outputs: Sequence[str], ended: bool, answer: s
     """Encode the answer to a turn. Special tokens in an output are split.
 
     Args:
-        tokenizer: of the policy.
+        tokenizer: the policy's.
         outputs: one for each call.
         ended: True if the turn was sampled with its end-of-text token, which is then left out of the answer.
         answer: text around each output, with `{result}`; "" means what the chat template writes.
@@ -146,7 +146,7 @@ def encode_answer(tokenizer: Any, outputs: Sequence[str], ended: bool, answer: s
     parts = own if answer else tool_answer(tokenizer, outputs)
     text = "".join(parts)
     if all(encode(tokenizer, output) == encode(tokenizer, output, literal=True) for output in parts[1::2]):
-        ids = encode(tokenizer, text)  # as the template's own text is encoded
+        ids = encode(tokenizer, text)  # in one piece, as the rendered conversation would be
     else:
         ids = [i for n, part in enumerate(parts) for i in encode(tokenizer, part, literal=n % 2 == 1)]
     if ended and ids and ids[0] in tokenizer.all_special_ids:
@@ -156,7 +156,7 @@ def encode_answer(tokenizer: Any, outputs: Sequence[str], ended: bool, answer: s
 
 
 def check_chat_template(tokenizer: Any) -> None:
-    """Check that a prompt, sampled turns and inserted answers together are what the template renders.
+    """Check that a prompt, sampled turns and inserted answers, joined, equal the rendered conversation.
 
     Raises:
         TemplateError: there is no chat template, it has no tool messages, or it rewrites earlier turns.

@@ -12,7 +12,8 @@ the block table of their pages.
 The host finds the stops after the block, and drops the tokens drawn after a stop. Draws are keyed by position, so
 dropped tokens do not change later draws. Known tokens (tool output) are fed in place of drawn ones.
 
-Shapes: B rows of a bucket, W pages of a row, K KV heads, H query heads, D head dimension, V vocabulary.
+Shapes: B rows of a bucket, W pages of a row, P pages of the pool, K KV heads, H query heads, D head dimension,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,17 +36,19 @@ from grpo_tir.engine.paged_cache import PagedCache
 from grpo_tir.generation.sampling import Sampling, uniforms
 
 Mode = Literal["plain", "captured", "compiled"]
-"""`plain`: ordinary operators, for tests and reading. `captured`: the same step as a CUDA graph, with
-FlexAttention. `compiled`: the layers compiled; on CUDA captured too."""
+"""`plain`: ordinary operators, as a reference. `captured`: the same step as a CUDA graph, with FlexAttention.
+`compiled`: the layers compiled; on CUDA captured too."""
 
 STEPS = 16
 """Largest number of steps in a block."""
 _STATE = ("token", "position", "key", "first", "limit", "live")
+"""State of a row: token to feed and its position, key of the draws, length of the prompt, largest length, and 1
+until the row has ended."""
 
 
 @dataclass
 class StaticBatch:
-    """The tokens of one step, one for each row."""
+    """Hold where the newest token of each row is stored, and attend to the pages of the rows."""
 
     places: torch.Tensor  # (B,): where the keys and values of the new tokens are stored in the pool
     ends: torch.Tensor  # (B,): positions of the new tokens
@@ -61,8 +64,10 @@ class StaticBatch:
         pool: torch.Tensor,
         scaling: float | None,
     ) -> torch.Tensor:
-        """Store the new keys and values in `pool` (2, K, P * page, D), and attend to the pages of each row:
-        `query` (1, H, B, D), `key` and `value` (1, K, B, D) to (1, B, H, D)."""
+        """Store the new keys and values in `pool` (2, K, P * page, D), and attend to the pages of each row.
+
+        Maps `query` (1, H, B, D), `key` and `value` (1, K, B, D) to (1, B, H, D).
+        """
         query, key, value = (tensor.to(pool.dtype) for tensor in (query, key, value))
         pool[:, :, self.places] = torch.cat([key, value])
         heads, kv_heads = query.shape[1], key.shape[1]
@@ -86,10 +91,10 @@ def block_mask(table: torch.Tensor, last: torch.Tensor, ends: torch.Tensor, grou
     """Tell FlexAttention which pages each row reads: all full pages, and its last page up to position `ends`.
 
     Args:
-        table: (B, P): the pages of each row; P is that of the pool, though a row has fewer.
+        table: (B, P): the pages of each row, in its first W columns.
         last: (B, P) int32: its first column is overwritten with the last page of each row.
         ends: (B,): newest position of each row.
-        group: queries of a row, H/K: the heads of a KV group.
+        group: H/K, the query heads of a KV head.
         page: tokens of a page.
     """
     full, offset = ends // page, ends % page
@@ -120,8 +125,8 @@ class StaticStep:
         longest: largest number of tokens of a row.
         sampling: distribution of the draws.
         eos_ids: tokens that end a row.
-        mode: how the step is run.
-        other: another step of the same engine, to share the memory of CUDA graphs with.
+        mode: see `Mode`.
+        other: another step of the same engine. Their CUDA graphs share memory.
 
     Raises:
         Exception: of any type, if the step cannot be compiled or captured.

@@ -80,7 +80,7 @@ class DockerConnection:
 
     def exactly(self, size: int) -> bytes:
         while len(self.buffer) < size:
-            data = self.raw.recv(size - len(self.buffer))  # no more: over ssh, recv waits for all bytes asked for
+            data = self.raw.recv(size - len(self.buffer))  # not more: over ssh, recv waits for all of them
             if not data:
                 return b""
             self.buffer += data
@@ -214,8 +214,8 @@ def started(pid: int) -> str:
 
 
 def is_stale(tag: str) -> bool:
-    """True if the owner was a process of this machine that has ended. Containers of other machines are not
-    judged."""
+    """Return True if the owner was a process of this machine that has ended. Containers of other machines
+    are never stale."""
     host, _, rest = tag.rpartition(":")[0].rpartition(":")
     try:
         pid = int(rest)
@@ -230,7 +230,7 @@ def is_stale(tag: str) -> bool:
 
 
 def remove_stale(client: Any) -> int:
-    """Remove the containers of dead runs. Returns their number."""
+    """Remove the containers of dead runs. Return their number."""
     stale = [c for c in client.api.containers(all=True, filters={"label": LABEL}) if is_stale(c["Labels"][LABEL])]
     for container in stale:
         remove(client, container["Id"])

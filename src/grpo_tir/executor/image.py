@@ -29,9 +29,9 @@ except ImportError:
     have = False
 print(f"{sys.version_info[0]}.{sys.version_info[1]}", os.uname().machine, have)
 """
-"""Runs in the base. A minimal Python has no json."""
+"""Program that runs in the base image. It does without json, which a minimal Python lacks."""
 WITHOUT_TESTS = ("matplotlib", "mpl_toolkits", "networkx", "pandas", "scipy", "sympy")
-"""Packages that never import their tests, which are up to a third of them. numpy.testing does."""
+"""Packages whose tests are deleted: up to a third of their size. numpy keeps them: numpy.testing imports some."""
 
 
 def build_image(
@@ -41,7 +41,7 @@ def build_image(
     packages: Path | None = None,
     log: Callable[[str], Any] = print,
 ) -> str:
-    """Build the image. Returns its id.
+    """Build the image. Return its id.
 
     Args:
         packages: a requirements file of what programs can import; None: sandbox/packages.txt.

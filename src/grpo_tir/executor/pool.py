@@ -275,7 +275,10 @@ class Pool:
             self.dispatch()
 
     def retry(self, call: Call, cause: str, *, died: bool, alone: bool = False) -> None:
-        """Run a call again that has no result of its own. `alone`: without neighbours, which may be the cause."""
+        """Queue a lost call again, or resolve it as `killed` or `infrastructure` by the rules above.
+
+        `alone`: run it without neighbours, which may be the cause.
+        """
         self.cause = cause
         if died and call.alone:
             call.deaths += 1
@@ -341,7 +344,7 @@ class Pool:
                     self.open_circuit(f"no runner for {PATIENCE:.0f} s ({self.workers[0].problem})")
 
     def can_replay(self, earlier: Sequence[ToolCall], timeout: float) -> bool:
-        """True if the earlier calls together took no longer than one call may. A busy core does not count."""
+        """Return True if the earlier calls together took no longer than one call may, with waits for a core."""
         done = [call.result for call in earlier if call.result is not None and call.result.status == "ok"]
         wall = timeout * self.config.wall_factor * STRETCH
         return sum(r.cpu_seconds for r in done) <= timeout and sum(r.seconds for r in done) <= wall
@@ -368,7 +371,7 @@ class Pool:
                 self.outcomes.append((call.future, error))
 
     def describe(self) -> dict[str, Any]:
-        """Describe kind, version, limits, and which isolation is in force, for the run's metadata."""
+        """Return kind, version, limits and which isolation is in force, for the run's metadata."""
         hosts = []
         for worker in self.workers:
             said = {key: value for key, value in worker.facts.items() if key not in ("op", "free")}

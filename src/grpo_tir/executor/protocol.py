@@ -1,4 +1,4 @@
-"""The interface of an executor of code."""
+"""Define the interface of an executor of code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grpo_tir.types import ToolCall, ToolResult
 
 
 class Executor(Protocol):
-    """Runs programs that nobody trusts. Safe to use from several threads."""
+    """Run untrusted programs. Several threads may use one executor."""
 
     slots: int
     """Programs that run at the same time."""
@@ -33,7 +33,7 @@ class Executor(Protocol):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Kind, version, limits and which isolation is (not) in force, for the run's metadata."""
+        """Return kind, version, limits and which isolation is (not) in force, for the run's metadata."""
 
     def close(self) -> None:
-        """End everything that runs; idempotent."""
+        """End everything that runs. May be called again."""

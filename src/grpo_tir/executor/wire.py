@@ -1,4 +1,4 @@
-"""Frames, connections and hosts: what all clients of the runner share.
+"""Define what all clients of the runner share: frames, connections and hosts.
 
 A frame is a JSON object after its length in four bytes, big-endian (sandbox/protocol.md).
 """
@@ -27,7 +27,7 @@ class Host(Protocol):
         """Start a new runner. Raises OSError or ExecutorUnavailable."""
 
     def alive(self) -> bool:
-        """True if the host answers. If not, no program is blamed for a runner lost there."""
+        """Return True if the host answers. If not, no program is blamed for a runner lost there."""
 
     def facts(self) -> dict[str, Any]:
         """Return facts for the run's metadata."""

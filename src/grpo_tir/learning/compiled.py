@@ -21,21 +21,21 @@ Layers = Callable[[], AbstractContextManager[None]]
 
 
 def choose_layers(policy: TokenLogprobs, run: Callable[[], torch.Tensor], tolerance: float) -> tuple[Layers, str]:
-    """Measure whether compiled layers are faster here. Returns the faster context, and a line that says so.
+    """Measure whether compiled layers are faster here. Return the faster context, and a line that says so.
 
     Args:
         policy: the learner's module.
         run: computes the log-probs of a micro-batch and a backward pass, and returns the log-probs.
-        tolerance: largest mean gap, in nats, between the log-probs of both.
+        tolerance: largest mean gap, in nats, between the log-probs of plain and compiled layers.
     """
     compiled = compile_layers(policy)
     try:
         with compiled():
             run()  # compiles
-        (plain_seconds, plain), (seconds, ours) = (_timed(run, layers) for layers in (nullcontext, compiled))
+        (plain_seconds, plain), (seconds, logprobs) = (_timed(run, layers) for layers in (nullcontext, compiled))
     except Exception as error:  # no compiler, or an operator that it does not know
         return nullcontext, f"learner: layers not compiled ({str(error).strip().splitlines()[0]})"
-    gap = float((ours - plain).abs().mean())
+    gap = float((logprobs - plain).abs().mean())
     best = compiled if gap <= tolerance and seconds < plain_seconds else nullcontext
     figures = f"plain {plain_seconds * 1e3:.0f} ms, compiled {seconds * 1e3:.0f} ms, gap {gap:.2g} nats"
     return best, f"learner: {'plain' if best is nullcontext else 'compiled'} layers ({figures})"
@@ -53,9 +53,9 @@ def _timed(run: Callable[[], torch.Tensor], layers: Layers) -> tuple[float, torc
 
 def compile_layers(policy: TokenLogprobs) -> Layers:
     """Return a context in which decoder layers and head run compiled. The compilation takes place at their first
-    call. Outside of the context the same layers run as they are, for the engine."""
+    call. Outside of the context, for the engine, the same layers run uncompiled."""
     layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
-    # A layer that is recomputed calls its parts in a way that cannot be compiled, so its parts are compiled.
+    # The call of a layer with gradient checkpointing cannot be compiled, so its parts are compiled instead.
     parts: list[nn.Module] = [
         part for layer in layers for part in (layer.children() if layer.gradient_checkpointing else [layer])
     ]

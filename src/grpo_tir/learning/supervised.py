@@ -2,7 +2,7 @@
 
     loss = - sum over model tokens of log p(token) / number of model tokens
 
-A trace is a rollout that somebody else wrote. It passes through the learner of GRPO with advantage 1 and one
+A trace is a rollout from any source. It passes through the learner of GRPO with advantage 1 and one
 update per batch. The ratio is then 1, so the gradient of the GRPO loss is that of the loss above, with the same
 mask: the prompt and the output of the tool are not trained.
 
@@ -85,7 +85,7 @@ def read_traces(path: str, policy: Policy, config: Config) -> tuple[list[Rollout
     trace is a recorded rollout that was cut off (`finish_reason`).
 
     Returns:
-        The traces, and the number of those left out because prompt or response are longer than the recipe allows.
+        The traces, and the number of those left out because prompt or response is longer than the recipe allows.
 
     Raises:
         DataError: the file cannot be read, a line is no trace, or none is left.
@@ -123,7 +123,7 @@ def _encode(row: dict[str, Any], policy: Policy) -> Rollout:
 
 
 def batches(traces: Sequence[Rollout], size: int, seed: int) -> Iterator[list[Rollout]]:
-    """Yield batches without end. Each epoch has its own order and leaves no trace out."""
+    """Yield batches without end. Each epoch visits every trace once, in an order of its own."""
     epoch, order = 0, list[Rollout]()
     while True:
         while len(order) < size:

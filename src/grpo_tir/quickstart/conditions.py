@@ -1,9 +1,9 @@
-"""Run the conditions under which the findings of the paper are tested, and keep what they give.
+"""Run the conditions under which the findings of the paper are tested, and keep their results.
 
     base model of a seed ──► SFT (only `sft`) ──► measure ──► GRPO ──► measure ──► results/NAME-seedN-HASH.json
 
-The hash is that of all that the result depends on: settings, world with base model, and code of the trainer. An
-interrupted run goes on from its last checkpoint.
+HASH covers everything that the result depends on: settings, world with base model, and code of the trainer. An
+interrupted run continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONDITIONS: dict[str, list[str]] = {
 KEPT = ("source", "correct", "written", "executed", "passed", "failed", "recovered", "calls")
 """What a result keeps of each response, beside its text."""
 SURROUNDING = {"commands", "report", "diagnostics", "curation", "evaluation", "quickstart"}
-"""Rooms of the package on which no training run depends."""
+"""Subpackages on which no training run depends."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def recipe(task: Task) -> Config:
 
 
 def result_path(task: Task) -> Path:
-    """Return the file of the result. Its name has the hash of all that the result depends on."""
+    """Return the file of the result. Its name has the hash of everything that the result depends on."""
     settings: dict[str, Any] = asdict(recipe(task))
     settings["model"]["path"] = settings["data"]["train"] = settings["data"]["eval"] = None  # in the world's name
     settings["train"]["output_dir"] = None
@@ -112,7 +112,7 @@ def run_condition(task: Task) -> Path:
     from grpo_tir.train import Trainer
 
     torch.set_num_threads(1)
-    stamp = task.folder / f"{path.stem}.before.json"  # of this recipe; a run of another one is started again
+    stamp = task.folder / f"{path.stem}.before.json"  # named by the hash: another recipe starts anew
     path.parent.mkdir(parents=True, exist_ok=True)
     task.folder.mkdir(parents=True, exist_ok=True)
     with open(task.folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):

@@ -1,4 +1,4 @@
-"""The findings of the paper, and the rule by which runs in a miniature world confirm or contradict them.
+"""Define the findings of the paper, and judge whether runs in a miniature world reproduce them.
 
 A finding is a statement of the paper as an inequality between two measurements:
 
@@ -161,7 +161,7 @@ def judge(finding: Finding, results: Results) -> dict[str, Any]:
 
 
 def verdict(interval: Sequence[float] | None, bound: float) -> str:
-    """Return the verdict of an interval. An interval that touches the bound, or none, decides nothing."""
+    """Return the verdict of an interval. It is undecided if the interval holds the bound or is missing."""
     if interval is None or interval[0] <= bound <= interval[1]:
         return "undecided"
     return "reproduced" if interval[0] > bound else "not reproduced"
@@ -173,7 +173,7 @@ def _in_words(measured: str) -> str:
 
 
 def _example(words: Sequence[str], results: Results) -> dict[str, Any] | None:
-    """Return the first problem whose responses are all as an entry of EXAMPLES asks."""
+    """Return the first problem whose responses all match an entry of EXAMPLES."""
     title, *asked = words
     places = [text.split()[:2] for text in asked]
     if not {condition for condition, _ in places} <= set(results):
@@ -202,8 +202,10 @@ def _sums(measured: str, phases: Mapping[str, Rows]) -> Any:
 
 
 def _resampled(first: Any, second: Any, rng: np.random.Generator) -> Any:
-    """Return the sums of resampled rows, (2, RESAMPLES, 2). Equal numbers of rows are those of the same problems
-    in the same order, and are drawn together."""
+    """Return the sums of resampled rows, (2, RESAMPLES, 2).
+
+    If both sides have as many rows, these belong to the same problems in the same order, and are drawn together.
+    """
     picks = rng.integers(len(first), size=(RESAMPLES, len(first)))
     others = picks if len(second) == len(first) else rng.integers(len(second), size=(RESAMPLES, len(second)))
     return np.stack([first[picks].sum(1), second[others].sum(1)])

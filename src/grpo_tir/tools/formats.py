@@ -50,24 +50,25 @@ class Format:
     pause: Literal["closing", "turn"] = "closing"
     """What pauses a row: the closing text, or the end-of-text token of a turn with calls."""
     parse: Literal["json", "text"] = "json"
-    """`json`: an object with `name` and `arguments`. `text`: the only argument of the only tool."""
+    """`json`: an object with `name` and `arguments`. `text`: the whole call is the only argument of the only
+    tool."""
     answer: str = ""
     """Text that answers a call, with `{result}`, and with special tokens where needed. "" means a tool message of
     the model's chat template."""
 
     @property
     def marker(self) -> str:
-        """The text that pauses a row; "" if the end of a turn does."""
+        """Return the text that pauses a row; "" if the end of a turn pauses it."""
         own = self.closing if self.pause == "closing" else ""
         return {"output": OUTPUT_MARKER, "fence": FENCE}.get(self.name, own)
 
     @property
     def by_template(self) -> bool:
-        """True if the chat template renders the answers."""
+        """Return True if the chat template renders the answers."""
         return self.name not in CODE_FORMATS and not self.answer
 
     def find(self, text: str) -> list[str]:
-        """Return the calls of a segment, in order. A call that a turn leaves open counts."""
+        """Return the calls of a segment, in order. With `pause: turn`, a call without its closing text counts."""
         if self.name in CODE_FORMATS:
             code = find_code(text)
             return [] if code is None else [code]
@@ -120,7 +121,7 @@ def between(text: str, opening: str, closing: str, may_be_open: bool = True) -> 
 
 
 def native_calls(text: str) -> list[str]:
-    """Return the calls of a turn in a form that chat models know. What a model thinks is no call."""
+    """Return the calls of a turn in one of the forms that chat models know. Text before "</think>" is ignored."""
     text = text.rpartition("</think>")[2]
     if OPENING in text:
         return between(text, OPENING, CLOSING)
@@ -132,7 +133,8 @@ def native_calls(text: str) -> list[str]:
 
 
 def objects(text: str) -> list[str]:
-    """Split JSON objects that follow one another, as Llama writes several calls. What is no JSON stays whole."""
+    """Split JSON objects that follow one another: Llama writes several calls like this. A rest that is no JSON is
+    returned whole."""
     found = []
     while text:
         try:
@@ -165,7 +167,7 @@ def read_json(text: str) -> tuple[str, dict[str, Any]]:
     """
     try:
         call = json.loads(text)
-        json.dumps(call, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
+        json.dumps(call, ensure_ascii=False).encode()  # raises for half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise ValueError(f"MalformedCall: the call is not valid JSON: {str(error).splitlines()[0]}") from None
     fields = call if isinstance(call, dict) else {}

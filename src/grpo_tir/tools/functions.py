@@ -1,6 +1,6 @@
 """Make tools of plain Python functions.
 
-A function with type hints and a docstring is a tool: the model is told its name, its arguments and their text. It
+A function with type hints and a docstring is a tool: the prompt shows its name, arguments and docstring. It
 runs in a thread of the trainer, with a deadline. A function marked by `function.in_sandbox = True` runs in the
 sandbox instead, from its own source: it must import what it needs.
 """

@@ -28,7 +28,7 @@ class NamedTools:
     """Find and run calls of several tools. Owns the executor.
 
     Args:
-        config: its section `tool` is read, and the time limit of the executor, which is also that of functions.
+        config: the section `tool` is read, and the time limit of the executor, which holds for functions too.
         executor: runs `python` and the functions marked `in_sandbox`; None if there are none.
     """
 
@@ -53,8 +53,8 @@ class NamedTools:
         return self.format.find(text)
 
     def submit(self, call: str) -> Future[ToolResult]:
-        """Run a call. A call that names no tool, or gives it wrong arguments, is a failed result."""
-        name, results = "", Future[ToolResult]()
+        """Start a call. The result is an error if tool or arguments are wrong, or a limit is reached."""
+        name, stamped = "", Future[ToolResult]()
         try:
             name, arguments = self.read(call)
             check_call(name, arguments, self.schemas)
@@ -63,10 +63,10 @@ class NamedTools:
             if used >= self.limits.get(name, used + 1):
                 raise ValueError(f"CallLimit: {name} can be called {used} times")
         except ValueError as fault:
-            results.set_result(ToolResult("error", stderr=str(fault), tool=name if name in self.functions else ""))
-            return results
-        self._start(name, arguments).add_done_callback(lambda done: stamp(done, name, results))
-        return results
+            stamped.set_result(ToolResult("error", stderr=str(fault), tool=name if name in self.functions else ""))
+            return stamped
+        self._start(name, arguments).add_done_callback(lambda done: stamp(done, name, stamped))
+        return stamped
 
     def read(self, call: str) -> tuple[str, dict[str, Any]]:
         """Return name and arguments of a call."""
@@ -109,11 +109,11 @@ class NamedTools:
                 self.executor.close()
 
 
-def stamp(done: Future[ToolResult], name: str, results: Future[ToolResult]) -> None:
-    """Pass a result on with the name of its tool."""
+def stamp(done: Future[ToolResult], name: str, stamped: Future[ToolResult]) -> None:
+    """Set the result of `done` on `stamped`, with the name of its tool."""
     if done.cancelled():
-        results.cancel()
+        stamped.cancel()
     elif error := done.exception():
-        results.set_exception(error)
+        stamped.set_exception(error)
     else:
-        results.set_result(dataclasses.replace(done.result(), tool=name))
+        stamped.set_result(dataclasses.replace(done.result(), tool=name))

@@ -18,7 +18,7 @@ from grpo_tir.utils.resources import load_object
 
 
 def open_tool(config: Config, log: Callable[[str], None]) -> Tool | None:
-    """Open the recipe's tool and start its executor. Returns None if `max_tool_calls` is 0.
+    """Open the recipe's tool and start its executor. Return None if `max_tool_calls` is 0.
 
     Raises:
         ExecutorUnavailable: the requested executor cannot run on this machine.

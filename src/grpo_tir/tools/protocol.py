@@ -30,7 +30,7 @@ class Session(Protocol):
 
     def observe(self, result: ToolResult | None, text: str) -> str:
         """Return the text to insert after `text`, the stopped segment. `result` is None if there was no code. In
-        formats other than `output` and `fence`, return what the tool says; the format writes what is around it."""
+        formats other than `output` and `fence`, return the output only; the format adds the text around it."""
 
     def close(self) -> None:
         """Release what is held. The session of a rollout is closed when the rollout ends, whatever the reason."""
@@ -44,6 +44,6 @@ class Tool(Session, Protocol):
 
 
 def open_session(tool: Tool, rollout: Rollout) -> Session:
-    """Open the session of a rollout. Returns the tool itself if it has no `session`."""
+    """Open the session of a rollout. Return the tool itself if it has no `session`."""
     session: Session = tool.session(rollout) if hasattr(tool, "session") else tool
     return session

@@ -78,15 +78,15 @@ def observation(result: ToolResult | None) -> str:
 
 
 def error_line(result: ToolResult) -> str:
-    """Return the line that names a failure. Failures without stderr get a line made here."""
-    without_stderr = {
+    """Return the line that names a failure: for some statuses a fixed line, else the last line of stderr."""
+    fixed = {
         "timeout": "TimeoutError: the code ran out of time",
         "memory": "MemoryError: the code ran out of memory",
         "output_limit": "OutputLimitError: the code printed too much",
         "killed": f"KilledError: the code was killed by signal {result.signal}",
     }.get(result.status)
-    if without_stderr:
-        return without_stderr
+    if fixed:
+        return fixed
     lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
     return lines[-1] if lines else f"SystemExit: {result.exit_code}"
 
@@ -118,7 +118,7 @@ class PythonTool:
     def find_call(self, text: str) -> str | None:
         """Return the code of a stopped segment. Text after the marker is ignored."""
         if self.stop == "output":
-            text = text.partition(OUTPUT_MARKER)[0]  # the first marker stopped it; the last token may hold another
+            text = text.partition(OUTPUT_MARKER)[0]  # the last token may hold a second marker
         return find_code(text)
 
     def submit(self, code: str) -> Future[ToolResult]:
