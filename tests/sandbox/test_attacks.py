@@ -37,14 +37,14 @@ def test_attack_on_the_container_harms_nobody(attack: Attack, docker_executor: P
 
 @pytest.mark.docker
 def test_after_all_attacks_the_runner_is_as_it_was(docker_executor: Pool, docker_engine: Any) -> None:
-    """Same zygote since the first call, every slot free, no process but the runner's two, nothing lost."""
+    """Same zygotes since the first call, every slot free, no process but the runner's own, nothing lost."""
     worker = docker_executor.workers[0]
     wait_for_pong(docker_executor)
     assert worker.facts["starts"] == 1 and worker.starts == 1
     assert worker.facts["free"] == docker_executor.slots
     assert docker_executor.counts["lost"] == docker_executor.counts["runners_lost"] == 0
     top = docker_engine.api.top(worker.connection.container)["Processes"]  # type: ignore[union-attr]
-    assert len(top) == 2, top
+    assert len(top) <= 3 and {process[0] for process in top} == {"root"}, top
 
 
 @pytest.mark.parametrize("attack", QUICK, ids=lambda a: a.name)
