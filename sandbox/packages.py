@@ -23,6 +23,7 @@ HEAVY = """gmpy2 networkx pandas scipy.fft scipy.integrate scipy.interpolate sci
     scipy.signal scipy.spatial scipy.special scipy.stats""".split()
 """Loaded by the second zygote only, which serves the programs that name one of them. One of its forks costs three
 times as much as one of the first zygote."""
+LARGE = {"matplotlib", *(name.partition(".")[0] for name in HEAVY)}
 
 
 def versions() -> dict[str, str]:
@@ -36,8 +37,8 @@ def versions() -> dict[str, str]:
 
 def mention(installed: dict[str, str]) -> re.Pattern[str] | None:
     """Return a pattern that matches programs for the second zygote; None if none of its modules is installed."""
-    tops = {"matplotlib", *(name.partition(".")[0] for name in HEAVY)} & set(installed)
-    return re.compile(rf"\b({'|'.join(sorted(tops))}|mpl_toolkits|pylab)\b") if tops else None
+    tops = sorted(LARGE & set(installed))
+    return re.compile(rf"\b({'|'.join(tops)}|mpl_toolkits|pylab)\b") if tops else None
 
 
 def hide_others() -> None:
@@ -48,7 +49,8 @@ def hide_others() -> None:
             seen.add(name)
             with contextlib.suppress(metadata.PackageNotFoundError):
                 package = metadata.distribution(name)
-                shown |= {file.parts[0].partition(".")[0] for file in package.files or ()}
+                tops = (package.read_text("top_level.txt") or "").split()  # Debian keeps no list of files
+                shown |= {name, *tops, *(file.parts[0].partition(".")[0] for file in package.files or ())}
                 needs = [need.partition(";") for need in package.requires or ()]
                 todo += [re.split(r"[^\w.-]", need)[0] for need, _, when in needs if "extra" not in when]
     places = {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}

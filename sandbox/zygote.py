@@ -112,7 +112,7 @@ class Zygote:
         gc.freeze()
         found = packages.versions()
         self.say({"ready": {"zygote": os.getpid(), "walls": self.walls, "cell": self.cell, "packages": found,
-                            "missing": [name for name in packages.NAMES if name not in found],
+                            "missing": sorted({"numpy", "sympy", *packages.LARGE} - set(found)),
                             "platform": sys.platform, "python": platform.python_version(),
                             "seccomp": self.filter is not None}})  # fmt: skip
 

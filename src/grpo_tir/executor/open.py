@@ -92,7 +92,7 @@ def isolation_line(pool: Pool) -> str:
     }[walls]
     network = "" if walls != "none" else "; no sockets" if seccomp else "; NOT in force: network ban"
     filtered = "seccomp" if seccomp else "NOT in force: seccomp"
-    missing = f"; programs cannot import {', '.join(facts['missing'][:4])}" if facts["missing"] else ""
+    missing = f"; programs cannot import {', '.join(facts['missing'])}" if facts["missing"] else ""
     return (
         f"executor: {pool.description['kind']}, {pool.slots} slots, in {outside}{network}; {inside}; "
         f"{filtered}{missing}"
