@@ -203,4 +203,6 @@ def run_many(executor, programs, out: Path, concurrency: int, echo: bool = False
 
 
 def line_of(identity: object, result: ToolResult) -> str:
-    return json.dumps({"id": identity, **asdict(result)}) + "\n"
+    fields = asdict(result)
+    del fields["tool"]  # all ran in this one
+    return json.dumps({"id": identity, **fields}) + "\n"
