@@ -353,14 +353,12 @@ def _open_log(
 
 def train(config: Config, resume: bool = False) -> int:
     """Run a recipe. Returns the exit code: 0, or 130/143 after a signal."""
-    trainer = Trainer(config, resume)
-    try:
-        trainer.train()
+    with Trainer(config, resume) as trainer:
+        try:
+            trainer.train()
+        except Exception as error:
+            number = trainer.parts.stop.signal
+            if number and lost_contact(error):  # the launcher ends all ranks, because another one ended
+                return 128 + number
+            raise
         return trainer.exit_code
-    except Exception as error:
-        number = trainer.parts.stop.signal
-        if number and lost_contact(error):  # the launcher ends all ranks, because another one ended
-            return 128 + number
-        raise
-    finally:
-        trainer.close()

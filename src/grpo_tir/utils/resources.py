@@ -85,7 +85,13 @@ def load_object(spec: str) -> Any:
     where = RENAMED.get(where, where)
     if not where or not name or spec.endswith(".py"):
         raise ConfigError(f"`{spec}` is not a name: write `package.module:name` or `file.py:name`")
-    module = _load_file(where, spec) if where.endswith(".py") else _load_module(where, spec)
+    try:
+        module = _load_file(where, spec) if where.endswith(".py") else _load_module(where, spec)
+    except ConfigError:
+        raise
+    except Exception as error:  # the code of the module may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"`{spec}`: importing {where} failed: {reason}") from error
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -112,9 +118,9 @@ def _load_file(where: str, spec: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look up the module of a class there
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception:
         del sys.modules[name]
-        raise ConfigError(f"`{spec}`: importing {where} failed: {_one_line(error)}") from error
+        raise
     return module
 
 
@@ -127,10 +133,4 @@ def _load_module(where: str, spec: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (where == error.name or where.startswith(f"{error.name}.")):
             raise ConfigError(f"`{spec}`: there is no module {error.name} (also not in {os.getcwd()})") from None
-        raise ConfigError(f"`{spec}`: importing {where} failed: {_one_line(error)}") from error
-    except Exception as error:
-        raise ConfigError(f"`{spec}`: importing {where} failed: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+        raise
