@@ -133,7 +133,7 @@ def test_asking_for_deepspeed_without_it_says_what_to_install(monkeypatch: pytes
         found = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *rest: None if name == "deepspeed" else found(name, *rest)
         from grpo_tir.cli import main
-        sys.exit(main(["train", "quickstart", "--data.train", "problems.jsonl"]))
+        sys.exit(main(["train", "quickstart", "--model.path", "model", "--data.train", "problems.jsonl"]))
     """
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
