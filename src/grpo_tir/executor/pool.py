@@ -133,16 +133,16 @@ class Pool:
         self.config, self.description = config, describe
         self.slots = sum(host.slots for host in hosts)
         self.lock = threading.RLock()
-        self.room = threading.BoundedSemaphore(max(4 * self.slots, 64))
+        self.room = threading.BoundedSemaphore(max(4 * self.slots, 64))  # calls without a result
         self.waiting: deque[Call] = deque()
         self.outcomes: list[tuple[Future[ToolResult], ToolResult | Exception]] = []
         self.ids = itertools.count()
-        self.recent: deque[bool] = deque(maxlen=WINDOW)
+        self.recent: deque[bool] = deque(maxlen=WINDOW)  # True: the call was lost
         self.counts = {"calls": 0, "lost": 0, "retried": 0, "runners_lost": 0}
         self.stopping = threading.Event()
         self.cause = ""
         self.outage: ExecutorOutage | None = None
-        self.served = time.monotonic()
+        self.served = time.monotonic()  # when a runner was last ready
         self.changed = threading.Condition(self.lock)
         self.workers = [Worker(host, self) for host in hosts]
         self.monitor = threading.Thread(target=self.watch, daemon=True)
