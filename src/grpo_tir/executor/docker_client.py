@@ -55,7 +55,7 @@ def first_line(error: Exception) -> str:
 
 
 class DockerConnection:
-    """An attached container."""
+    """Exchange bytes with a runner in an attached container."""
 
     def __init__(self, client: Any, container: str, sock: Any) -> None:
         self.client, self.container, self.sock = client, container, sock
@@ -110,7 +110,7 @@ def remove(client: Any, container: str) -> None:
 
 
 class DockerHost:
-    """One engine."""
+    """Start containers on one engine."""
 
     def __init__(self, config: ExecutorConfig, host: str | None = None) -> None:
         self.config, self.host = config, host

@@ -51,7 +51,7 @@ WINDOW, ENOUGH = 200, 10
 
 @dataclass(eq=False)
 class Call:
-    """One program, from `submit` to its result."""
+    """Hold one program, from `submit` to its result."""
 
     id: int
     code: str
@@ -66,7 +66,7 @@ class Call:
 
 
 class Worker:
-    """One host, its current runner, and the calls in flight there."""
+    """Hold a connection to the current runner of one host, and the calls in flight there."""
 
     def __init__(self, host: Host, pool: Pool) -> None:
         self.host, self.pool = host, pool
@@ -127,7 +127,7 @@ class Worker:
 
 
 class Pool:
-    """The executor: a bounded queue in front of one or more hosts."""
+    """Execute programs: a bounded queue in front of one or more hosts."""
 
     def __init__(self, hosts: Sequence[Host], config: ExecutorConfig, describe: dict[str, Any]) -> None:
         self.config, self.description = config, describe

@@ -21,7 +21,7 @@ PROCESSES = 32
 
 
 class LocalConnection:
-    """A runner that is a child process."""
+    """Exchange bytes with a runner that is a child process."""
 
     def __init__(self, process: subprocess.Popen[bytes], folders: Path) -> None:
         self.process, self.folders = process, folders
@@ -43,7 +43,7 @@ class LocalConnection:
 
 
 class LocalHost:
-    """This machine."""
+    """Start runners as processes of this machine."""
 
     name = "this machine"
 

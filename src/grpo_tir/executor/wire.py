@@ -18,7 +18,7 @@ FRAME = 32 << 20
 
 
 class Host(Protocol):
-    """A host that can start runners: a Docker engine, or this machine."""
+    """Start runners on a Docker engine, or on this machine."""
 
     name: str
     slots: int
@@ -37,7 +37,7 @@ class Host(Protocol):
 
 
 class Connection(Protocol):
-    """A running runner, as a stream of bytes in both directions."""
+    """Exchange bytes with a runner."""
 
     stderr_tail: bytes
     """Last bytes of its stderr, where they can be read."""

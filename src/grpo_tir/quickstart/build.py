@@ -22,7 +22,7 @@ from grpo_tir.types import Problem
 
 @dataclass(frozen=True)
 class QuickstartFiles:
-    """Input files of a quickstart run."""
+    """Hold the paths of the input files of a quickstart run."""
 
     train: Path
     eval: Path

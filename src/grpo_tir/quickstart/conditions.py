@@ -47,7 +47,7 @@ SURROUNDING = {"commands", "report", "diagnostics", "curation", "evaluation", "q
 
 @dataclass(frozen=True)
 class Task:
-    """One condition with one seed."""
+    """Describe one condition with one seed."""
 
     name: str
     seed: int
@@ -60,7 +60,7 @@ class Task:
 
     @property
     def folder(self) -> Path:
-        """Folder of the run."""
+        """Return the folder of the run."""
         return self.out / f"runs/{self.name}-seed{self.seed}"
 
 

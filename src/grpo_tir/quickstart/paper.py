@@ -37,7 +37,7 @@ RATIOS: dict[str, tuple[Callable[[dict[str, Any]], float], Callable[[dict[str, A
 
 @dataclass(frozen=True)
 class Finding:
-    """One statement of the paper. A measurement is `CONDITION PHASE RATIO [SOURCE…]`; no source means all.
+    """Describe a statement of the paper. A measurement is `CONDITION PHASE RATIO [SOURCE…]`; no source means all.
 
     Phases: `greedy_before` and `greedy` are one greedy response to each held-out problem, before and after
     training; `before` and `after` are one sampled response; `steps` are the training steps.
@@ -54,7 +54,7 @@ class Finding:
 
     @property
     def conditions(self) -> set[str]:
-        """Names of the conditions that it compares."""
+        """Return the names of the conditions that it compares."""
         return {self.first.split()[0], self.second.split()[0]}
 
 
