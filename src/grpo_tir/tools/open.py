@@ -31,7 +31,7 @@ def open_tool(config: Config, log: Callable[[str], None]) -> Tool | None:
         return PythonTool(open_executor(config.executor, log=log), tool.format, tool.state, tool.echo)
     if tool.name == "python":
         functions = load_functions(tool.names)
-        sandboxed = any(name == "python" or hasattr(each, "in_sandbox") for name, each in functions.items())
+        sandboxed = any(name == "python" or getattr(each, "in_sandbox", False) for name, each in functions.items())
         return NamedTools(config, open_executor(config.executor, log=log) if sandboxed else None)
     made: Tool = load_object(tool.name)(config)
     missing = [name for name in TOOL_METHODS if not hasattr(made, name)]
