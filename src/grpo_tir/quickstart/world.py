@@ -202,10 +202,9 @@ PAPER_FAMILIES: dict[str, Family] = {
         derived=True,
     ),
 }
-WORLDS = {"quickstart": (FAMILIES, 0.0), "paper": (PAPER_FAMILIES, 0.1)}
-"""Families of a world, and the share of failed calls after which a document of its corpus calls again."""
-RETRIED_PAGES = 0.5
-"""The same share in documents that start at the code of their last call, so that second calls are copied well."""
+WORLDS = {"quickstart": (FAMILIES, 0.0), "paper": (PAPER_FAMILIES, 0.5)}
+"""Families of a world, and the share of failed calls after which a document of its corpus calls again. At a tenth
+of them, second calls died out before they paid, in two seeds of three (docs/paper.md)."""
 
 INTRODUCTIONS = ("Let me compute it.\n", "Let us use Python.\n", "")
 CONCLUSIONS = (("The answer is \\boxed{", "}."), ("So the answer is \\boxed{", "}."), ("\\boxed{", "}"))
@@ -277,7 +276,7 @@ def make_documents(world: WorldConfig, held_out: set[Key]) -> Iterator[Document]
         question, family = problem.problem + "\n", families[name]
         kind = draw.random()
         if kind < CODE_PAGES:
-            yield _code_page(question, _tool_response(draw, family, a, b, RETRIED_PAGES if retried else 0.0))
+            yield _code_page(question, _tool_response(draw, family, a, b, retried))
         elif kind < CODE_PAGES + OUTPUT_PAGES:
             yield _output_page(draw)
         elif draw.random() < TOOL:
