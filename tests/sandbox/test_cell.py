@@ -157,6 +157,8 @@ def test_tmp_is_the_folder_of_the_call_and_root_has_a_name(process_executor: Poo
     """So the limits of the folder hold there, and it is emptied with it."""
     if process_executor.workers[0].facts["walls"] == "none":
         pytest.skip("this machine grants no namespaces, and the executor says so")
+    if Path(sys.prefix).is_relative_to("/tmp") or Path(sys.base_prefix).is_relative_to("/tmp"):
+        pytest.skip("Python lies in /tmp, which therefore stays visible: run from another folder")
     code = "import os, pwd\nopen('/tmp/left', 'w').write('x')\n"
     code += "print(sorted(os.listdir()), pwd.getpwuid(0).pw_name)\n"
     code += "try: open('/tmp/big', 'wb').write(bytes(17 << 20))\nexcept OSError as error: print(error.errno)"
