@@ -304,7 +304,7 @@ def test_a_resumed_run_takes_every_call_of_a_turn_from_the_journal(tmp_path: Pat
         log.begin(1)
         tool = named(executor, tool__names=["python", "calculator"])
         rollout = play(TOKENIZERS[3], [run + TIMES + run + ENDS, END + ENDS], tool, c=3, run_tool=log.run)
-        log.flush()
+        writer.flush()
         writer.close()
         return rollout
 
