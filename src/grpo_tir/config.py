@@ -120,7 +120,7 @@ class ToolConfig:
     calls_by_tool: list[int] = field(default_factory=list)
     """Maximum number of calls of each of `names`, within `max_tool_calls`. Empty means no further limit."""
     format: str = "output"
-    """How calls are written (tools/formats.py). `output`: a "```python" block and the paper's marker "```output",
+    """Format of calls (tools/formats.py). `output`: a "```python" block and the paper's marker "```output",
     which pauses sampling. `fence`: the fence that closes the block pauses it. `tool_call`: as in the model's chat
     template, `<tool_call>{json}</tool_call>` or Llama's form. Else the path of a YAML file. Old name: `stop`."""
     state: Literal["fresh", "replay"] = "fresh"

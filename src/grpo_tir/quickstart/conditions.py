@@ -40,7 +40,7 @@ CONDITIONS: dict[str, list[str]] = {
 """Overrides of each condition. `sft` starts from the base model after SFT on as many responses as GRPO samples."""
 
 KEPT = ("source", "correct", "written", "executed", "passed", "failed", "recovered", "calls")
-"""What a result keeps of each response, beside its text."""
+"""Fields of each response that a result keeps, beside its text."""
 SURROUNDING = {"commands", "report", "diagnostics", "curation", "evaluation", "quickstart"}
 """Subpackages on which no training run depends."""
 

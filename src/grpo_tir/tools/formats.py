@@ -48,7 +48,7 @@ class Format:
     closing: str = ""
     """Text after a call. Without it, a call ends with its turn."""
     pause: Literal["closing", "turn"] = "closing"
-    """What pauses a row: the closing text, or the end-of-text token of a turn with calls."""
+    """Event that pauses a row: the closing text, or the end-of-text token of a turn with calls."""
     parse: Literal["json", "text"] = "json"
     """`json`: an object with `name` and `arguments`. `text`: the whole call is the only argument of the only
     tool."""
