@@ -70,8 +70,6 @@ class Shape:
     kv_width: int
     """KV heads x head dimension."""
     vocabulary: int
-    positions: int | None = None
-    """Maximum sequence length in tokens; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +313,6 @@ def shape_of(path: str, revision: str | None = None) -> Shape:
         getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         head_dim * (getattr(text, "num_key_value_heads", None) or heads),
         text.vocab_size,
-        getattr(text, "max_position_embeddings", None),
     )
 
 

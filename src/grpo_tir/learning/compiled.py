@@ -30,11 +30,10 @@ def choose_layers(policy: TokenLogprobs, run: Callable[[], torch.Tensor], tolera
     """
     compiled = compile_layers(policy)
     try:
-        with compiled():
-            run()  # compiles
         (plain_seconds, plain), (seconds, logprobs) = (_timed(run, layers) for layers in (nullcontext, compiled))
     except Exception as error:  # no compiler, or an operator that it does not know
-        return nullcontext, f"learner: layers not compiled ({str(error).strip().splitlines()[0]})"
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return nullcontext, f"learner: layers not compiled ({type(error).__name__}: {reason})"
     gap = float((logprobs - plain).abs().mean())
     best = compiled if gap <= tolerance and seconds < plain_seconds else nullcontext
     figures = f"plain {plain_seconds * 1e3:.0f} ms, compiled {seconds * 1e3:.0f} ms, gap {gap:.2g} nats"
@@ -44,7 +43,7 @@ def choose_layers(policy: TokenLogprobs, run: Callable[[], torch.Tensor], tolera
 def _timed(run: Callable[[], torch.Tensor], layers: Layers) -> tuple[float, torch.Tensor]:
     """Return the seconds of `run`, and its log-probs."""
     with layers():
-        run().detach().sum().item()  # waits for the device
+        run().detach().sum().item()  # compiles, and waits for the device
         start = time.perf_counter()
         logprobs = run().detach()
         logprobs.sum().item()

@@ -36,7 +36,7 @@ def read_findings(folder: Path) -> dict[str, Any] | None:
 
 def section(found: dict[str, Any]) -> str:
     """Return the section of the page as HTML."""
-    intro = f"<p>{_text(found['rule'])}</p>{_table(found['findings'])}"
+    intro = f"<p>{escaped(found['rule'])}</p>{_table(found['findings'])}"
     return f'<section id="findings"><h2>Findings</h2>{intro}{"".join(map(_finding, found["findings"]))}</section>'
 
 
@@ -45,23 +45,24 @@ def _table(lines: list[dict[str, Any]]) -> str:
     rows = [
         (line["statement"], line["paper"], value(line), f"{line['bound']:g}", line["verdict"]) for line in lines
     ]
-    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _finding(line: dict[str, Any]) -> str:
     shown = "".join(map(_example, line["examples"]))
     return (
-        f'<article class="card finding"><h4>{_text(line["statement"])}</h4>'
-        f"<p><b>{_text(in_words(line))}</b></p><p>{_text(line['ran'])} The paper: {_text(line['paper'])}.</p>"
+        f'<article class="card finding"><h4>{escaped(line["statement"])}</h4>'
+        f"<p><b>{escaped(in_words(line))}</b></p>"
+        f"<p>{escaped(line['ran'])} The paper: {escaped(line['paper'])}.</p>"
         f"{shown}</article>"
     )
 
 
 def _example(example: dict[str, Any]) -> str:
-    shown = [(_text(one["who"]), _text(one["text"])) for one in example["responses"]]
+    shown = [(escaped(one["who"]), escaped(one["text"])) for one in example["responses"]]
     parts = "".join(f"<dt>{who}</dt><dd><pre>{text}</pre></dd>" for who, text in shown)
-    title = f"{_text(example['title'])}: {_text(example['problem'])}"
+    title = f"{escaped(example['title'])}: {escaped(example['problem'])}"
     return f"<details><summary>{title}</summary><dl>{parts}</dl></details>"
 
 
@@ -82,5 +83,6 @@ def value(line: dict[str, Any]) -> str:
     return f"{'ratio' if line['is_ratio'] else 'difference'} {form.format(line['value'])} [{low}, {high}]"
 
 
-def _text(value: object) -> str:
+def escaped(value: object) -> str:
+    """Return text as HTML that shows it."""
     return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import re
 from importlib import resources
 from pathlib import Path
 
 from grpo_tir.errors import UserError
-from grpo_tir.report.findings import read_findings, section
+from grpo_tir.report.findings import escaped, read_findings, section
 from grpo_tir.report.read import Run, pack, read_runs
 from grpo_tir.report.traces import Traces
 from grpo_tir.utils.files import write_atomically
@@ -75,7 +74,7 @@ def frame(title: str, chunks: dict[str, str], live: str | None = None, before: s
     connect = "; connect-src 'self'" if live else ""
     parts = {
         "LIVE": f' data-version="{live}"' if live else "",
-        "TITLE": html.escape(title.encode("utf-8", "replace").decode("utf-8")),
+        "TITLE": escaped(title),
         "CSP": f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}{connect}",
         "FINDINGS": before,
         "STYLE": style,
