@@ -8,6 +8,7 @@ each candidate is left out: it prefills, compiles and captures.
     ms_*                    milliseconds of one step
     fraction_*              time to read weights and KV once, at the rate of a large copy, over the time of a step
     graph_breaks            of the compiled step
+    buckets_*               numbers of rows for which a static step was made
     recompiles              compiled graphs beyond two (layer, draw) for each bucket
     host_reads_per_step     reads of the device by the host, per step
     kernels_per_step        CUDA kernels of one step
@@ -45,7 +46,7 @@ def decode(
     generator = torch.Generator().manual_seed(0)
     for row in range(rows):
         if row % 16 == 0:
-            prompt = torch.randint(100, 30_000, (context,), generator=generator).tolist()
+            prompt = torch.randint(model.config.vocab_size, (context,), generator=generator).tolist()
         engine.submit(Request(row, prompt, row_key(0, row // 16, row % 16), tokens, False))
     engine.ready = lambda: True
     done: dict[int, Stopped] = {}
@@ -111,9 +112,10 @@ def main() -> None:
             result |= {f"ms_{mode}_{rows}": seconds * 1e3, f"fraction_{mode}_{rows}": least / seconds}
             if mode != "eager":
                 result[f"{mode}_equal_{rows}"] = equal
+                result[f"buckets_{mode}_{rows}"] = engine.counts["buckets"]
                 result["host_reads_per_step"] = engine.counts["blocks"] / engine.counts["forwards"]
             if mode == "compiled":
-                result["recompiles"] = counters["stats"]["unique_graphs"] - before - 2 * len(engine.static)
+                result["recompiles"] = counters["stats"]["unique_graphs"] - before - 2 * engine.counts["buckets"]
             if on_gpu and args.profile:
                 result[f"kernels_{mode}_{rows}"] = kernels_per_step(model, mode, rows, context, args.profile)
         if "compiled" in modes and "eager" in modes and not on_gpu:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cuda.pretended import DEVICE, CudaTensor, pretended_cuda, to_device
 from grpo_tir.config import ModelConfig
-from grpo_tir.engine.engine import Engine
+from grpo_tir.engine.engine import KV_SHARE, Engine
 from grpo_tir.engine.static_step import StaticStep
+from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning import packing
@@ -77,7 +80,8 @@ def test_the_addresses_of_a_static_step_stay(monkeypatch: pytest.MonkeyPatch) ->
     run = StaticStep.run
 
     def watched(self: StaticStep, *args: object) -> object:
-        tensors = [self.inputs, self.table, self.last, self.record, self.count, self.ends_row, *self.cache.layers]
+        tensors = [self.inputs, self.table, self.last, self.record, self.count, self.ends_row]
+        tensors += chain(*self.cache.layers)
         found.setdefault(id(self), set()).add(tuple(tensor.data_ptr() for tensor in tensors))
         return run(self, *args)  # type: ignore[arg-type]
 
@@ -87,6 +91,25 @@ def test_the_addresses_of_a_static_step_stay(monkeypatch: pytest.MonkeyPatch) ->
     run_with_tool(engine, requests, INSERTED, calls=2)
     assert engine.counts["evictions"] > 0 and len(found) > 1
     assert all(len(addresses) == 1 for addresses in found.values())
+
+
+def test_the_pool_keeps_its_size_where_that_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each size of the pool is compiled by itself. Sizes have three significant bits, also where memory ends."""
+    model, sizes = to_device(make_model(FAMILIES["qwen2"])), [0]
+    with pretended_cuda(monkeypatch):
+        for rows, free in ((9, 4000), (2, 4000), (9, 300), (9, 310), (12, 420), (12, 4000)):
+            engine = Engine(model, None, Sampling(), [], step="plain", page=8)
+            cache = engine.scheduler.cache
+            memory = math.ceil(free * cache.token_bytes / KV_SHARE)  # type: ignore[union-attr]
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, memory=memory: (memory, memory))
+            engine.pool_tokens = sizes[-1]
+            for row in range(rows):
+                engine.submit(Request(row, [3], 0, 39, False))  # 40 tokens: 5 pages
+            engine._allocate()
+            sizes.append(engine.pool_tokens)
+            engine.close()
+    # 360 tokens need 384 in three bits; 300 are 256 in three bits; 480 need 512, for which 420 have no room
+    assert sizes[1:] == [384, 384, 256, 256, 256, 512]
 
 
 def test_the_learner_reads_nothing_in_a_micro_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_engine_decodes_from_copies_and_drops_them_with_its_last_row() -> No
     for row in range(3):  # a batch each
         engine.submit(Request(row, [5, 6, 7], 0, 4, False))
         engine.step()
-        assert len(engine.weights.forwards) == len(engine.weights.layers) > 0
+        assert len(engine.weights.copies) == len(engine.weights.layers) > 0
         while not engine.step():
             pass
-        assert not engine.weights.forwards
+        assert not engine.weights.copies

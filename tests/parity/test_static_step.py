@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from grpo_tir.config import Config, RolloutConfig, ToolConfig
+from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.engine import engine as engine_module
 from grpo_tir.engine.choose_step import choose_step
 from grpo_tir.engine.engine import Engine
@@ -16,6 +18,9 @@ from grpo_tir.generation.generate import GenerateRounds
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import CodeBlockStopping
+from grpo_tir.rollouts.policy import Policy
+from grpo_tir.rollouts.rollout import sample_responses
+from grpo_tir.types import Problem, Rollout
 from parity.engine_models import FAMILIES, make_model, make_requests, make_tokenizer, run, run_with_tool
 
 INSERTED = [3, 1, 4, 1, 5]
@@ -144,6 +149,28 @@ def test_compiled_steps_are_one_graph_a_bucket_without_breaks() -> None:
     assert engine.failed is None
     assert counters["stats"]["unique_graphs"] == 2 * 3
     assert not counters["graph_break"]
+
+
+def test_a_later_batch_with_compiled_steps_compiles_nothing() -> None:
+    """Its pool of pages gets the size of the first batch's, although it needs less."""
+    torch._dynamo.reset()
+    stopping = CodeBlockStopping(make_tokenizer())
+    policy = Policy(make_model(FAMILIES["qwen2"]), make_tokenizer(), stopping, lambda problem: "", [])
+    drawn, graphs, pools = {}, [], []
+    for step in ("eager", "compiled"):
+        rollout = RolloutConfig(max_completion_length=12, step=step)  # type: ignore[arg-type]
+        config = Config(rollout=rollout, tool=ToolConfig(max_tool_calls=0))
+        for length in (70, 40):  # over 32: a forward prefills, and all rows decode together
+            rollouts = [Rollout(Problem("p", "", ""), [3] * length, group=1, sample=sample) for sample in range(3)]
+            counters.clear()
+            cost = sample_responses(rollouts, policy, None, config, Runtime("fp32"))
+            assert not any("eager from here" in note for note in cost.notes)
+            graphs.append(counters["stats"]["unique_graphs"])
+            pools.append(policy.pool_tokens)
+            tokens = [rollout.token_ids for rollout in rollouts]
+            assert drawn.setdefault(length, tokens) == tokens
+    assert graphs[:2] == [0, 0] and graphs[2] >= 2 and graphs[3] == 0
+    assert pools == [0, 0, 320, 320]  # 3 rows of 82 tokens: 9 pages of 32, rounded up to 3 bits
 
 
 def test_a_step_that_cannot_be_made_gives_way_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:

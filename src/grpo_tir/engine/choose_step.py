@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from grpo_tir.engine.static_step import STEPS
-from grpo_tir.generation.protocol import Request, Stopped
+from grpo_tir.generation.protocol import Request
 
 if TYPE_CHECKING:
     from grpo_tir.engine.engine import Engine
+    from grpo_tir.engine.scheduler import SequenceState
 
 TRIAL_TOKENS = 2 * STEPS + 1
-"""Tokens for each row: one block to compile and capture, one to time."""
+"""Tokens for each row: one block to compile and capture, one to time. Rows keep their budgets, so that the steps
+have the shapes of the batch and are not compiled again for it."""
 MEAN_GAP = 0.03
 """Largest mean gap of log-probs, in nats: the bf16 tolerance of `learning.certificate`."""
 
@@ -51,7 +53,7 @@ def choose_step(
 
     Args:
         make_engine: makes an engine with a given step.
-        requests: the rows of a rollout batch.
+        requests: the rows of a rollout batch. No row is paused for a call.
         modes: candidates beside the eager step.
     """
     seconds, wanted = time_step(make_engine("eager"), requests)
@@ -67,20 +69,23 @@ def choose_step(
     return choice
 
 
-def time_step(engine: Engine, requests: Sequence[Request]) -> tuple[float, dict[int, Stopped]]:
-    """Decode `TRIAL_TOKENS` tokens of each row. Returns the seconds of a step and the stopped rows. The first
+def time_step(engine: Engine, requests: Sequence[Request]) -> tuple[float, list[SequenceState]]:
+    """Decode `TRIAL_TOKENS` tokens of each running row. Returns the seconds of a step, and all rows. The first
     block, in which a static step compiles, is not timed."""
     for each in requests:
-        engine.submit(Request(each.row, each.prompt_ids, each.key, min(each.budget, TRIAL_TOKENS), False))
-    done: dict[int, Stopped] = {}
+        engine.submit(Request(each.row, each.prompt_ids, each.key, each.budget, False))
+    rows = list(engine.scheduler.rows.values())
     engine.ready = lambda: True  # return after every forward or block
-    started, before = 0.0, 0
-    while engine.scheduler.rows:
-        done |= {stopped.row: stopped for stopped in engine.step()}
-        decoding = engine.counts["blocks"] or engine.counts["forwards"] >= STEPS
-        if decoding and not started:
+    started, before = _now(engine), 0
+    while not before or any(len(row.logprobs) < TRIAL_TOKENS for row in engine.scheduler.running_rows()):
+        engine.step()
+        if not engine.scheduler.rows:
+            break
+        if not before and (engine.counts["blocks"] or engine.counts["forwards"] >= STEPS):
             started, before = _now(engine), engine.counts["forwards"]
-    return (_now(engine) - started) / max(engine.counts["forwards"] - before, 1), done
+    seconds = (_now(engine) - started) / max(engine.counts["forwards"] - before, 1)
+    engine.close()
+    return seconds, rows
 
 
 def _now(engine: Engine) -> float:
@@ -89,17 +94,17 @@ def _now(engine: Engine) -> float:
     return time.perf_counter()
 
 
-def _disagreement(wanted: dict[int, Stopped], found: dict[int, Stopped]) -> str | None:
+def _disagreement(wanted: list[SequenceState], found: list[SequenceState]) -> str | None:
     """Return how the log-probs differ, or None. Each row is compared up to the first token that differs, because
     rounding alone can change a token."""
     gaps: list[float] = []
-    for row, ours in wanted.items():
-        theirs = found[row]
-        for a, b, p, q in zip(ours.token_ids, theirs.token_ids, ours.logprobs, theirs.logprobs):
+    for ours, theirs in zip(wanted, found, strict=True):
+        drawn = (each.tokens[each.start :] for each in (ours, theirs))
+        for a, b, p, q in zip(*drawn, ours.logprobs, theirs.logprobs):
             if a != b:
                 break
             gaps.append(abs(p - q))
-    if len(gaps) < len(wanted):
+    if len(gaps) < sum(bool(row.logprobs) for row in wanted):
         return "it draws other tokens"
     mean = sum(gaps) / len(gaps)
     return f"its log-probs differ by {mean:.2g} nats" if not mean <= MEAN_GAP else None

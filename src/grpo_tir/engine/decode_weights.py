@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -97,6 +98,8 @@ def gather_decode_copy(
     return decode_copy
 
 
+WORTH_A_CALL = 100_000
+"""Elements of a weight from which a compiled step calls oneDNN: the call from compiled code takes some 50 us."""
 ROWS = 64  # batch size for which oneDNN chooses the layout; other sizes also work
 
 
@@ -106,11 +109,11 @@ class BlockedWeights:
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers: list[Any] = [layer for layer in model.modules() if _fits(layer)]
         self.versions: list[int] = []
-        self.forwards: list[Callable[[torch.Tensor], torch.Tensor]] = []
+        self.copies: list[torch.Tensor] = []
 
     def drop(self) -> None:
         """Free the copies. Call before any update, because some writes to a weight do not raise its version."""
-        self.forwards, self.versions = [], []
+        self.copies, self.versions = [], []
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -119,14 +122,16 @@ class BlockedWeights:
             yield
             return
         if self.versions != (versions := [layer.weight._version for layer in self.layers]):
-            self.forwards, self.versions = [_blocked(layer) for layer in self.layers], versions
-        for layer, forward in zip(self.layers, self.forwards, strict=True):
-            layer.forward = forward
+            self.copies, self.versions = [_reordered(layer.weight) for layer in self.layers], versions
+        for layer, weight in zip(self.layers, self.copies, strict=True):
+            _COPIES[layer.weight.data_ptr()] = weight
+            layer.forward = MethodType(_forward, layer)
         try:
             yield
         finally:
             for layer in self.layers:
                 del layer.forward  # the instance attribute; the class's method is used again
+                _COPIES.pop(layer.weight.data_ptr(), None)
 
 
 def _fits(layer: Any) -> bool:
@@ -141,12 +146,29 @@ def _fits(layer: Any) -> bool:
 
 
 @torch.no_grad()
-def _blocked(layer: torch.nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
-    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
-    bias = layer.bias
+def _reordered(weight: torch.Tensor) -> torch.Tensor:
+    copy: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+    return copy
 
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
-        return product
 
-    return forward
+_COPIES: dict[int, torch.Tensor] = {}
+"""The copies in use, by address of the weight."""
+
+
+def _product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+        hidden, _COPIES[weight.data_ptr()], bias, "none", [], ""
+    )
+    return out
+
+
+# One operator for the compiler, which cannot trace tensors in oneDNN's layout.
+_compilable = torch.library.custom_op("grpo_tir::blocked_linear", _product, mutates_args=())
+_compilable.register_fake(lambda hidden, weight, bias: hidden.new_empty(*hidden.shape[:-1], len(weight)))
+
+
+def _forward(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    if not torch.compiler.is_compiling():
+        return _product(hidden, layer.weight, layer.bias)
+    product = _compilable if layer.weight.numel() >= WORTH_A_CALL else torch.nn.functional.linear
+    return product(hidden, layer.weight, layer.bias)

@@ -18,9 +18,9 @@ Shapes: B running rows, N tokens fed, V vocabulary.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from grpo_tir.engine.decode_weights import BlockedWeights
 from grpo_tir.engine.fast_draw import fast_draw
 from grpo_tir.engine.kv_cache import RaggedBatch
-from grpo_tir.engine.paged_cache import PAGE, PagedCache
+from grpo_tir.engine.paged_cache import CPU_PAGE, PAGE, PagedCache
 from grpo_tir.engine.scheduler import Scheduler, SequenceState
 from grpo_tir.engine.static_step import STEPS, Mode, StaticStep
 from grpo_tir.engine.support import decoding, make_cache, unsupported_reason
@@ -44,6 +44,8 @@ SORT_EVERY = 32
 """Forwards between sorts: a sort copies the cache once, but every forward reads it."""
 FED_BY_STEPS = 32
 """Largest number of tokens that static steps feed to a row one by one. A longer text gets a forward."""
+SMALLEST_BUCKET = 16
+"""Rows of the smallest static step on a GPU: 16 rows take the time of one, and each size is compiled by itself."""
 KV_SHARE = 0.85
 """Largest share of the GPU's free memory for the pages."""
 CHUNK_TOKENS = 2048
@@ -64,7 +66,7 @@ class Engine:
         kv_tokens: capacity of the KV cache in tokens, padding included; 0 means as many as the rows need.
         step: `eager`: forwards of all rows, as above. Other values: `static_step.Mode`; see `choose_step`.
         block: largest number of static steps between two reads of their tokens.
-        page: tokens in a page of the KV cache of static steps.
+        page: tokens in a page of the KV cache of static steps; 0 means `PAGE`, on a CPU `CPU_PAGE`.
     """
 
     barrier = False
@@ -79,7 +81,7 @@ class Engine:
         kv_tokens: int = 0,
         step: Literal["eager"] | Mode = "eager",
         block: int = STEPS,
-        page: int = PAGE,
+        page: int = 0,
     ) -> None:
         if reason := unsupported_reason(model):
             raise ModelError(f"the engine cannot decode this model: {reason}; set rollout.generator to `generate`")
@@ -87,12 +89,18 @@ class Engine:
         self.eos_ids = frozenset(eos_ids)
         self.closers = stopping.closers if stopping else frozenset()
         self.max_rows, self.kv_tokens = max_rows, kv_tokens
-        self.mode, self.block, self.page = step, block, 0 if step == "eager" else page
+        self.mode, self.block = step, block
+        self.page = 0 if step == "eager" else page or (CPU_PAGE if model.device.type == "cpu" else PAGE)
         self.ready: Callable[[], bool] = lambda: False
         self.counts: Counter[str] = Counter()
-        """Work done so far: `forwards`, `tokens` fed, `evictions`, `sorts`, `blocks` of static steps."""
+        """Work done so far: `forwards`, `tokens` fed, `evictions`, `sorts`, `blocks` of static steps, and
+        `buckets`: static steps that were made."""
         self.failed: str | None = None
         """Why the engine went back to eager steps; None if it did not."""
+        self.pool_tokens = 0
+        """Capacity of the last pool of pages, in tokens. A pool of the same size needs no new compilation."""
+        self.setup_seconds = 0.0
+        """Time in which static steps were compiled and captured."""
         self.submitted = 0
         self.weights = BlockedWeights(model)
         self._clear()
@@ -127,7 +135,7 @@ class Engine:
         """Decode until a row stops or the caller is `ready`. Returns [] at once if no row can continue."""
         if self.page and not self.scheduler.owners and self.scheduler.rows:
             self._allocate()
-        with decoding(self.model), nullcontext() if self.page else self.weights.used():
+        with decoding(self.model), self.weights.used():
             while self.scheduler.admit():
                 stopped = self._advance()
                 if not self.scheduler.rows:
@@ -297,12 +305,13 @@ class Engine:
 
     def _static_step(self, running: int) -> StaticStep | None:
         """Return the step for so many rows, rounded up to a power of two; None if it cannot be made."""
-        rows = 1 << (running - 1).bit_length()
+        on_gpu = self.scheduler.cache.device.type == "cuda"
+        rows = max(1 << (running - 1).bit_length(), SMALLEST_BUCKET if on_gpu else 1)
         longest = max(map(_limit, self.scheduler.rows.values()))
         if rows not in self.static or self.static[rows].longest < longest:  # a longer row was submitted since
             cache = self.scheduler.cache
             assert isinstance(cache, PagedCache) and self.mode != "eager"
-            shared = next(iter(self.static.values()), None)
+            shared, started = next(iter(self.static.values()), None), time.perf_counter()
             try:
                 self.static[rows] = StaticStep(
                     self.model, cache, rows, longest, self.sampling, self.eos_ids, self.mode, shared
@@ -310,6 +319,8 @@ class Engine:
             except Exception as error:  # compilers and drivers raise anything
                 self._use_eager(error)
                 return None
+            self.setup_seconds += time.perf_counter() - started
+            self.counts["buckets"] += 1
         return self.static[rows]
 
     def _use_eager(self, error: Exception) -> None:
@@ -327,19 +338,28 @@ class Engine:
                 self.scheduler.enqueue(row)
 
     def _allocate(self) -> None:
-        """Allocate the pages: those that all rows can need, or as many as fit into the GPU's free memory."""
+        """Allocate the pages: those that all rows can need, or as many as fit into the GPU's free memory. Keep the
+        size of the last pool if that is enough: every size is compiled by itself."""
         cache = self.scheduler.cache
         assert isinstance(cache, PagedCache)
         limits = [_limit(row) for row in self.scheduler.rows.values()]
-        tokens = self.kv_tokens or sum(-(-limit // self.page) * self.page for limit in limits)
-        if not self.kv_tokens:
-            unit = 1 << max(tokens.bit_length() - 3, 0)
-            tokens = -(-tokens // unit) * unit  # three significant bits: few shapes to compile
+        tokens = self.kv_tokens
+        if not tokens:
+            needed = sum(-(-limit // self.page) * self.page for limit in limits)
+            tokens = max(-(-needed // _unit(needed)) * _unit(needed), self.pool_tokens)
             if cache.device.type == "cuda":
                 torch.cuda.empty_cache()
                 free = int(KV_SHARE * torch.cuda.mem_get_info(cache.device)[0]) // cache.token_bytes
-                tokens = max(min(tokens, free), max(limits))
+                if tokens > free:
+                    fits = 0 < self.pool_tokens <= free
+                    tokens = max(self.pool_tokens if fits else free // _unit(free) * _unit(free), max(limits))
+        self.pool_tokens = tokens
         cache.allocate(tokens)
+
+
+def _unit(tokens: int) -> int:
+    """Return what to round a size to, so that three bits of it remain: few shapes to compile."""
+    return 1 << max(tokens.bit_length() - 3, 0)
 
 
 def _limit(row: SequenceState) -> int:

@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from grpo_tir.engine.paged_cache import PagedCache
+from grpo_tir.engine.paged_cache import PagedCache, Pool
 
 ATTENTION = "grpo_tir_cached"
 
@@ -41,6 +41,11 @@ class KVCache:
     def device(self) -> torch.device:
         """Device of the cache."""
         return self.layers[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of keys and values."""
+        return self.layers[0].dtype
 
     def resize(self, slots: int, width: int, live: int) -> None:
         """Resize to `slots` x `width`. The first `live` tokens of each remaining slot are kept."""
@@ -132,7 +137,7 @@ class RaggedBatch:
     """Lay out the tokens of one forward. `feeds` holds (slot, first position, token ids) for each row."""
 
     def __init__(self, cache: KVCache | PagedCache, feeds: list[tuple[int, int, list[int]]]) -> None:
-        device, dtype = cache.device, cache.layers[0].dtype
+        device, dtype = cache.device, cache.dtype
         self.cache, self.rows = cache, len(feeds)
         self.chunks: list[Chunk] = []
         ids: list[int] = []
@@ -166,7 +171,7 @@ class RaggedBatch:
         """Compute attention of all tokens: `query` (1, H, N, D), `key`, `value` (1, K, N, D) to (1, N, H, D)."""
         cache = self.cache
         # 1. Write keys and values into their slots. Under autocast, RoPE returns float32 queries and keys.
-        query, key, value = (tensor.to(cache.layers[layer].dtype) for tensor in (query, key, value))
+        query, key, value = (tensor.to(cache.dtype) for tensor in (query, key, value))
         cache.write(layer, self.places, torch.cat([key, value]))
         heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
         queries = query[0].unflatten(0, (kv_heads, heads // kv_heads))  # (K, H/K, N, D)
@@ -201,7 +206,7 @@ def cached_attention(
     scaling: float | None = None,
     *,
     batch: Any,
-    pool: torch.Tensor | None = None,
+    pool: Pool | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute attention for transformers by the `attend` of a `RaggedBatch` or a `static_step.StaticBatch`, which

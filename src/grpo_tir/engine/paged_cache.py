@@ -14,11 +14,15 @@ Shapes: P pages, K KV heads, D head dimension, S slots.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
 
-PAGE = 128  # tokens of a page: the block size of FlexAttention's kernels
+Pool = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of a layer, (1, K, P * page, D) each."""
+PAGE, CPU_PAGE = 128, 32
+"""Tokens of a page on a GPU and on a CPU: the block size of FlexAttention's kernels. A step reads whole pages."""
 
 
 class PagedCache:
@@ -34,11 +38,11 @@ class PagedCache:
     """
 
     def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype, page: int = PAGE
+        self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype, page: int
     ) -> None:
-        self.page, self.device = page, device
-        empty = torch.zeros(2, kv_heads, 0, head_dim, device=device, dtype=dtype)
-        self.layers = [empty] * layers  # each (2, K, P * page, D)
+        self.page, self.device, self.dtype = page, device, dtype
+        empty = torch.zeros(1, kv_heads, 0, head_dim, device=device, dtype=dtype)
+        self.layers: list[Pool] = [(empty, empty)] * layers
         self.tables: list[list[int]] = []  # by slot
         self.free: list[int] = []
         self.users: list[int] = []  # by page: number of slots that have it in their table
@@ -49,10 +53,15 @@ class PagedCache:
         return len(self.tables)
 
     @property
+    def pages(self) -> int:
+        """P, the scratch page included."""
+        return len(self.users)
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of one token, over all layers."""
-        first = self.layers[0]
-        return len(self.layers) * 2 * first.shape[1] * first.shape[3] * first.dtype.itemsize
+        keys, _ = self.layers[0]
+        return len(self.layers) * 2 * keys.shape[1] * keys.shape[3] * keys.dtype.itemsize
 
     @property
     def width(self) -> int:
@@ -62,9 +71,10 @@ class PagedCache:
     def allocate(self, tokens: int) -> None:
         """Make the pool, with room for `tokens` tokens and the scratch page."""
         pages = 1 + -(-tokens // self.page)
-        kind = self.layers[0]
+        kind, _ = self.layers[0]
+        shape = 1, kind.shape[1], pages * self.page, kind.shape[3]
         # zeros, not empty: masked values are still multiplied by 0, and 0 x NaN is NaN
-        self.layers = [kind.new_zeros(2, kind.shape[1], pages * self.page, kind.shape[3]) for _ in self.layers]
+        self.layers = [(kind.new_zeros(shape), kind.new_zeros(shape)) for _ in self.layers]
         self.free, self.users = list(range(pages - 1, 0, -1)), [0] * pages
 
     def fits(self, width: int) -> bool:
@@ -109,8 +119,8 @@ class PagedCache:
         if rest and self.free:
             old, new = self.tables[source][full], self._take()
             self.tables[target].append(new)
-            for layer in self.layers:
-                pages = layer.unflatten(2, (-1, self.page))
+            for pool in chain(*self.layers):
+                pages = pool.unflatten(2, (-1, self.page))
                 pages[:, :, new] = pages[:, :, old]
             return length
         return full * self.page
@@ -131,7 +141,8 @@ class PagedCache:
 
     def write(self, layer: int, places: Any, new: torch.Tensor) -> None:
         """Store keys and values `new`, (2, K, N, D)."""
-        self.layers[layer][:, :, places] = new
+        for pool, tensor in zip(self.layers[layer], new):
+            pool[0, :, places] = tensor
 
     def view(self, slots: list[int], length: int) -> Any:
         """Return what `read` needs to read the first `length` tokens of some slots."""
@@ -140,8 +151,9 @@ class PagedCache:
     def read(self, layer: int, view: Any) -> torch.Tensor:
         """Return keys and values of the slots of a view, (2, B, K, length, D). The pages are copied."""
         pages, length = view  # (B, W)
-        pool = self.layers[layer].unflatten(2, (-1, self.page))  # (2, K, P, page, D)
-        return pool[:, :, pages].flatten(3, 4)[:, :, :, :length].transpose(1, 2)
+        pools = [pool[0].unflatten(1, (-1, self.page)) for pool in self.layers[layer]]  # each (K, P, page, D)
+        read = torch.stack([pool[:, pages] for pool in pools])  # (2, K, B, W, page, D)
+        return read.flatten(3, 4)[:, :, :, :length].transpose(1, 2)
 
     def table(self, slots: list[int], width: int) -> list[list[int]]:
         """Return the first `width` pages of each slot, filled up with the scratch page."""

@@ -32,7 +32,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from grpo_tir.engine.fast_draw import fast_draw
-from grpo_tir.engine.paged_cache import PagedCache
+from grpo_tir.engine.paged_cache import PagedCache, Pool
 from grpo_tir.generation.sampling import Sampling, uniforms
 
 Mode = Literal["plain", "captured", "compiled"]
@@ -61,15 +61,16 @@ class StaticBatch:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        pool: torch.Tensor,
+        pool: Pool,
         scaling: float | None,
     ) -> torch.Tensor:
-        """Store the new keys and values in `pool` (2, K, P * page, D), and attend to the pages of each row.
+        """Store the new keys and values in `pool`, and attend to the pages of each row.
 
         Maps `query` (1, H, B, D), `key` and `value` (1, K, B, D) to (1, B, H, D).
         """
-        query, key, value = (tensor.to(pool.dtype) for tensor in (query, key, value))
-        pool[:, :, self.places] = torch.cat([key, value])
+        keys, values = pool
+        query, key, value = (tensor.to(keys.dtype) for tensor in (query, key, value))
+        keys[:, :, self.places], values[:, :, self.places] = key, value
         heads, kv_heads = query.shape[1], key.shape[1]
         # Put the query heads of a KV group on the query-length axis, so that each page is read once.
         query = query[0].unflatten(0, (kv_heads, heads // kv_heads)).permute(2, 0, 1, 3)  # (B, K, H/K, D)
@@ -77,12 +78,12 @@ class StaticBatch:
             # FlexAttention must be compiled, with the layer or alone. Uncompiled, it ignores the block tables.
             attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention)
             # torch 2.13's CPU decoding kernel is wrong for a batch of one row. With this size it is not used.
-            options = {"PARTITION_SIZE": 1} if pool.device.type == "cpu" else None
-            out = attention(query, pool[:1], pool[1:], block_mask=self.mask, scale=scaling, kernel_options=options)
+            options = {"PARTITION_SIZE": 1} if keys.device.type == "cpu" else None
+            out = attention(query, keys, values, block_mask=self.mask, scale=scaling, kernel_options=options)
         else:
-            pages = pool.unflatten(2, (-1, self.page))[:, :, self.table]  # (2, K, B, W, page, D)
-            keys, values = pages.flatten(3, 4).transpose(1, 2)  # each (B, K, W * page, D)
-            shown = torch.arange(keys.shape[2], device=pool.device) <= self.ends[:, None]  # (B, W * page)
+            pools = (each[0].unflatten(1, (-1, self.page)) for each in pool)  # each (K, P, page, D)
+            keys, values = (each[:, self.table].flatten(2, 3).transpose(0, 1) for each in pools)  # (B, K, ..., D)
+            shown = torch.arange(keys.shape[2], device=keys.device) <= self.ends[:, None]  # (B, W * page)
             out = scaled_dot_product_attention(query, keys, values, attn_mask=shown[:, None, None], scale=scaling)
         return out.reshape(1, len(query), heads, -1)
 
@@ -149,19 +150,18 @@ class StaticStep:
         pinned = device.type == "cuda"
         # 1. What the host writes in one copy: the state of each row, then the known tokens of each step.
         self.host = torch.zeros(len(_STATE) + STEPS, rows, dtype=torch.int64, pin_memory=pinned)
-        self.width = min(-(-longest // cache.page), cache.layers[0].shape[2] // cache.page)  # W
+        self.width = min(-(-longest // cache.page), cache.pages)  # W
         self.host_table = torch.zeros(rows, self.width, dtype=torch.int32, pin_memory=pinned)
         self.inputs = self.host.to(device)
-        pages = cache.layers[0].shape[2] // cache.page
         # FlexAttention requires tables as wide as the pool. Only the first W columns are used.
-        self.table, self.last = torch.zeros(2, rows, pages, dtype=torch.int32, device=device)
+        self.table, self.last = torch.zeros(2, rows, cache.pages, dtype=torch.int32, device=device)
         # 2. What the host reads in one copy: tokens and log-probs, (STEPS, B) each.
         self.record = torch.zeros(2, STEPS, rows, dtype=torch.int32, device=device)
         self.count = torch.zeros(1, dtype=torch.int64, device=device)
         self.ends_row = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=device)
         self.ends_row[torch.tensor(sorted(eos_ids), dtype=torch.int64)] = True
         config = model.config.get_text_config()
-        self.group = config.num_attention_heads // cache.layers[0].shape[1]
+        self.group = config.num_attention_heads // cache.layers[0][0].shape[1]
         self.replay: Callable[[], None] | None = None  # not `self._step`: a cycle would keep the pool in memory
         if mode == "plain":
             return
@@ -263,7 +263,7 @@ def _many_shapes() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _layers(model: PreTrainedModel, pools: list[torch.Tensor], compiled: bool) -> Iterator[None]:
+def _layers(model: PreTrainedModel, pools: list[Pool], compiled: bool) -> Iterator[None]:
     """Give each layer its pool as an argument. All layers then run the same compiled graph."""
     layers = next(each for each in model.modules() if isinstance(each, ModuleList) and len(each) == len(pools))
     for layer, pool in zip(layers, pools):

@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from grpo_tir.config import Config, RolloutConfig
 from grpo_tir.data.prompts import Renderer, make_renderer
 from grpo_tir.distributed.runtime import Runtime
-from grpo_tir.engine.choose_step import TRIAL_TOKENS, Choice, choose_step
+from grpo_tir.engine.choose_step import Choice, choose_step
 from grpo_tir.engine.decode_weights import gather_decode_copy, make_decode_copy, refresh_decode_copy
 from grpo_tir.engine.engine import Engine, unsupported_reason
 from grpo_tir.errors import ConfigError, ModelError
@@ -52,6 +52,8 @@ class Policy:
     """Reason why the engine cannot decode this model; None if it can."""
     decode_copy: Any = None
     """bf16 copy of the weights that a GPU decodes with."""
+    pool_tokens: int = 0
+    """Capacity of the engine's last pool of pages (`Engine.pool_tokens`)."""
     choice: Choice | None = None
     """The measured decode step, after the first rollout batch on a GPU with `rollout.step: auto`."""
 
@@ -104,9 +106,11 @@ class Policy:
         decoder = self.decoder(config.model.precision)
 
         def engine(step: Any) -> Engine:
-            return Engine(
+            made = Engine(
                 decoder, self.stopping, sampling, self.eos_ids, settings.max_rows, settings.kv_tokens, step
             )
+            made.pool_tokens = self.pool_tokens
+            return made
 
         if settings.step == "captured" and decoder.device.type != "cuda":
             raise ConfigError("rollout.step: captured needs a CUDA device; use auto, eager or compiled")
@@ -115,10 +119,9 @@ class Policy:
         if decoder.device.type != "cuda" or config.train.deterministic:
             return engine("eager")  # a choice by time could differ from run to run
         if self.choice is None and rollouts:
+            budget = settings.max_completion_length
             requests = [
-                Request(
-                    row, each.prompt_ids, row_key(config.train.seed, each.group, each.sample), TRIAL_TOKENS, False
-                )
+                Request(row, each.prompt_ids, row_key(config.train.seed, each.group, each.sample), budget, False)
                 for row, each in enumerate(rollouts)
             ]
             self.choice = choose_step(engine, requests)

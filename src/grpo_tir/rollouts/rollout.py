@@ -33,6 +33,8 @@ from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment, ToolCall, To
 from grpo_tir.utils.objects import as_problems, name_of
 
 RunTool = Callable[[Session, Rollout, str], Future[ToolResult]]
+NOTED_SETUP = 5.0
+"""Seconds of compilation in a batch, over which the console tells of it."""
 NOT_RUN = ToolResult("error", stderr="CallLimit: not run, the limit of calls is reached")
 
 
@@ -120,6 +122,9 @@ def sample_responses(
         generator.close()
     choice = policy.choice if policy.choice is not before else None
     notes = [choice.describe()] if choice else []
+    policy.pool_tokens = getattr(generator, "pool_tokens", 0)
+    if (seconds := getattr(generator, "setup_seconds", 0.0)) > NOTED_SETUP:
+        notes.append(f"decode step: compiled and captured in {seconds:.0f} s; later batches do not need it")
     if failed := getattr(generator, "failed", None):
         notes.append(f"decode step: eager from here on ({failed})")
     return SamplingCost(loop.idle, notes, choice)
