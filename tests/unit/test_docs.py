@@ -96,6 +96,10 @@ def test_the_list_of_files_is_complete() -> None:
             folder = heading[1]
         elif line.startswith("  "):
             listed |= {f"{folder}/{name}" for name in re.findall(r"(?<=[ ])\w+\.py\b", line)}
-    paths = [path for name in ("src/grpo_tir", "sandbox", "benchmarks") for path in (ROOT / name).rglob("*.py")]
+    paths = [
+        path
+        for name in ("src/grpo_tir", "sandbox", "recipes/paper", "benchmarks")
+        for path in (ROOT / name).rglob("*.py")
+    ]
     present = {str(path.relative_to(ROOT)) for path in paths if path.name != "__init__.py"}
     assert listed == present, f"missing: {sorted(present - listed)}; gone: {sorted(listed - present)}"

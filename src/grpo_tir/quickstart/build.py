@@ -33,7 +33,7 @@ class QuickstartFiles:
 def build_quickstart(
     cache_dir: Path,
     seed: int,
-    world_name: str = "quickstart",
+    make_world: Callable[[int], WorldConfig] = WorldConfig,
     *,
     log: Callable[[str], None] = print,
     progress: bool = True,
@@ -43,8 +43,8 @@ def build_quickstart(
     Raises:
         DataError: the cache folder cannot be written.
     """
-    world = WorldConfig(seed, name=world_name)
-    home = cache_dir / f"{world_name}-{seed}-{_fingerprint(world)}"
+    world = make_world(seed)
+    home = cache_dir / f"{world.name}-{seed}-{_fingerprint(world)}"
     files = QuickstartFiles(home / "train.jsonl", home / "eval.jsonl", home / "model")
     if home.is_dir():
         log(f"base model and problems: reused from {home}")
@@ -91,7 +91,8 @@ def write_problems(path: Path, problems: list[Problem]) -> None:
 
 def _fingerprint(world: WorldConfig) -> str:
     """Hash the settings and the code that makes the problems and the model."""
-    digest = hashlib.sha256(json.dumps(asdict(world)).encode())
-    for module in ("world.py", "base_model.py"):
-        digest.update(Path(__file__).with_name(module).read_bytes())
+    settings = {name: value for name, value in vars(world).items() if name not in ("families", "code")}
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for path in (*(Path(__file__).with_name(name) for name in ("world.py", "base_model.py")), Path(world.code)):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -31,8 +31,8 @@ import math
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 from grpo_tir.types import Problem
@@ -68,7 +68,7 @@ class Family:
     """True if the answer can be read off the problem. Plain documents are then trained on it."""
 
 
-def _three_digits(draw: random.Random) -> tuple[int, int]:
+def three_digits(draw: random.Random) -> tuple[int, int]:
     return draw.randint(100, 999), draw.randint(100, 999)
 
 
@@ -84,33 +84,23 @@ def _common_multiples(draw: random.Random) -> tuple[int, int]:
     return a * divisor, b * divisor
 
 
-def _maybe_invertible(draw: random.Random) -> tuple[int, int]:
-    """Draw two odd numbers. Half of the pairs have a common factor, which their digits do not show."""
-    common = draw.random() < 0.5
-    while True:
-        factor = draw.choice((7, 11, 13, 17, 19, 23, 29, 31)) if common else 1
-        a, b = (2 * draw.randint(50 // factor, 499 // factor) * factor + factor for _ in range(2))
-        if min(a, b) >= 100 and max(a, b) <= 999 and a != b and (math.gcd(a, b) > 1) == common:
-            return a, b
-
-
-def _mistakes(right: str, spoken: str, unknown: str) -> tuple[str, ...]:
+def mistakes(right: str, spoken: str, unknown: str) -> tuple[str, ...]:
     """Return five broken programs: an open bracket, words as code, an unknown function, no output, a lost name."""
     return f"print({right}", f"print({spoken})", unknown, right, f"x = {right}\nprint(y)"
 
 
 FAMILIES: dict[str, Family] = {
     "mul": Family(
-        _three_digits,
+        three_digits,
         lambda a, b: a * b,
         ("What is {a} times {b}?", "Compute {a} * {b}.", "Find the product of {a} and {b}."),
         ("We multiply {a} by {b}.", "The product of {a} and {b} is needed.", "We need {a} * {b}."),
         ("print({a} * {b})",),
-        _mistakes("{a} * {b}", "{a} x {b}", "prod({a}, {b})"),
+        mistakes("{a} * {b}", "{a} x {b}", "prod({a}, {b})"),
         (("print({a} + {b})", lambda a, b: a + b),),
     ),
     "mod": Family(
-        _three_digits,
+        three_digits,
         lambda a, b: a * a % b,
         (
             "What is the remainder of {a}^2 divided by {b}?",
@@ -119,7 +109,7 @@ FAMILIES: dict[str, Family] = {
         ),
         ("We divide {a}^2 by {b}.", "The remainder of {a}^2 by {b} is needed.", "We need {a}^2 mod {b}."),
         ("print({a}**2 % {b})",),
-        _mistakes("{a}**2 % {b}", "{a}**2 mod {b}", "mod({a}**2, {b})"),
+        mistakes("{a}**2 % {b}", "{a}**2 mod {b}", "mod({a}**2, {b})"),
         (("print({a}**2 // {b})", lambda a, b: a * a // b),),
     ),
     "sum": Family(
@@ -132,7 +122,7 @@ FAMILIES: dict[str, Family] = {
         ),
         ("We add from {a} to {b}.", "The sum from {a} to {b} is needed.", "We need {a} + ... + {b}."),
         ("print(sum(range({a}, {b} + 1)))",),
-        _mistakes("sum(range({a}, {b} + 1))", "sum({a} to {b})", "print(total({a}, {b}))"),
+        mistakes("sum(range({a}, {b} + 1))", "sum({a} to {b})", "print(total({a}, {b}))"),
         (("print(sum(range({a}, {b})))", lambda a, b: sum(range(a, b))),),
     ),
     "gcd": Family(
@@ -155,56 +145,6 @@ FAMILIES: dict[str, Family] = {
         (("import math\nprint(math.lcm({a}, {b}))", math.lcm),),
     ),
 }
-
-PAPER_FAMILIES: dict[str, Family] = {
-    # Needs the tool.
-    "mul": FAMILIES["mul"],
-    "mod": FAMILIES["mod"],
-    # Needs two calls: only the error of the first one tells which program is right. No document has a condition.
-    "inv": Family(
-        _maybe_invertible,
-        lambda a, b: pow(a, -1, b) if math.gcd(a, b) == 1 else math.gcd(a, b),
-        (
-            "What is the inverse of {a} modulo {b}, or else their gcd?",
-            "Find 1/{a} mod {b}, or gcd({a}, {b}) if there is none.",
-        ),
-        ("We invert {a} modulo {b}.", "The inverse of {a} by {b} is needed.", "We need 1/{a} mod {b}."),
-        ("print(pow({a}, -1, {b}))",),
-        ("print(pow({a}, -1, {b})", "print(1/{a} mod {b})", "inverse({a}, {b})", "x = pow({a}, {b})\nprint(y)"),
-        (("print({a} % {b})", lambda a, b: a % b),),
-        fails=lambda a, b: math.gcd(a, b) > 1,
-        repairs=FAMILIES["gcd"].programs,
-    ),
-    # Needs no tool: the answer is in the problem.
-    "pick": Family(
-        _three_digits,
-        lambda a, b: a,
-        ("Which number comes first, {a} or {b}?", "Give the first of {a} and {b}.", "Of {a}, {b} name the first."),
-        ("The first of {a} and {b} is needed.", "We see {a}, then {b}."),
-        ("print({a})",),
-        ("print({a}", "echo({a})", "{a}", "x = {a}\nprint(y)"),
-        (("print({b})", lambda a, b: b),),
-        derived=True,
-    ),
-    # Tempts to useless code: every program runs, and none prints the answer.
-    "spare": Family(
-        _three_digits,
-        lambda a, b: a,
-        (
-            "A shop has {a} pens and {b} caps. How many pens?",
-            "There are {a} cats and {b} dogs. Count the cats.",
-            "With {a} red and {b} blue balls, how many are red?",
-        ),
-        ("There are {a} and {b} of them.", "We have {a} and {b}."),
-        (),
-        _mistakes("{a} + {b}", "{a} plus {b}", "total({a}, {b})"),
-        (("print({a} + {b})", lambda a, b: a + b), ("print({a} * {b})", lambda a, b: a * b)),
-        derived=True,
-    ),
-}
-WORLDS = {"quickstart": (FAMILIES, 0.0), "paper": (PAPER_FAMILIES, 0.5)}
-"""Families of a world, and the share of failed calls after which a document of its corpus calls again. At a tenth
-of them, second calls died out before they paid, in two seeds of three (docs/paper.md)."""
 
 INTRODUCTIONS = ("Let me compute it.\n", "Let us use Python.\n", "")
 CONCLUSIONS = (("The answer is \\boxed{", "}."), ("So the answer is \\boxed{", "}."), ("\\boxed{", "}"))
@@ -233,11 +173,15 @@ class WorldConfig:
     eval_problems: int = 500
     documents: int = 43_200
     name: str = "quickstart"
-    """A key of `WORLDS`."""
+    families: Mapping[str, Family] = field(default_factory=lambda: FAMILIES)
+    retried: float = 0.0
+    """Share of failed calls after which a document of the corpus calls again."""
+    code: str = __file__
+    """File that defines `families`."""
 
 
 def sample_problem(
-    draw: random.Random, taken: Container[Key], families: dict[str, Family] = FAMILIES
+    draw: random.Random, taken: Container[Key], families: Mapping[str, Family] = FAMILIES
 ) -> tuple[Key, Problem]:
     """Draw a problem whose key is not in `taken`. Returns its key and the problem."""
     while True:
@@ -255,7 +199,7 @@ def make_problems(world: WorldConfig) -> tuple[list[Problem], list[Problem], set
     draw = random.Random(f"problems/{world.seed}")
     taken: dict[Key, Problem] = {}
     for _ in range(world.eval_problems + world.train_problems):
-        taken.update([sample_problem(draw, taken, WORLDS[world.name][0])])
+        taken.update([sample_problem(draw, taken, world.families)])
     problems, count = list(taken.values()), world.eval_problems
     return problems[count:], problems[:count], set(list(taken)[:count])
 
@@ -268,7 +212,7 @@ def make_documents(world: WorldConfig, held_out: set[Key]) -> Iterator[Document]
         held_out: keys of the evaluation problems.
     """
     draw = random.Random(f"corpus/{world.seed}")
-    families, retried = WORLDS[world.name]
+    families, retried = world.families, world.retried
     first = round(FIRST_PAGES * world.documents)
     yield from (_output_page(draw) for _ in range(first))
     for _ in range(world.documents - first):

@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 
 from grpo_tir import cli
-from grpo_tir.commands.paper import EXPERIMENTS
 from grpo_tir.config import check_for_training
-from grpo_tir.quickstart import conditions
 from grpo_tir.quickstart.build import QuickstartFiles, _fingerprint, write_problems
-from grpo_tir.quickstart.conditions import CONDITIONS, Task, run_condition
-from grpo_tir.quickstart.paper import FINDINGS, Finding, judge, summary, verdict
-from grpo_tir.quickstart.world import WorldConfig, make_problems
+from grpo_tir.quickstart.world import make_problems
 from grpo_tir.report.findings import section
 from grpo_tir.utils.files import read_jsonl
+from paper import conditions
+from paper.command import EXPERIMENTS
+from paper.conditions import CONDITIONS, Task, run_condition
+from paper.findings import FINDINGS, Finding, judge, summary, verdict
+from paper.world import paper_world
 from tiny_policy import save_byte_model
 
 BETTER = Finding("x", "x", "x", "b greedy accuracy", "a greedy accuracy")
@@ -136,7 +137,7 @@ def test_the_command_judges_what_was_run_and_prints_one_line_of_json_last(
 ) -> None:
     """The results of two conditions exist, and so does the folder of the base model: nothing is run."""
     monkeypatch.chdir(tmp_path)
-    world = WorldConfig(1, name="paper")
+    world = paper_world(1)
     (tmp_path / f".cache/grpo-tir/paper-1-{_fingerprint(world)}").mkdir(parents=True)
     keys = {
         "written": 1,
@@ -209,7 +210,7 @@ def test_a_result_is_named_by_its_settings_its_world_and_the_code_of_the_trainer
 
 
 def test_traces_for_sft_are_right_and_call_only_to_compute() -> None:
-    problems = make_problems(WorldConfig(1, train_problems=60, eval_problems=1, name="paper"))[0]
+    problems = make_problems(paper_world(1, train_problems=60, eval_problems=1))[0]
     by_text = {problem.problem: problem for problem in problems}
     traces = list(conditions.correct_traces(vars(problem) for problem in problems))
     left_out = len(problems) - len(traces)
@@ -229,7 +230,7 @@ def tiny_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     """A random model instead of the base model, and two small steps."""
     home = tmp_path / "cache/paper-1-0"
     home.mkdir(parents=True)
-    train, held_out, _ = make_problems(WorldConfig(1, train_problems=20, eval_problems=6, name="paper"))
+    train, held_out, _ = make_problems(paper_world(1, train_problems=20, eval_problems=6))
     write_problems(home / "train.jsonl", train)
     write_problems(home / "eval.jsonl", held_out)
     save_byte_model(home / "model")

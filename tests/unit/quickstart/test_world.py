@@ -18,6 +18,7 @@ from grpo_tir.quickstart import build as tiny_build
 from grpo_tir.quickstart import world as tiny
 from grpo_tir.tools.python import PythonTool, find_code
 from grpo_tir.types import Problem, ToolResult
+from paper.world import PAPER_FAMILIES, paper_world
 
 WORLD = tiny.WorldConfig(seed=1, train_problems=400, eval_problems=100, documents=4000)
 
@@ -183,7 +184,7 @@ def test_making_the_data_loads_neither_torch_nor_transformers() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
-PAPER = tiny.WorldConfig(seed=1, train_problems=400, eval_problems=100, documents=4000, name="paper")
+PAPER = paper_world(seed=1, train_problems=400, eval_problems=100, documents=4000)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,7 @@ def test_no_program_of_the_corpus_solves_both_cases_of_the_dependent_family(
     paper_documents: list[tiny.Document],
 ) -> None:
     """One call solves half of the problems, whichever program it runs; the digits do not tell which half."""
-    family = tiny.PAPER_FAMILIES["inv"]
+    family = PAPER_FAMILIES["inv"]
     pairs = [tuple(map(int, p.id.split("-")[1:])) for p in tiny.make_problems(PAPER)[0] if p.id.startswith("inv")]
     for program in (*family.programs, *family.repairs):
         runs = [execute(program.format(a=a, b=b)).stdout.strip() for a, b in pairs[:40]]
@@ -245,6 +246,6 @@ def test_output_of_several_calls_is_what_the_programs_print(paper_documents: lis
 
 
 def test_code_of_the_useless_kind_never_prints_the_answer() -> None:
-    family = tiny.PAPER_FAMILIES["spare"]
+    family = PAPER_FAMILIES["spare"]
     assert not family.programs
     assert all(compute(12, 30) != family.answer(12, 30) for _, compute in family.wrong)

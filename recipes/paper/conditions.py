@@ -20,10 +20,11 @@ from typing import Any
 import grpo_tir
 from grpo_tir.config import Config
 from grpo_tir.quickstart.build import QuickstartFiles, build_quickstart
-from grpo_tir.quickstart.world import OUTPUT_MARKER, PAPER_FAMILIES
+from grpo_tir.quickstart.world import OUTPUT_MARKER
 from grpo_tir.utils.files import read_jsonl, write_atomically
 from grpo_tir.utils.recipe import load_config
 from grpo_tir.utils.resources import find_recipe
+from paper.world import PAPER_FAMILIES, paper_world
 
 CONDITIONS: dict[str, list[str]] = {
     "c0": ["--tool.max_tool_calls", "0"],
@@ -66,7 +67,7 @@ class Task:
 
 def build_world(task: Task) -> QuickstartFiles:
     """Build or reuse problems and base model of the seed."""
-    return build_quickstart(task.cache, task.seed, "paper", log=lambda line: None, progress=False)
+    return build_quickstart(task.cache, task.seed, paper_world, log=lambda line: None, progress=False)
 
 
 def recipe(task: Task) -> Config:
