@@ -18,13 +18,21 @@ import json
 import platform
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.executor.docker_client import connect
-from grpo_tir.executor.measure import PROGRAMS, measure, rate
 from grpo_tir.executor.open import open_executor
+from grpo_tir.executor.protocol import Executor
+from grpo_tir.types import ToolResult
+
+PROGRAMS = {
+    "print": "print(6 * 7)",
+    "numpy": "import numpy as np\nprint(np.linalg.det(np.arange(9).reshape(3, 3) + np.eye(3)))",
+    "sympy": "from sympy import symbols, solve\nx = symbols('x')\nprint(solve(x**3 - 6*x**2 + 11*x - 6, x))",
+}
+"""Typical programs of a model: an exact value, an array, an equation."""
 
 FLOOR = """
 import json, os, resource, sys, time
@@ -57,7 +65,7 @@ print(json.dumps(found))
 """
 NEW_INTERPRETER = """
 import json, os, resource, subprocess, sys, tempfile, time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 def once(code):
     with tempfile.NamedTemporaryFile('w', suffix='.py') as file:
         file.write(code); file.flush()
@@ -114,6 +122,44 @@ def exec_rate(engine: Any, calls: int, in_flight: int) -> float:
         return round(calls / (time.perf_counter() - began), 1)
     finally:
         container.remove(force=True)
+
+
+def measure(executor: Executor, calls: int = 200) -> dict[str, Any]:
+    """Measure p50 and p99 of `print` in milliseconds, and calls per second of each program at 1 to 64 in
+    flight."""
+    latencies = sorted(timed(executor, PROGRAMS["print"]) for _ in range(calls))
+    rates = {name: {n: rate(executor, code, n, calls) for n in (1, 4, 16, 64)} for name, code in PROGRAMS.items()}
+    return {
+        "p50_ms": round(statistics.median(latencies) * 1e3, 2),
+        "p99_ms": round(latencies[int(0.99 * (len(latencies) - 1))] * 1e3, 2),
+        "calls_per_second": rates,
+    }
+
+
+def timed(executor: Executor, code: str) -> float:
+    began = time.perf_counter()
+    demand(executor.submit(code).result())
+    return time.perf_counter() - began
+
+
+def rate(executor: Executor, code: str, in_flight: int, calls: int) -> float:
+    """Measure calls per second with a constant number of calls in flight."""
+    began = time.perf_counter()
+    flight: set[Future[ToolResult]] = set()
+    for _ in range(calls):
+        if len(flight) == in_flight:
+            done, flight = wait(flight, return_when=FIRST_COMPLETED)
+            for future in done:
+                demand(future.result())
+        flight.add(executor.submit(code))
+    for future in flight:
+        demand(future.result())
+    return round(calls / (time.perf_counter() - began), 1)
+
+
+def demand(result: ToolResult) -> None:
+    if result.status != "ok":
+        raise RuntimeError(f"a benchmark program came back {result.status}: {result.stderr[-200:]}")
 
 
 def main() -> None:

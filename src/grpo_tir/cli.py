@@ -28,7 +28,7 @@ COMMANDS = {
     "replay": ("grpo_tir.commands.replay", "compare one recorded response with executor, model and loss mask"),
     "data": ("grpo_tir.commands.data", "check, build and select training problems"),
     "grade": ("grpo_tir.commands.grade", "judge recorded outputs against gold answers"),
-    "sandbox": ("grpo_tir.commands.sandbox", "build, check, measure and use the executor"),
+    "sandbox": ("grpo_tir.commands.sandbox", "build, check and use the executor"),
 }
 TRAINER_NEEDS = ("accelerate", "jinja2", "tensorboard", "torch", "transformers")
 """The extra `train` in setup.cfg."""

@@ -7,7 +7,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-from grpo_tir.curation.balance import balance, difficulty_class
 from grpo_tir.curation.limr import History, LimScores, lim_scores, read_history
 from grpo_tir.data.problems import load_problems
 from grpo_tir.data.rows import short
@@ -79,8 +78,6 @@ def add_limr_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the chosen ids, one a line")
     parser.add_argument("--problems", help="write the rows of this problem file to --out, not the bare ids")
     parser.add_argument("--save-scores", type=Path, metavar="FILE", help="write all scores, as JSON {id: score}")
-    parser.add_argument("--balance", type=int, metavar="N", help="keep N, equally of each tenth of accuracy")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of --balance")
     parser.add_argument("--on-bad", choices=["stop", "skip"], default="stop", help="a bad row of --problems")
 
 
@@ -154,9 +151,6 @@ def run_limr(args: argparse.Namespace) -> int:
     chosen = [name for name, score in lim.scores.items() if score >= args.threshold]
     describe_history(history, lim)
     above = f"{len(chosen)} of {len(lim.scores)} scores are {args.threshold:g} or more"
-    if args.balance is not None:
-        chosen = balanced(chosen, args, lim)
-        above += f", {len(chosen)} of them kept for balance"
     if args.save_scores:
         write_atomically(args.save_scores, json.dumps(lim.scores, indent=0) + "\n")
     write_atomically(args.out, chosen_rows(chosen, args) if args.problems else "".join(f"{n}\n" for n in chosen))
@@ -175,18 +169,6 @@ def describe_history(history: History, lim: LimScores) -> None:
     print(f"missing epochs: {lim.filled} filled from the next one, {len(lim.dropped)} problems dropped")
     if len(lim.scores) <= 20:
         print("".join(f"  {name}  {score:.6f}\n" for name, score in lim.scores.items()), end="")
-
-
-def balanced(chosen: list[str], args: argparse.Namespace, lim: LimScores) -> list[str]:
-    """Return the chosen ids that stay after balancing, in their order."""
-    if not lim.accuracy:
-        raise DataError("--balance needs the accuracy of each problem: give the history of a run, not scores")
-    classes = {name: difficulty_class(lim.accuracy[name]) for name in chosen}
-    kept = balance(classes, args.balance, args.seed)
-    for label in sorted(set(classes.values())):
-        members = [name for name in chosen if classes[name] == label]
-        print(f"  difficulty {label}: {len(members)}, kept {sum(name in kept for name in members)}")
-    return [name for name in chosen if name in kept]
 
 
 def chosen_rows(chosen: list[str], args: argparse.Namespace) -> str:

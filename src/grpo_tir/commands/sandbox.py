@@ -1,4 +1,4 @@
-"""`grpo-tir sandbox build | status | bench | run | serve`: build, check, measure and use the executor."""
+"""`grpo-tir sandbox build | status | run | serve`: build, check and use the executor."""
 
 from __future__ import annotations
 
@@ -32,11 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="requirements file of what programs can import (default: sandbox/packages.txt)",
     )
-    status = commands.add_parser(
-        "status", help="say which executors can be used here, and remove stale containers"
-    )
+    status = commands.add_parser("status", help="say which executors can be used here")
     status.add_argument("--host", action="append", default=[], help="a Docker engine; may be repeated")
-    bench = commands.add_parser("bench", help="measure the executor on this machine")
     program = commands.add_parser("run", help="run one program, or a file of them")
     program.add_argument("file", nargs="?", help="a Python file; - is stdin")
     program.add_argument(
@@ -49,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--address", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     server.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
     server.add_argument("--token-file", help="file with the token that clients must send; needed beyond loopback")
-    for command in (bench, program, server):
+    for command in (program, server):
         command.add_argument("--executor", choices=["docker", "process", "auto"], default="docker")
         command.add_argument("--host", action="append", default=[], help="a Docker engine; may be repeated")
         command.add_argument("--slots", type=int, default=0, help="programs at a time; 0: twice the cores")
@@ -57,12 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--memory-mb", type=int, default=512, help="memory of one program")
     program.add_argument("--echo", action="store_true", help="print the value of a last expression")
     program.add_argument("--concurrency", type=int, default=64, help="programs in flight with --jsonl")
-    bench.add_argument("--calls", type=int, default=200, help="calls per measurement")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the action."""
-    actions = {"build": build, "status": status, "bench": bench, "run": run_programs, "serve": serve}
+    actions = {"build": build, "status": status, "run": run_programs, "serve": serve}
     return actions[args.sandbox_command](args)
 
 
@@ -81,17 +77,9 @@ def to_config(args: argparse.Namespace) -> ExecutorConfig:
 
 def status(args: argparse.Namespace) -> int:
     """Print one line for each executor. Returns 0 if docker, the default of the recipes, can be used."""
-    from grpo_tir.executor.docker_client import connect, remove_stale
     from grpo_tir.executor.open import open_executor
 
     usable = True
-    for host in args.host or [None]:
-        try:
-            removed = remove_stale(connect(host))
-            if removed:
-                print(f"removed {removed} stale container(s)")
-        except GrpoTirError:
-            pass  # said by the probe below
     for kind in ("docker", "process"):
         try:
             config = ExecutorConfig(kind=kind, hosts=args.host if kind == "docker" else [])
@@ -102,16 +90,6 @@ def status(args: argparse.Namespace) -> int:
             usable = usable and kind != "docker"
             print(f"{kind}: not usable: {error}")
     return 0 if usable else 1
-
-
-def bench(args: argparse.Namespace) -> int:
-    """Measure calls per second and latency. benchmarks/sandbox.py compares with the alternatives."""
-    from grpo_tir.executor.measure import measure
-    from grpo_tir.executor.open import open_executor
-
-    with open_executor(to_config(args)) as executor:
-        print(json.dumps(measure(executor, args.calls)))
-    return 0
 
 
 def serve(args: argparse.Namespace) -> int:

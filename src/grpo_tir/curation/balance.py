@@ -43,19 +43,3 @@ def water_fill(counts: Mapping[str, int], size: int) -> dict[str, int]:
 def draw_key(seed: int, name: str) -> int:
     """Return the draw number of a problem; the lowest of a class are kept. 63 bits, so that SQLite can sort it."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "big") >> 1
-
-
-def balance(classes: Mapping[str, str], size: int, seed: int = 0) -> set[str]:
-    """Return the ids that are kept.
-
-    Args:
-        classes: difficulty class of each id.
-        size: number of problems to keep.
-        seed: seed of the draw.
-    """
-    members: dict[str, list[str]] = {}
-    for name, label in classes.items():
-        members.setdefault(label, []).append(name)
-    quota = water_fill({label: len(names) for label, names in members.items()}, size)
-    drawn = {label: sorted(names, key=lambda name: draw_key(seed, name)) for label, names in members.items()}
-    return {name for label, names in drawn.items() for name in names[: quota[label]]}

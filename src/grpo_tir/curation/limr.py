@@ -46,8 +46,6 @@ class LimScores:
     """Scores by problem, in the order of the history, and how missing epochs were treated."""
 
     scores: dict[str, float]
-    accuracy: dict[str, float] = field(default_factory=dict)
-    """Mean accuracy over the epochs: the difficulty of the problem for this run."""
     epochs: list[int] = field(default_factory=list)
     thin_epochs: dict[int, int] = field(default_factory=dict)
     """Epochs left out, with the number of problems seen in them."""
@@ -87,7 +85,6 @@ def lim_scores(visits: Mapping[str, Mapping[int, float]]) -> LimScores:
         distance = sum((r - mean) ** 2 for r, mean in zip(curve, average))
         # No headroom: every problem is always right. The score is 0, as for such a problem among others.
         result.scores[name] = round(1 - distance / headroom, _DIGITS) if headroom else 0.0
-        result.accuracy[name] = fmean(curve)
     return result
 
 

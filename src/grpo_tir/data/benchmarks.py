@@ -58,44 +58,18 @@ class Benchmark:
 
 
 PINS = {
-    "aime24": Pin(
-        30,
-        "6feecef5596d24c87fee83ba9238c6cc0a61e86beee0f27fc7787d20e8a90ba8",
-        "HuggingFaceH4/aime_2024",
-        "train",
-        "2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
-    ),
-    "aime25": Pin(
-        30,
-        "509aa0715dfacfcf11c5060333f893720d182f8c1926789ebc9a7b44df2364d1",
-        "math-ai/aime25",
-        "test",
-        "563bb8404243c5f09de6ec262f2db674fe5bce9b",
-    ),
-    "math500": Pin(
-        500,
-        "c33ea41dfe1209f6b9c7dfb7ac6afc314640a2578b83b690b48c0880a5dfe2c6",
-        "HuggingFaceH4/MATH-500",
-        "test",
-        "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-    ),
-    "olympiadbench": Pin(  # other copies on the Hub, the original among them, have 674 rows
-        675,
-        "e713d01244516b1e8334e023c56a880f5520f9a1c0efe2b214cdb063ae3d406f",
-        "knoveleng/OlympiadBench",
-        "train",
-        None,
-        "question",
-    ),
-    "amc23": Pin(
-        40,
-        "23ca07294149383e16eb8fd5e39d5548ed15f6e2bfd5d84dde96b1236650410f",
-        "math-ai/amc23",
-        "test",
-        "80815d37005feb82cd7f8fbc6901d5d3eff43057",
-        "question",
-    ),
-}
+    "aime24": Pin(30, "6feecef5596d24c87fee83ba9238c6cc0a61e86beee0f27fc7787d20e8a90ba8",
+                  "HuggingFaceH4/aime_2024", "train", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a"),
+    "aime25": Pin(30, "509aa0715dfacfcf11c5060333f893720d182f8c1926789ebc9a7b44df2364d1",
+                  "math-ai/aime25", "test", "563bb8404243c5f09de6ec262f2db674fe5bce9b"),
+    "math500": Pin(500, "c33ea41dfe1209f6b9c7dfb7ac6afc314640a2578b83b690b48c0880a5dfe2c6",
+                   "HuggingFaceH4/MATH-500", "test", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be"),
+    # other copies of OlympiadBench on the Hub, the original among them, have 674 rows
+    "olympiadbench": Pin(675, "e713d01244516b1e8334e023c56a880f5520f9a1c0efe2b214cdb063ae3d406f",
+                         "knoveleng/OlympiadBench", "train", None, "question"),
+    "amc23": Pin(40, "23ca07294149383e16eb8fd5e39d5548ed15f6e2bfd5d84dde96b1236650410f",
+                 "math-ai/amc23", "test", "80815d37005feb82cd7f8fbc6901d5d3eff43057", "question"),
+}  # fmt: skip
 
 
 def load_benchmark(name: str, folder: str | None = None, log: Callable[[str], None] = print) -> Benchmark:

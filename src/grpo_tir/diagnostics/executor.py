@@ -1,6 +1,6 @@
 """Check that the executor starts, returns correct results, isolates programs and is fast enough.
 
-Isolation is checked by five attacks. An attack is a program that prints BREACH if it succeeds. They are a short
+Isolation is checked by four attacks. An attack is a program that prints BREACH if it succeeds. They are a short
 form of tests/sandbox: they show that isolation is active on this machine, not that it has no hole.
 """
 
@@ -11,6 +11,7 @@ import secrets
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any
 
 from grpo_tir.config import Config
 from grpo_tir.diagnostics.finding import Finding, fault, fine, warning
-from grpo_tir.executor.measure import PROGRAMS, rate
 from grpo_tir.types import ToolResult
 
 ENOUGH_SECONDS = 120.0
 """Maximum time for all calls of a step: half of the paper's step time at c = 1 (237 s)."""
+TYPICAL = "import numpy as np\nprint(np.linalg.det(np.arange(9).reshape(3, 3) + np.eye(3)))"
+"""Program whose calls per second are measured."""
 CANARY = "GRPO_TIR_DOCTOR"
 """Environment variable of this process that no program may read."""
 
@@ -57,18 +59,6 @@ TAKES_MEMORY = """
 taken = bytearray({megabytes} << 20)
 taken[::4096] = bytes(len(taken[::4096])).replace(bytes(1), b'x')
 print('BREACH: it holds {megabytes} MB')
-"""
-LEAVES_THINGS = """
-import builtins, math, os
-builtins.left, math.pi, os.environ['LEFT'] = 1, 3, '1'
-open('left', 'w').write('1')
-print('done')
-"""
-FINDS_THINGS = """
-import builtins, math, os
-found = [name for name, there in (('a builtin', hasattr(builtins, 'left')), ('a changed module', math.pi == 3),
-         ('a variable', 'LEFT' in os.environ), ('a file', os.path.exists('left'))) if there]
-print('BREACH: an earlier program left ' + ', '.join(found) if found else 'clean')
 """
 
 
@@ -119,14 +109,14 @@ def check_results(executor: Any) -> Iterator[Finding]:
 
 
 def check_isolation(executor: Any, config: Config) -> Iterator[Finding]:
-    """Run the five attacks. A breach of the process executor is a warning, because it promises less isolation."""
+    """Run the four attacks. A breach of the process executor is a warning, because it promises less isolation."""
     weak = executor.describe().get("kind") == "process"
     breaches = {name: breach for name, breach in attack(executor, config) if breach}
     for name, breach in breaches.items():
         text = f"not isolated, {name}: {breach}. Use executor.kind docker"
         yield warning("executor", text) if weak else fault("executor", text)
     if not breaches:
-        yield fine("executor", "isolated: 5 attacks failed (network, files, secrets, memory, leftovers)")
+        yield fine("executor", "isolated: 4 attacks failed (network, files, secrets, memory)")
 
 
 def attack(executor: Any, config: Config) -> Iterator[tuple[str, str]]:
@@ -147,9 +137,6 @@ def attack(executor: Any, config: Config) -> Iterator[tuple[str, str]]:
         }
         for name, code in programs.items():
             yield name, first_breach(executor.submit(code).result())
-        executor.submit(LEAVES_THINGS).result()
-        finders = [executor.submit(FINDS_THINGS) for _ in range(min(executor.slots, 16))]
-        yield "leftovers", next(filter(None, [first_breach(finder.result()) for finder in finders]), "")
 
 
 def first_breach(result: ToolResult) -> str:
@@ -162,8 +149,11 @@ def check_speed(executor: Any, config: Config) -> Iterator[Finding]:
     """Measure calls per second, and estimate the time of a step in which every response makes all its calls."""
     rollout = config.rollout
     calls = rollout.prompts_per_step * config.sampled_per_prompt * config.tool.max_tool_calls
-    speed = rate(executor, PROGRAMS["numpy"], in_flight=2 * executor.slots, calls=min(200, 6 * executor.slots))
-    seconds = calls / max(speed, 1e-9)
+    tried, began = min(200, 6 * executor.slots), time.perf_counter()
+    for future in [executor.submit(TYPICAL) for _ in range(tried)]:
+        future.result()
+    speed = tried / (time.perf_counter() - began)
+    seconds = calls / speed
     text = f"{speed:.0f} calls/s with {executor.slots} slots: {calls} calls of a step take {seconds:.0f} s"
     if seconds > ENOUGH_SECONDS:
         yield fault("executor", f"too slow: {text}. Raise executor.slots, or add engines to executor.hosts")

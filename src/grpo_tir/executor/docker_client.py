@@ -12,7 +12,6 @@ import os
 import random
 import socket
 import struct
-from pathlib import Path
 from typing import Any
 
 from grpo_tir.config import ExecutorConfig
@@ -24,6 +23,7 @@ PROCESSES = 32
 """Largest number of processes and threads of one call."""
 FOLDER_MB, FOLDER_FILES = 16, 1024
 LABEL = "grpo-tir.owner"
+"""Label of our containers: host and process id of the run."""
 
 
 def connect(host: str | None) -> Any:
@@ -119,7 +119,6 @@ class DockerHost:
         self.info = self.client.info()
         self.image = find_image(self.client, config.image, self.name)
         self.slots = config.slots or 2 * int(self.info["NCPU"])
-        remove_stale(self.client)
 
     def start(self) -> DockerConnection:
         """Create, attach and start a container, in this order, so that no output is missed."""
@@ -197,41 +196,6 @@ def container_settings(config: ExecutorConfig, slots: int, info: dict[str, Any])
     )  # fmt: skip
     return {
         "image": config.image, "command": [json.dumps(settings)], "stdin_open": True, "detach": False,
-        "network_disabled": True, "host_config": host_config, "labels": {LABEL: owner_tag()},
+        "network_disabled": True, "host_config": host_config, 
+        "labels": {LABEL: f"{socket.gethostname()}:{os.getpid()}"},
     }  # fmt: skip
-
-
-def owner_tag() -> str:
-    """Identify the owner of a container: host, process id, and start time, because process ids are reused."""
-    return f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
-
-
-def started(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return "?"
-
-
-def is_stale(tag: str) -> bool:
-    """Return True if the owner was a process of this machine that has ended. Containers of other machines
-    are never stale."""
-    host, _, rest = tag.rpartition(":")[0].rpartition(":")
-    try:
-        pid = int(rest)
-        if host != socket.gethostname() or not host:
-            return False
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, ValueError):
-        return False
-    return started(pid) != tag.rpartition(":")[2]
-
-
-def remove_stale(client: Any) -> int:
-    """Remove the containers of dead runs. Return their number."""
-    stale = [c for c in client.api.containers(all=True, filters={"label": LABEL}) if is_stale(c["Labels"][LABEL])]
-    for container in stale:
-        remove(client, container["Id"])
-    return len(stale)

@@ -9,8 +9,6 @@ from grpo_tir.config import Config
 from grpo_tir.errors import ConfigError
 from grpo_tir.executor.open import open_executor
 from grpo_tir.tools.formats import CODE_FORMATS, load_format
-from grpo_tir.tools.functions import load_functions, schema_of
-from grpo_tir.tools.named import NamedTools
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.tools.python import PythonTool
 from grpo_tir.utils.objects import TOOL_METHODS
@@ -30,6 +28,9 @@ def open_tool(config: Config, log: Callable[[str], None]) -> Tool | None:
     if tool.name == "python" and tool.format in CODE_FORMATS:
         return PythonTool(open_executor(config.executor, log=log), tool.format, tool.state, tool.echo)
     if tool.name == "python":
+        from grpo_tir.tools.functions import load_functions  # only a recipe with tools by name loads these two
+        from grpo_tir.tools.named import NamedTools
+
         functions = load_functions(tool.names)
         sandboxed = any(name == "python" or getattr(each, "in_sandbox", False) for name, each in functions.items())
         return NamedTools(config, open_executor(config.executor, log=log) if sandboxed else None)
@@ -49,4 +50,6 @@ def tool_schemas(config: Config) -> list[dict[str, Any]]:
     tool = config.tool
     if not tool.max_tool_calls or tool.name != "python" or not load_format(tool.format).by_template:
         return []
+    from grpo_tir.tools.functions import load_functions, schema_of
+
     return [schema_of(function) for function in load_functions(tool.names).values()]

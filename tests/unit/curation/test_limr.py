@@ -85,17 +85,15 @@ def test_a_run_s_own_log_is_scored_by_its_right_answers(
     assert out.read_text() == "p\n"
 
 
-def test_the_choice_can_be_balanced_and_written_as_problems(tmp_path: Path) -> None:
-    ids = [(f"{k}{n}", k / 10) for k, number in ((1, 6), (9, 2)) for n in range(number)]
-    history = save(tmp_path / "h.jsonl", *(visit(name, [share]) for name, share in ids))
-    rows = [{"id": f"{k}{n}", "problem": "x", "answer": "1"} for k in (9, 1) for n in range(2 if k == 9 else 6)]
-    problems = save(tmp_path / "p.jsonl", *rows)
-    out = tmp_path / "out.jsonl"
-    arguments = ["data", "limr", str(history), "--threshold", "-9", "--balance", "4", "--out", str(out)]
+def test_the_choice_can_be_written_as_problems(tmp_path: Path) -> None:
+    history = save(tmp_path / "h.jsonl", visit("a", [0.1]), visit("b", [0.9]), visit("c", [0.9]))
+    rows = [{"id": name, "problem": "x", "answer": "1"} for name in "cxab"]
+    problems, out = save(tmp_path / "p.jsonl", *rows), tmp_path / "out.jsonl"
+    arguments = ["data", "limr", str(history), "--threshold", "-9", "--out", str(out)]
     assert main([*arguments, "--problems", str(problems)]) == 0
-    ids = [json.loads(line)["id"] for line in out.read_text().splitlines()]
-    assert len(ids) == 4 and sorted(ids)[2:] == ["90", "91"], "two of the six easy ones, both hard ones"
-    assert ids == [row["id"] for row in rows if row["id"] in ids], "in the order of the file"
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [*"cab"], (
+        "in the order of the file"
+    )
 
 
 COLUMNS = "a row of problem_rewards.jsonl has `problem_id`, `epoch` and a list `correct`"
@@ -157,7 +155,6 @@ def test_a_fault_in_finished_scores_is_named_by_id_or_line(text: bytes, fault: s
         (["run", "--scores", "s.json"], "name either the folder of a run"),
         (["."], "a run writes it from its first step on"),
         (["--scores", "none.json"], "cannot read none.json: No such file"),
-        (["--scores", "s.json", "--balance", "1"], "--balance needs the accuracy of each problem"),
     ],
 )
 def test_arguments_that_cannot_work_are_one_line(
