@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from grpo_tir.errors import GrpoTirError
@@ -13,24 +14,13 @@ from grpo_tir.errors import GrpoTirError
 class Finding:
     """One line of the doctor's output. The text of a fault ends with its remedy."""
 
-    check: str
     level: Literal["fine", "warning", "fault"]
+    """`warning`: training may be worse. `fault`: it would fail, or train on something unintended."""
+    check: str
     text: str
 
 
-def fine(check: str, text: str) -> Finding:
-    """Return a finding without a problem."""
-    return Finding(check, "fine", text)
-
-
-def warning(check: str, text: str) -> Finding:
-    """Return a finding that does not stop training but may make it worse."""
-    return Finding(check, "warning", text)
-
-
-def fault(check: str, text: str) -> Finding:
-    """Return a finding because of which training would fail or train on something unintended."""
-    return Finding(check, "fault", text)
+fine, warning, fault = (partial(Finding, level) for level in ("fine", "warning", "fault"))
 
 
 def guarded(check: str, findings: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

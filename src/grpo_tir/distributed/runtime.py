@@ -7,6 +7,7 @@ for it, DeepSpeed (`zero.py`).
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from accelerate import Accelerator, InitProcessGroupKwargs
-from grpo_tir.distributed import optimizer_state, zero
+from grpo_tir.distributed import optimizer_state
 from grpo_tir.distributed.watchdog import Progress
 from grpo_tir.errors import ConfigError
 
@@ -41,7 +42,11 @@ class Runtime:
         # 1. Read what the launch and the device allow.
         self.progress = Progress()
         cpu = not torch.cuda.is_available()
-        sharded = zero.is_requested()
+        sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+        self._zero: Any = None  # the module `zero`, which only a launch with DeepSpeed loads
+        if sharded:
+            self._zero = importlib.import_module("grpo_tir.distributed.zero")
+            self._zero.prepare()
         world = int(os.environ.get("WORLD_SIZE", "1"))
         # without an explicit backend, accelerate on a CPU assumes one process
         group = InitProcessGroupKwargs(backend="gloo" if cpu else None, timeout=timedelta(minutes=patience))
@@ -65,7 +70,7 @@ class Runtime:
         # 3. Configure DeepSpeed, if the launch asks for it.
         self._engine: Any = None  # DeepSpeed's engine around the policy
         self._deepspeed = self._accelerator.deepspeed_plugin.deepspeed_config if sharded else {}
-        self.stage = zero.configure(self._deepspeed, bf16, shard_on_loading=trains) if sharded else 0
+        self.stage = self._zero.configure(self._deepspeed, bf16, shard_on_loading=trains) if sharded else 0
         """ZeRO stage; 0 means plain data parallelism or one process."""
 
     def prepare(
@@ -94,12 +99,12 @@ class Runtime:
         """Gather all weights of a model on this rank, to sample, score or save. All ranks must enter together."""
         if self.stage == 3:
             self.progress.enter("gathering the weights")
-        return zero.full_weights(model, self._engine)
+        return self._zero.full_weights(model, self._engine) if self._zero else nullcontext()
 
     def gathered(self, parameters: list[Any]) -> AbstractContextManager[None]:
         """Gather some of ZeRO-3's parameters on this rank. All ranks must enter together."""
         self.progress.enter("gathering the weights")
-        return zero.gathered(parameters)
+        return self._zero.gathered(parameters)
 
     def hold_sync(self, module: Any, hold: bool) -> AbstractContextManager[Any]:
         """Skip the gradient exchange if `hold`: for every micro-batch of an optimizer step but the last."""
@@ -150,7 +155,7 @@ class Runtime:
     def _optimizer_state(self, model: torch.nn.Module, optimizer: Any) -> tuple[Any, Any]:
         """Return PyTorch's optimizer without its wrappers, and the slices that it holds on this rank."""
         if self.stage:
-            return self._engine.optimizer.optimizer, zero.parameter_shards(model, self._engine, self.rank)
+            return self._engine.optimizer.optimizer, self._zero.parameter_shards(model, self._engine, self.rank)
         return optimizer.optimizer, optimizer_state.full_parameters(model)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:

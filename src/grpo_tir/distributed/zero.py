@@ -25,14 +25,12 @@ from grpo_tir.distributed.optimizer_state import ParamShard
 from grpo_tir.errors import ConfigError
 
 
-def is_requested() -> bool:
-    """True if the launch asks for DeepSpeed.
+def prepare() -> None:
+    """Prepare this process for DeepSpeed.
 
     Raises:
         ConfigError: DeepSpeed is not installed.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
-        return False
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError("this launch asks for DeepSpeed; install it: pip install 'grpo-tir[deepspeed]'")
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # one line per DeepSpeed call
@@ -42,7 +40,6 @@ def is_requested() -> bool:
 
         # else DeepSpeed compiles a shared-memory collective at the start, which needs a C++ compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return True
 
 
 def configure(config: dict[str, Any], bf16: bool, shard_on_loading: bool) -> int:

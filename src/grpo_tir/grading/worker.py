@@ -1,4 +1,4 @@
-"""Run one grading process, and exchange lines of JSON with it over a pipe.
+"""Run one grading process, and exchange JSON with it over a pipe.
 
     in   {"answer": str | null, "gold": str, "digits": int, "limit": seconds}    null: can this gold be judged?
     out  {"outcome": "right" | "rounded" | "wrong" | "unjudged", "reason": str}
@@ -13,14 +13,16 @@ new process then shows whether the answer was the cause, or memory that earlier 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
-import select
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,13 @@ class Worker:
 
     def __init__(self) -> None:
         root = str(Path(__file__).resolve().parent.parent.parent)
-        start = f"import sys; sys.path.insert(0, {root!r}); from grpo_tir.grading.worker import main; main()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        self._buffer = b""
+        self._pipe, theirs = Pipe()
+        start = f"import sys; sys.path.insert(0, {root!r}); from grpo_tir.grading.worker import main; "
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", start + f"main({theirs.fileno()})"], pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
         self._ready = False
 
     def wait_until_ready(self) -> None:
@@ -65,7 +69,7 @@ class Worker:
         """
         if not self._ready:
             try:
-                hello = self._read_line(time.monotonic() + _START_LIMIT) or {"error": "no reply"}
+                hello = self._receive(_START_LIMIT) or {"error": "no reply"}
             except WorkerDied:
                 hello = {"error": f"{sys.executable} ended at once"}
             if "error" in hello:
@@ -75,18 +79,16 @@ class Worker:
     def ask(self, job: dict[str, Any], timeout: float) -> dict[str, Any]:
         began, used = time.monotonic(), self._cpu_seconds()
         try:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps({**job, "limit": (STARVED + 1) * timeout}).encode() + b"\n")
-            self._process.stdin.flush()
+            _send(self._pipe, {**job, "limit": (STARVED + 1) * timeout})
         except OSError:
             raise WorkerDied("a grading worker has ended") from None
-        reply = self._read_line(began + timeout)
+        reply = self._receive(timeout)
         if reply is None and used is not None:
             # On an overloaded machine only processor time shows that the answer is slow.
             while reply is None and time.monotonic() < began + STARVED * timeout:
                 if (self._cpu_seconds() or 0.0) - used >= _ENOUGH * timeout:
                     raise WorkerLate
-                reply = self._read_line(time.monotonic() + 0.05 * timeout)
+                reply = self._receive(0.05 * timeout)
             if reply is None:
                 raise WorkerOutage("a grading worker got no processor time")
         if reply is None:
@@ -100,29 +102,14 @@ class Worker:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            try:
-                if pipe is not None:
-                    pipe.close()
-            except OSError:
-                continue  # an unsent line of a dead worker
+        self._pipe.close()
 
-    def _read_line(self, until: float) -> dict[str, Any] | None:
-        """Return the next message; None if none has come by the time `until`."""
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        while b"\n" not in self._buffer:
-            left = until - time.monotonic()
-            if left <= 0 or not poll.poll(1000 * left):
-                return None
-            chunk = os.read(descriptor, 65536)
-            if not chunk:
-                raise WorkerDied("a grading worker has ended")
-            self._buffer += chunk
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return json.loads(line)
+    def _receive(self, seconds: float) -> dict[str, Any] | None:
+        """Return the next message; None if none comes within `seconds`."""
+        try:
+            return json.loads(self._pipe.recv_bytes()) if self._pipe.poll(seconds) else None
+        except (EOFError, OSError):
+            raise WorkerDied("a grading worker has ended") from None
 
     def _cpu_seconds(self) -> float | None:
         """Return the worker's processor time so far; None on a system without /proc."""
@@ -133,13 +120,9 @@ class Worker:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def main() -> None:
+def main(descriptor: int) -> None:
     """Answer requests until the parent closes the pipe."""
-    requests = os.fdopen(os.dup(0), "rb")
-    replies = os.fdopen(os.dup(1), "wb")
-    quiet = os.open(os.devnull, os.O_RDWR)
-    os.dup2(quiet, 0)
-    os.dup2(quiet, 1)  # warnings of parsers must not mix with the replies
+    pipe = Connection(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
@@ -149,15 +132,16 @@ def main() -> None:
 
         rules.warm_up()
     except Exception as error:
-        _send(replies, {"error": f"{type(error).__name__}: {error}"})
+        _send(pipe, {"error": f"{type(error).__name__}: {error}"})
         sys.exit(1)
-    _send(replies, {"ready": True})
-    for line in requests:
-        job = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, job["limit"])
-        outcome, reason = _judge(rules, job)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _send(replies, {"outcome": outcome, "reason": reason})
+    _send(pipe, {"ready": True})
+    with contextlib.suppress(EOFError):
+        while True:
+            job = json.loads(pipe.recv_bytes())
+            signal.setitimer(signal.ITIMER_REAL, job["limit"])
+            outcome, reason = _judge(rules, job)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _send(pipe, {"outcome": outcome, "reason": reason})
 
 
 def _judge(rules: Any, job: dict[str, Any]) -> tuple[str, str]:
@@ -191,6 +175,5 @@ def _limit_memory() -> None:
         return  # macOS rejects this limit; the deadline still applies
 
 
-def _send(replies: Any, message: dict[str, Any]) -> None:
-    replies.write(json.dumps(message).encode() + b"\n")
-    replies.flush()
+def _send(pipe: Connection, message: dict[str, Any]) -> None:
+    pipe.send_bytes(json.dumps(message).encode())
