@@ -31,42 +31,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """Add sources, exclusions and size."""
     parser.set_defaults(function=run_build)
-    parser.add_argument(
-        "--source",
-        action="append",
-        required=True,
-        metavar="[NAME=]SOURCE",
-        help="numina, math, deepscaler, owner/name[:config][@revision][#split] or a file; may be repeated",
+    add, sources = (
+        parser.add_argument,
+        "numina, math, deepscaler, owner/name[:config][@revision][#split] or a file",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="JSONL to write; its card and rejects lie beside it"
-    )
-    parser.add_argument(
-        "--bench",
-        action="append",
-        default=[],
-        metavar="NAMES|[NAME=]SOURCE",
-        help="benchmarks to keep out: aime24,math500,… or a source; may be repeated",
-    )
-    parser.add_argument("--bench-dir", help="folder with NAME.jsonl for each named benchmark; default: the Hub")
-    parser.add_argument("--problem-field", default="problem")
-    parser.add_argument(
-        "--answer-field", default="answer", help="where it is missing, the box of `solution` serves"
-    )
-    parser.add_argument(
-        "--tokenizer", help="folder, tokenizer.json or Hub id[@revision]: limits the length of prompts"
-    )
-    parser.add_argument("--template", default="torl", help="torl, torl_0307, plain or a text file (default: torl)")
-    parser.add_argument("--max-prompt-length", type=int, default=400, help="tokens of the prompt (default: 400)")
-    parser.add_argument("--balance", type=int, metavar="N", help="draw N problems, equally of each difficulty")
-    parser.add_argument(
-        "--difficulty-field", default="level", help="column for --balance (default: level, else source)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of --balance")
-    parser.add_argument(
-        "--workers", type=int, default=2, help="processes that check golds, 60 MB each (default: 2)"
-    )
-    parser.add_argument("--on-bad", choices=["stop", "skip"], default="stop", help="a row that cannot be used")
+    add("--source", action="append", required=True, metavar="[NAME=]SOURCE", help=f"{sources}; may be repeated")
+    add("--out", type=Path, required=True, help="JSONL to write; its card and rejects lie beside it")
+    benchmarks = "benchmarks to keep out: aime24,math500,… or a source; may be repeated"
+    add("--bench", action="append", default=[], metavar="NAMES|[NAME=]SOURCE", help=benchmarks)
+    add("--bench-dir", help="folder with NAME.jsonl for each named benchmark; default: the Hub")
+    add("--problem-field", default="problem")
+    add("--answer-field", default="answer", help="where it is missing, the box of `solution` serves")
+    add("--tokenizer", help="folder, tokenizer.json or Hub id[@revision]: limits the length of prompts")
+    add("--template", default="torl", help="torl, torl_0307, plain or a text file (default: torl)")
+    add("--max-prompt-length", type=int, default=400, help="tokens of the prompt (default: 400)")
+    add("--balance", type=int, metavar="N", help="draw N problems, equally of each difficulty")
+    add("--difficulty-field", default="level", help="column for --balance (default: level, else source)")
+    add("--seed", type=int, default=0, help="of the draw of --balance")
+    add("--workers", type=int, default=2, help="processes that check golds, 60 MB each (default: 2)")
+    add("--on-bad", choices=["stop", "skip"], default="stop", help="a row that cannot be used")
 
 
 def add_limr_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,21 +72,15 @@ def run(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     """Check the rows and their golds. Returns 0 only if every row can be used."""
-    problems, skipped = load_problems(
-        args.file,
-        problem_field=args.problem_field,
-        answer_field=args.answer_field,
-        id_field=args.id_field,
-        on_bad="skip",
-    )
-    usable = []
+    fields = {name: getattr(args, name) for name in ("problem_field", "answer_field", "id_field")}
+    read, skipped = load_problems(args.file, **fields, on_bad="skip")
+    problems = []
     with Grader(timeout=GOLD_SECONDS) as grader:
-        for problem, fault in grader.each(problems, lambda problem: grader.check_gold(problem.answer)):
+        for problem, fault in grader.each(read, lambda problem: grader.check_gold(problem.answer)):
             if fault:
                 skipped.append(f"{args.file} id {short(problem.id)}: {fault}: {short(problem.answer)}")
             else:
-                usable.append(problem)
-    problems = usable
+                problems.append(problem)
     for line in skipped:
         print(line)
     print(f"{args.file}: {len(problems)} problems, {len(skipped)} rows that cannot be used")

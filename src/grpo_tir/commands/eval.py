@@ -33,22 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bench-dir", help="folder with NAME.jsonl for each benchmark; default: the Hub")
     parser.add_argument("--data", action="append", default=[], help="a file of problems (may be given again)")
     parser.add_argument("--recipe", help="settings; default: the recipe in the checkpoint, else torl_1.5b's")
-    parser.add_argument(
-        "--template", help="base, instruct, tir, or as data.template; one for all models or one each: base,tir"
-    )
-    parser.add_argument(
-        "--tool", help="with (c as in the recipe; the default), without, both; one for all models or one each"
-    )
-    parser.add_argument(
-        "--tool-benefit", action="store_true", help="also without, with blanked, with shuffled outputs"
-    )
+    parser.add_argument("--template", help="base, instruct, tir or a data.template; for all models, or each")
+    parser.add_argument("--tool", help="with (c of the recipe; default), without, both; for all models, or each")
+    parser.add_argument("--tool-benefit", action="store_true", help="also without it, blanked, shuffled outputs")
     parser.add_argument("--samples", type=int, default=1, help="responses a problem; above 1 they are drawn")
     parser.add_argument("--sample", action="store_true", help="draw at rollout.temperature instead of greedily")
     parser.add_argument("--on-bad", choices=["stop", "skip"], help="a problem that cannot be used (data.on_bad)")
     parser.add_argument("--batch", type=int, default=64, help="responses that are made together (default 64)")
-    parser.add_argument(
-        "--float64", action="store_true", help="compute in float64: slow, and no response depends on --batch"
-    )
+    parser.add_argument("--float64", action="store_true", help="slow; then no response depends on --batch")
     parser.add_argument("--compare", choices=["paper"], help="set the paper's Table 3 beside it")
     parser.add_argument("--out", help="folder for results and responses; the same command goes on there")
 

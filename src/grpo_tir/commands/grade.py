@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add input, output and grader options."""
     parser.add_argument("input", type=Path, help='JSONL with {"id", "output", "answer"} a line')
     parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 2, help="judging processes (default: cores)"
-    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 2, help="processes (default: cores)")
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds for one answer (default: 2)")
     parser.add_argument("--on-bad", choices=["stop", "skip"], default="stop", help="a row that cannot be used")
 

@@ -6,54 +6,50 @@ import argparse
 import contextlib
 import json
 import sys
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.data.rows import Numeral, read_rows
 from grpo_tir.errors import DataError, GrpoTirError
 from grpo_tir.types import ToolCall, ToolResult
 
+if TYPE_CHECKING:
+    from grpo_tir.executor.pool import Pool
+
+Program = tuple[object, str, str | None]
+"""Id, code and session."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a parser for each action."""
     commands = parser.add_subparsers(dest="sandbox_command", required=True)
     build = commands.add_parser("build", help="build the container image")
-    build.add_argument(
-        "--base", default="python:3.12-slim", help="any image with Python 3.11+ (default: %(default)s)"
-    )
+    build.add_argument("--base", default="python:3.12-slim", help="an image with Python 3.11+ (%(default)s)")
     build.add_argument("--tag", default="grpo-tir-sandbox", help="name of the result (default: %(default)s)")
     build.add_argument("--host", help="URL of the Docker engine; default: the local one")
-    build.add_argument(
-        "--packages",
-        type=Path,
-        help="requirements file of what programs can import (default: sandbox/packages.txt)",
-    )
+    build.add_argument("--packages", type=Path, help="requirements of programs (default: sandbox/packages.txt)")
     status = commands.add_parser("status", help="say which executors can be used here")
-    status.add_argument("--host", action="append", default=[], help="a Docker engine; may be repeated")
     program = commands.add_parser("run", help="run one program, or a file of them")
     program.add_argument("file", nargs="?", help="a Python file; - is stdin")
-    program.add_argument(
-        "--jsonl",
-        nargs=2,
-        metavar=("IN", "OUT"),
-        help='lines {"id", "code"} to lines of results; lines of one "session" share their variables',
-    )
+    lines = 'lines {"id", "code"} to lines of results; lines of one "session" share their variables'
+    program.add_argument("--jsonl", nargs=2, metavar=("IN", "OUT"), help=lines)
+    program.add_argument("--echo", action="store_true", help="print the value of a last expression")
+    program.add_argument("--concurrency", type=int, default=64, help="programs in flight with --jsonl")
     server = commands.add_parser("serve", help="answer SandboxFusion's run_code over HTTP")
     server.add_argument("--address", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     server.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
     server.add_argument("--token-file", help="file with the token that clients must send; needed beyond loopback")
+    for command in (status, program, server):
+        command.add_argument("--host", action="append", default=[], help="a Docker engine; may be repeated")
     for command in (program, server):
         command.add_argument("--executor", choices=["docker", "process", "auto"], default="docker")
-        command.add_argument("--host", action="append", default=[], help="a Docker engine; may be repeated")
         command.add_argument("--slots", type=int, default=0, help="programs at a time; 0: twice the cores")
         command.add_argument("--timeout", type=float, default=10.0, help="CPU seconds of one program")
         command.add_argument("--memory-mb", type=int, default=512, help="memory of one program")
-    program.add_argument("--echo", action="store_true", help="print the value of a last expression")
-    program.add_argument("--concurrency", type=int, default=64, help="programs in flight with --jsonl")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -119,7 +115,8 @@ def run_programs(args: argparse.Namespace) -> int:
     code = "" if args.jsonl else read_code(args.file)
     with open_executor(to_config(args), log=log) as executor:
         if args.jsonl:
-            return run_many(executor, programs, Path(args.jsonl[1]), args.concurrency, args.echo)
+            run_many(executor, programs, Path(args.jsonl[1]), args.concurrency, args.echo)
+            return 0
         result = executor.run(code, echo=args.echo)
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)
@@ -137,7 +134,7 @@ def read_code(name: str) -> str:
         raise DataError(f"cannot read {name}: {error}") from None
 
 
-def read_programs(path: Path) -> Iterator[tuple[object, str, str | None]]:
+def read_programs(path: Path) -> Iterator[Program]:
     """Read id, code and session of each program from a JSONL file. Raises DataError with file and line."""
     for where, row in read_rows(str(path)):
         if isinstance(row, ValueError):
@@ -149,35 +146,25 @@ def read_programs(path: Path) -> Iterator[tuple[object, str, str | None]]:
         yield json.loads(row["id"]) if isinstance(row["id"], Numeral) else row["id"], row["code"], session
 
 
-def run_many(executor, programs, out: Path, concurrency: int, echo: bool = False) -> int:  # type: ignore[no-untyped-def]
+def run_many(executor: Pool, programs: Sequence[Program], out: Path, concurrency: int, echo: bool) -> None:
     """Run many programs and write the results in the order of the input. A session's programs run in order."""
-    # 1. Make a queue for each session. A program without a session is alone in its queue.
-    queues: dict[object, deque[int]] = {}
-    for index, (_, _, session) in enumerate(programs):
-        queues.setdefault(index if session is None else session, deque()).append(index)
-    idle, earlier = deque(queues), {key: list[ToolCall]() for key in queues if not isinstance(key, int)}
-    # 2. Keep `concurrency` queues busy, one program of each at a time.
-    running: dict[Future[ToolResult], object] = {}
-    lines: dict[int, str] = {}
-    written = 0
-    with out.open("w", encoding="utf-8") as file:
-        while idle or running:
-            while idle and len(running) < max(concurrency, 1):
-                key = idle.popleft()
-                code = programs[queues[key][0]][1]
-                running[executor.submit(code, earlier=earlier.get(key), echo=echo)] = key
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                key, result = running.pop(future), future.result()
-                identity, code, _ = programs[index := queues[key].popleft()]
-                lines[index] = line_of(identity, result)
-                if key in earlier:
-                    earlier[key].append(ToolCall(code, result))
-                if queues[key]:
-                    idle.appendleft(key)
-            while written in lines:
-                file.write(lines.pop(written))
-                written += 1
-    return 0
+    sessions: dict[object, list[int]] = {}  # a program without a session is alone in its own
+    for number, (_, _, session) in enumerate(programs):
+        sessions.setdefault(number if session is None else session, []).append(number)
+    results: dict[int, ToolResult] = {}
+
+    def run_session(numbers: list[int]) -> None:
+        calls: list[ToolCall] = []
+        for number in numbers:
+            _, code, session = programs[number]
+            results[number] = executor.run(code, earlier=None if session is None else calls, echo=echo)
+            calls.append(ToolCall(code, results[number]))
+
+    with ThreadPoolExecutor(max(concurrency, 1)) as threads, out.open("w", encoding="utf-8") as file:
+        running = {key: threads.submit(run_session, numbers) for key, numbers in sessions.items()}
+        for number, (identity, _, session) in enumerate(programs):
+            running[number if session is None else session].result()
+            file.write(line_of(identity, results.pop(number)))
 
 
 def line_of(identity: object, result: ToolResult) -> str:

@@ -16,9 +16,7 @@ TAKES_OVERRIDES = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the recipe."""
-    parser.add_argument(
-        "recipe", help="a YAML file, or the name of a packaged recipe; data.train names the traces"
-    )
+    parser.add_argument("recipe", help="a YAML file, or a packaged recipe; data.train names the traces")
 
 
 def run(args: argparse.Namespace) -> int:

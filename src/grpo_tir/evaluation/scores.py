@@ -85,14 +85,10 @@ def _interval(means: Any) -> Interval:
     return float(low), float(high)
 
 
-def difference(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """Compare `first` minus `second` problem by problem: mean, interval, problems won and lost, and the exact
-    two-sided sign test over the problems that differ."""
-    return average_difference([(first, second)])
-
-
-def average_difference(parts: Sequence[tuple[Sequence[float], Sequence[float]]]) -> dict[str, Any]:
-    """Compare the unweighted means over benchmarks; each benchmark is resampled by itself."""
+def difference(*parts: tuple[Sequence[float], Sequence[float]]) -> dict[str, Any]:
+    """Compare first minus second problem by problem: mean, interval, problems won and lost, and the exact
+    two-sided sign test over the problems that differ. Of several benchmarks the unweighted mean is compared, and
+    each is resampled by itself."""
     gaps = [[a - b for a, b in zip(first, second, strict=True)] for first, second in parts]
     won, lost = (sum(sign * gap > 0 for some in gaps for gap in some) for sign in (1, -1))
     low, high = _interval(np.mean([_means(some, stream) for stream, some in enumerate(gaps)], axis=0))

@@ -10,7 +10,6 @@ import numpy as np
 
 from grpo_tir.evaluation.scores import (
     Same,
-    average_difference,
     bootstrap,
     bootstrap_average,
     difference,
@@ -77,9 +76,9 @@ def differences(cells: Sequence[Result]) -> list[Result]:
             name: ([second["results"][name]["scores"][i] for i in result["scores"]], [*result["scores"].values()])
             for name, result in first["results"].items()
         }
-        gaps = {name: difference(*part) for name, part in parts.items()}
+        gaps = {name: difference(part) for name, part in parts.items()}
         if len(parts) > 1:
-            gaps[AVERAGE] = average_difference(list(parts.values()))
+            gaps[AVERAGE] = difference(*parts.values())
         pair = {"first": first["label"], "second": second["label"]}
         found += [{**pair, "benchmark": name, **gap} for name, gap in gaps.items()]
     return found

@@ -6,7 +6,6 @@ listed. Only `times` and `command` may differ between two equal evaluations.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,24 +52,12 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def page(result: Result) -> str:
-    """Format results.md: table, differences, and what is needed to repeat them."""
+    """Format results.md: table, differences and named problems. The rest is in results.json."""
     cells, benchmarks = result["cells"], list(result["benchmarks"])
     parts = ["# Evaluation", table(cells, benchmarks, "paper" in result)]
     if result["differences"]:
         parts += ["## Paired differences", difference_table(result["differences"])]
     parts += ["## Named", *(_named(cells) or ["Every prompt was sampled and every response judged."])]
-    parts += ["## To repeat it", "```sh\n" + " ".join(result["command"]) + "\n```"]
-    known = [
-        [name, *(str(card[key]) for key in ("rows", "sha256", "source"))]
-        for name, card in result["benchmarks"].items()
-    ]
-    parts.append(markdown([["benchmark", "rows", "sha256", "source"], *known]))
-    for cell in cells:
-        facts = {
-            name: value for name, value in cell.items() if name not in ("results", AVERAGE, "label", "versions")
-        }
-        parts += [f"### {cell['label']}", "\n".join(f"- {name}: `{json.dumps(facts[name])}`" for name in facts)]
-    parts.append("Versions: " + ", ".join(f"{name} {number}" for name, number in result["versions"].items()))
     return "\n\n".join(parts) + "\n"
 
 

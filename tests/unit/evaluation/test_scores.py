@@ -11,7 +11,6 @@ import pytest
 
 from grpo_tir.evaluation import paper
 from grpo_tir.evaluation.scores import (
-    average_difference,
     bootstrap,
     bootstrap_average,
     difference,
@@ -89,11 +88,11 @@ def test_difference_is_taken_problem_by_problem() -> None:
     second = [float(rng.random() < 0.5) for _ in range(100)]
     first = [1.0 if i % 10 == 0 else score for i, score in enumerate(second)]
     won = sum(a > b for a, b in zip(first, second))
-    found = difference(first, second)
+    found = difference((first, second))
     assert (found["won"], found["lost"]) == (won, 0) and found["mean"] == pytest.approx(won / 100)
     assert 0 < found["low"] < found["mean"] < found["high"] < 0.13
-    assert difference(second, first)["mean"] == -found["mean"]
-    both = average_difference([(first, second), (second, second)])
+    assert difference((second, first))["mean"] == -found["mean"]
+    both = difference((first, second), (second, second))
     assert both["mean"] == pytest.approx(found["mean"] / 2) and (both["won"], both["lost"]) == (won, 0)
 
 
