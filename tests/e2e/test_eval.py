@@ -94,7 +94,11 @@ def test_the_table_of_the_five_benchmarks_end_to_end(
     assert json.loads(said.splitlines()[-1])["out"] == "five"
     page = (folder / "five" / "results.md").read_text()
     assert "62.1 ✗ (56.1)" in page and "## Named" in page
-    assert "{problem}" in cell["prompt"] and cell["max_completion_length"] == 4 and "transformers" in result["versions"]
+    assert (
+        "{problem}" in cell["prompt"]
+        and cell["max_completion_length"] == 4
+        and "transformers" in result["versions"]
+    )
 
 
 def test_a_second_greedy_run_gives_the_same_file(run: Callable[..., dict[str, Any]]) -> None:

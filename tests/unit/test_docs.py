@@ -98,7 +98,7 @@ def test_the_list_of_files_is_complete() -> None:
             listed |= {f"{folder}/{name}" for name in re.findall(r"(?<=[ ])\w+\.py\b", line)}
     paths = [
         path
-        for name in ("src/grpo_tir", "sandbox", "recipes/paper", "benchmarks")
+        for name in ("src/grpo_tir", "sandbox", "recipes/programs", "benchmarks")
         for path in (ROOT / name).rglob("*.py")
     ]
     present = {str(path.relative_to(ROOT)) for path in paths if path.name != "__init__.py"}

@@ -254,32 +254,18 @@ def take_snapshot(
         if copy or runtime.stage == 3:  # ZeRO-3 releases gathered weights at the end of this block
             weights = copy_to_cpu(weights)
     parts = runtime.world if runtime.stage else 1
-    given = model.generation_config
-    generation = GenerationConfig(
-        bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
-    )
-    return Snapshot(
-        step,
-        weights,
-        generation,
-        runtime.read_state(model, optimizer, copy),
-        f"optimizer-{runtime.rank}-of-{parts}.pt",
-        parts,
-        trainer,
-    )
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    generation = GenerationConfig(**{name: getattr(model.generation_config, name) for name in special})
+    moments, part = runtime.read_state(model, optimizer, copy), f"optimizer-{runtime.rank}-of-{parts}.pt"
+    return Snapshot(step, weights, generation, moments, part, parts, trainer)
 
 
-def copy_to_cpu(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
-    """Copy the tensors of a nested structure to the CPU. Tensors that share memory (tied weights) still share it
-    in the copy. `copies` holds those made so far."""
-    copies = {} if copies is None else copies
-    if isinstance(value, torch.Tensor):
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if key not in copies or not value.numel():
-            copies[key] = value.detach().to("cpu", copy=True)
-        return copies[key]
-    if isinstance(value, dict):
-        return {key: copy_to_cpu(item, copies) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(copy_to_cpu(item, copies) for item in value)
-    return value
+def copy_to_cpu(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy tensors to the CPU. Tensors that share memory (tied weights) still share it in the copy."""
+
+    def place(tensor: torch.Tensor) -> Any:
+        return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+    different = {place(tensor): tensor for tensor in weights.values()}
+    copies = {key: tensor.detach().to("cpu", copy=True) for key, tensor in different.items()}
+    return {name: copies[place(tensor)] for name, tensor in weights.items()}

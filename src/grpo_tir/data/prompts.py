@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_tir.data.chat import apply_chat, check_chat_template, tool_answer
 from grpo_tir.errors import TemplateError
 from grpo_tir.types import Problem
 
@@ -31,8 +32,6 @@ TEMPLATES = {
     "torl_0307": f"{CONVERSATION} {THINKS_FIRST} User: {INSTRUCTION}\n{{problem}}\nAssistant:\n",
     "plain": "{problem}\n",
 }
-DATE = "26 Jul 2024"
-"""Date for chat templates that show one: prompts must be the same when a run resumes."""
 Renderer = Callable[[Problem], str]
 
 
@@ -98,40 +97,6 @@ def _chat(tokenizer: Any, system: str, tools: Sequence[dict[str, Any]]) -> Rende
     return render
 
 
-def apply_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
-    """Render messages and the beginning of the next turn."""
-    text: str = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, date_string=DATE, **settings
-    )
-    return text
-
-
-def tool_answer(tokenizer: Any, outputs: Sequence[str]) -> list[str]:
-    """Return what the chat template writes between a turn that calls tools and the next turn.
-
-    The template is rendered with tool messages. The result begins with the end of the calling turn:
-
-        ["<|im_end|>⏎<|im_start|>user⏎<tool_response>⏎", "42", "⏎</tool_response><|im_end|>⏎<|im_start|>assis…⏎"]
-
-    Returns:
-        Text of the template and outputs, alternately. Each output is as the template renders it.
-    """
-    marks = [f"OUTPUT{number}MARK" for number in range(len(outputs))]
-    rest, parts = _after_turn(tokenizer, marks), list[str]()
-    before, _, after = _after_turn(tokenizer, marks[:1]).partition(marks[0])
-    for mark, output in zip(marks, outputs, strict=True):
-        part, _, rest = rest.partition(mark)
-        alone = _after_turn(tokenizer, [output])
-        parts += [part, alone[len(before) : len(alone) - len(after)]]
-    return [*parts, rest]
-
-
-def _after_turn(tokenizer: Any, outputs: Sequence[str], turn: str = "TURN0MARK") -> str:
-    messages = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": turn}]
-    messages += [{"role": "tool", "content": output} for output in outputs]
-    return apply_chat(tokenizer, messages).partition(turn)[2]
-
-
 def encode_answer(tokenizer: Any, outputs: Sequence[str], ended: bool, answer: str = "") -> tuple[list[int], str]:
     """Encode the answer to a turn. Special tokens in an output are split.
 
@@ -153,40 +118,3 @@ def encode_answer(tokenizer: Any, outputs: Sequence[str], ended: bool, answer: s
         text = text.removeprefix(tokenizer.decode(ids[:1]))
         ids = ids[1:]
     return ids, text
-
-
-def check_chat_template(tokenizer: Any) -> None:
-    """Check that a prompt, sampled turns and inserted answers, joined, equal the rendered conversation.
-
-    Raises:
-        TemplateError: there is no chat template, it has no tool messages, or it rewrites earlier turns.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise TemplateError("tool.format needs a tokenizer with a chat template; use `output`, or your own format")
-    messages: list[dict[str, Any]] = [{"role": "user", "content": "Go."}]
-    output = "OUTPUT0MARK"
-    try:
-        prompt = apply_chat(tokenizer, messages)
-        thinks = prompt.rstrip().endswith("<think>")
-        for thought in ("step\n</think>\n\n",) if thinks else ("", "<think>\nstep\n</think>\n\n"):
-            said, row = messages, prompt
-            for turn in (f"{thought}one", f"{thought}two"):
-                opened = "<think>\n" if thinks else ""
-                said = [
-                    *said,
-                    {"role": "assistant", "content": opened + turn},
-                    {"role": "tool", "content": output},
-                ]
-                row += turn + "".join(tool_answer(tokenizer, [output]))
-            if output not in row:
-                raise TemplateError("the chat template leaves tool messages out: give tool.format a YAML file")
-            if (rendered := apply_chat(tokenizer, said)) != row:
-                differs = next(n for n, (a, b) in enumerate(zip(row + " ", rendered + " ")) if a != b)
-                raise TemplateError(
-                    f"the chat template rewrites earlier turns ({row[differs:][:30]!r} becomes "
-                    f"{rendered[differs:][:30]!r}): give tool.format a YAML file with an `answer`"
-                )
-    except TemplateError:
-        raise
-    except Exception as error:  # a template may raise anything
-        raise TemplateError(f"the chat template renders no tool message: {str(error).splitlines()[0]}") from None

@@ -13,7 +13,8 @@ import torch
 
 from grpo_tir.checkpoint.save import make_writable
 from grpo_tir.config import Config
-from grpo_tir.data.prompts import apply_chat, encode, tool_answer
+from grpo_tir.data.chat import apply_chat, tool_answer
+from grpo_tir.data.prompts import encode
 from grpo_tir.diagnostics.finding import Finding, fault, fine, guarded, warning
 from grpo_tir.diagnostics.fit import check_plan
 from grpo_tir.diagnostics.memory import GIB, Hardware, plan, shape_of

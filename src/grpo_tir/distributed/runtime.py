@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-
 from accelerate import Accelerator, InitProcessGroupKwargs
+
 from grpo_tir.distributed import optimizer_state
 from grpo_tir.distributed.watchdog import Progress
 from grpo_tir.errors import ConfigError

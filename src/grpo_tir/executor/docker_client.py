@@ -11,7 +11,6 @@ import json
 import os
 import random
 import socket
-import struct
 from typing import Any
 
 from grpo_tir.config import ExecutorConfig
@@ -58,35 +57,22 @@ class DockerConnection:
     """Exchange bytes with a runner in an attached container."""
 
     def __init__(self, client: Any, container: str, sock: Any) -> None:
+        from docker.utils.socket import frames_iter
+
         self.client, self.container, self.sock = client, container, sock
         self.raw = getattr(sock, "_sock", sock)
         if hasattr(self.raw, "settimeout"):
             self.raw.settimeout(None)
-        self.buffer = bytearray()
+        self.frames = frames_iter(self.raw, tty=False)  # (1 for stdout, else stderr; bytes)
         self.stderr_tail = b""
 
     def read(self) -> bytes:
-        """Read the runner's stdout from the engine's mixed stream. The end of stderr is kept for error
-        messages."""
-        while True:
-            header = self.exactly(8)
-            if len(header) < 8:
-                return b""
-            stream, size = struct.unpack(">BxxxI", header)
-            data = self.exactly(size)
-            if stream == 1 or not data:
-                return data
+        """Read the runner's stdout. The end of its stderr is kept for error messages."""
+        for stream, data in self.frames:
+            if stream == 1:
+                return bytes(data)
             self.stderr_tail = (self.stderr_tail + data)[-2000:]
-
-    def exactly(self, size: int) -> bytes:
-        while len(self.buffer) < size:
-            data = self.raw.recv(size - len(self.buffer))  # not more: over ssh, recv waits for all of them
-            if not data:
-                return b""
-            self.buffer += data
-        data = bytes(self.buffer[:size])
-        del self.buffer[:size]
-        return data
+        return b""
 
     def write(self, data: bytes) -> None:
         self.raw.sendall(data)

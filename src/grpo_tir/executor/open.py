@@ -21,11 +21,12 @@ def open_executor(config: ExecutorConfig, *, log: Callable[[str], Any] = print) 
     Raises:
         ExecutorUnavailable: one line with reason and remedy.
     """
-    kind, hosts = config.kind, []
+    kind, hosts = config.kind, list[Host]()
     if kind != "process":
         try:
-            hosts = docker_hosts(config)
-            kind = "docker"
+            from grpo_tir.executor.docker_client import DockerHost
+
+            hosts, kind = [DockerHost(config, host) for host in (config.hosts or (None,))], "docker"
         except ExecutorUnavailable as error:
             if config.kind == "docker":
                 raise
@@ -68,12 +69,6 @@ def _shared_executor() -> Pool:
     pool = open_executor(ExecutorConfig(kind="auto"), log=lambda line: None)
     atexit.register(pool.close)
     return pool
-
-
-def docker_hosts(config: ExecutorConfig) -> list[Host]:
-    from grpo_tir.executor.docker_client import DockerHost
-
-    return [DockerHost(config, host) for host in (config.hosts or (None,))]
 
 
 def isolation_line(pool: Pool) -> str:

@@ -178,12 +178,7 @@ class Pool:
         earlier: Sequence[ToolCall] | None = None,
         echo: bool = False,
     ) -> Future[ToolResult]:
-        """Queue a program. Blocks while the queue is full. The future never raises for a failure of the code.
-
-        Args:
-            timeout: seconds of CPU time. Default: that of the config.
-            earlier: calls of the same session so far; see `Executor`.
-            echo: print the value of a last expression.
+        """Queue a program, as `Executor.submit` says.
 
         Raises:
             ExecutorOutage: too many calls were lost. It is also set on all waiting futures.

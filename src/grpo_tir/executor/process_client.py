@@ -62,7 +62,7 @@ class LocalHost:
             "folders": str(folders), "uid_base": free_uids(self.slots),
         }  # fmt: skip
         process = subprocess.Popen(
-            runner_command(sandbox_dir() / "runner.py", settings),
+            [sys.executable, "-s", str(sandbox_dir() / "runner.py"), json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"PATH": os.defpath, "LANG": "C.UTF-8"},
             start_new_session=True, bufsize=0,
         )  # fmt: skip
@@ -76,10 +76,6 @@ class LocalHost:
 
     def close(self) -> None:
         pass
-
-
-def runner_command(runner: Path, settings: dict[str, Any]) -> list[str]:
-    return [sys.executable, "-s", str(runner), json.dumps(settings)]
 
 
 def free_uids(slots: int) -> int:

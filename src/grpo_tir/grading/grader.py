@@ -23,6 +23,7 @@ Departure from the reference, which compared strings with math-verify in the tra
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import re
 import threading
@@ -239,18 +240,15 @@ def _outcome(name: str) -> Outcome:
     return "right" if name == "right" else "wrong" if name == "wrong" else "unjudged"
 
 
-_default: Grader | None = None
-_default_lock = threading.Lock()
-
-
+@functools.cache
 def default_grader() -> Grader:
     """Return the grader shared by this process. It is made on first use and closed at exit."""
-    global _default
-    with _default_lock:
-        if _default is None:
-            _default = Grader()
-            atexit.register(_default.close)
-        return _default
+    grader = Grader()
+    atexit.register(grader.close)
+    return grader
+
+
+os.register_at_fork(after_in_child=default_grader.cache_clear)  # a child must not use its parent's pipes
 
 
 def grade(output: str, answer: str) -> Grade:
@@ -261,12 +259,3 @@ def grade(output: str, answer: str) -> Grade:
         answer: the gold answer.
     """
     return default_grader().grade(extract_answer(output), answer)
-
-
-def _forget_default() -> None:
-    """Drop the shared grader in a forked child, which must not use its parent's pipes."""
-    global _default, _default_lock
-    _default, _default_lock = None, threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget_default)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from grpo_tir.config import Config
 
@@ -56,10 +57,12 @@ class Alarm:
 def find_alarms(history: Sequence[Line], config: Config) -> list[Alarm]:
     """Return the alarms at the last step of `history`. Lines without a training step (evaluations) are skipped."""
     trained = _trained(history)
-    if not trained:
-        return []
+    return _alarms(trained, len(trained), config) if trained else []
+
+
+def _alarms(trained: Sequence[Line], end: int, config: Config) -> list[Alarm]:
     # A rule sees the first `WINDOW` steps too: a slow decay is seen only against the start of the run.
-    seen = [*trained[:WINDOW], *trained[WINDOW:][-MEMORY:]]
+    seen = [*trained[: min(WINDOW, end)], *trained[max(WINDOW, end - MEMORY) : end]]
     texts = {name: rule(seen, config) for name, rule in RULES.items()}
     return [Alarm(name, text) for name, text in texts.items() if text]
 
@@ -71,8 +74,7 @@ def alarm_stretches(history: Sequence[Line], config: Config) -> list[tuple[int, 
     trained = _trained(history)
     for end in range(1, len(trained) + 1):
         step = int(trained[end - 1].get("step") or 0)
-        seen = [*trained[: min(WINDOW, end)], *trained[max(WINDOW, end - MEMORY) : end]]
-        found = {alarm.name: alarm for alarm in find_alarms(seen, config)}
+        found = {alarm.name: alarm for alarm in _alarms(trained, end, config)}
         open_at = {name: index for name, index in open_at.items() if name in found}
         for name, alarm in found.items():
             if name in open_at:
@@ -154,15 +156,7 @@ def _cut_off(history: Sequence[Line], config: Config) -> str | None:
     )
 
 
-def _outages(history: Sequence[Line], config: Config) -> str | None:
-    return _lost(history, config, "rollouts/lost", "the executor lost {}: see `grpo-tir sandbox status`")
-
-
-def _unjudged(history: Sequence[Line], config: Config) -> str | None:
-    return _lost(history, config, "rollouts/unjudged", "the grader could not judge {}: check their gold answers")
-
-
-def _lost(history: Sequence[Line], config: Config, name: str, text: str) -> str | None:
+def _lost(name: str, text: str, history: Sequence[Line], config: Config) -> str | None:
     """Return a text if the lost share of the batch is above `LOST` of the limit that stops the run."""
     lost, sampled = history[-1].get(name), history[-1].get("rollouts/sampled")
     if not lost or not sampled or lost / sampled <= LOST * config.executor.max_outage:
@@ -204,8 +198,8 @@ RULES: dict[str, Callable[[Sequence[Line], Config], str | None]] = {
     "entropy": _entropy,
     "call probability": _call_probability,
     "cut off": _cut_off,
-    "outages": _outages,
-    "unjudged": _unjudged,
+    "outages": partial(_lost, "rollouts/lost", "the executor lost {}: see `grpo-tir sandbox status`"),
+    "unjudged": partial(_lost, "rollouts/unjudged", "the grader could not judge {}: check their gold answers"),
     "log-prob mismatch": _mismatch,
     "gradient spike": _spike,
     "skipped update": _skipped,

@@ -9,7 +9,7 @@
     PATH        opening … closing                                     the closing text, or the end of the turn
 
 With `tool_call` the sampled turn keeps its end-of-text token, which is trained. What the chat template writes from
-there to the next turn (`data.prompts.tool_answer`) is inserted and masked:
+there to the next turn (`data.chat.tool_answer`) is inserted and masked:
 
     <tool_call>⏎{"name": "calculator", "arguments": {"expression": "6*7"}}⏎</tool_call><|im_end|>    ← sampled
     ⏎<|im_start|>user⏎<tool_response>⏎42⏎</tool_response><|im_end|>⏎<|im_start|>assistant⏎           ← inserted

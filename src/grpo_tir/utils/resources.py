@@ -41,6 +41,13 @@ def _packaged(name: str) -> Path:
     raise ConfigError(f"the {name} folder is missing from this installation of grpo-tir; install it again")
 
 
+def import_program(module: str) -> Any:
+    """Import a module of recipes/programs. The processes that it starts can import it too."""
+    if (folder := str(recipes_dir() / "programs")) not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(module)
+
+
 def find_recipe(name: str | Path) -> Path:
     """Find a recipe by path, or a packaged recipe by name: `quickstart`, `recipes/quickstart.yaml`,
     `ablations/c0`.
