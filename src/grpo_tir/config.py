@@ -12,8 +12,11 @@ This module does not import torch, so that `grpo-tir --help` starts fast.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
 
 from grpo_tir.errors import ConfigError
 
@@ -396,3 +399,15 @@ def check_for_training(config: Config) -> None:
         )
     if not config.data.train:
         raise ConfigError("data.train is empty: name a JSONL file with `problem` and `answer`")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the resolved recipe as nested dicts, in the order of config.py."""
+    plain = asdict(config)
+    plain["optim"]["betas"] = list(plain["optim"]["betas"])
+    return plain
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved recipe as YAML. `utils.recipe.load_config` reads it back as an equal `Config`."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -21,7 +21,7 @@ import torch
 from grpo_tir.checkpoint.journal import Journal, digest
 from grpo_tir.checkpoint.load import find_start, load_optimizer, load_trainer
 from grpo_tir.checkpoint.save import Saver, make_writable
-from grpo_tir.config import Config, check_for_training
+from grpo_tir.config import Config, check_for_training, save_config
 from grpo_tir.data.load import read_all_problems
 from grpo_tir.data.prompts import encode
 from grpo_tir.distributed.launcher import lost_contact
@@ -45,7 +45,6 @@ from grpo_tir.tools.python import CALL_MARKER
 from grpo_tir.types import Problem, RolloutGroup
 from grpo_tir.utils.files import Writer
 from grpo_tir.utils.objects import Objects
-from grpo_tir.utils.recipe import save_config
 
 
 @dataclass

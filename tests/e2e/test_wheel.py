@@ -139,7 +139,7 @@ def test_every_recipe_loads_by_its_name_and_its_path_in_the_checkout(
     ]
     installed.python(
         "from grpo_tir.utils.recipe import load_config\n"
-        "from grpo_tir.utils.resources import find_recipe\n"
+        "from grpo_tir.utils.recipe import find_recipe\n"
         f"for name in {names}: load_config(find_recipe(name))"
     )
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from grpo_tir.config import Config, check_for_training
+from grpo_tir.config import Config, check_for_training, save_config, to_dict
 from grpo_tir.errors import ConfigError
-from grpo_tir.utils.recipe import load_config, parse_overrides, save_config, to_dict
+from grpo_tir.utils.recipe import load_config, parse_overrides
 from grpo_tir.utils.resources import recipes_dir
 
 

@@ -22,8 +22,7 @@ from grpo_tir.config import Config
 from grpo_tir.quickstart.build import QuickstartFiles, build_quickstart
 from grpo_tir.quickstart.world import OUTPUT_MARKER
 from grpo_tir.utils.files import read_jsonl, write_atomically
-from grpo_tir.utils.recipe import load_config
-from grpo_tir.utils.resources import find_recipe
+from grpo_tir.utils.recipe import find_recipe, load_config
 from paper.world import PAPER_FAMILIES, paper_world
 
 CONDITIONS: dict[str, list[str]] = {

@@ -26,12 +26,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from grpo_tir.config import Config
+from grpo_tir.config import Config, to_dict
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.tools.protocol import Session
 from grpo_tir.types import Rollout, Segment, Stamp, ToolCall, ToolResult
 from grpo_tir.utils.files import Writer, append_lines, complete_lines, cut_torn_line
-from grpo_tir.utils.recipe import to_dict
 
 Key = tuple[int, ...]
 

@@ -27,12 +27,11 @@ from transformers import GenerationConfig
 
 from grpo_tir.checkpoint.journal import Journal
 from grpo_tir.checkpoint.load import MANIFEST, OPTIMIZER, TRAINER, _digest, list_checkpoints
-from grpo_tir.config import Config
+from grpo_tir.config import Config, save_config
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.errors import OutputError
 from grpo_tir.learning import lora
 from grpo_tir.utils.files import Writer, sync, write_atomically
-from grpo_tir.utils.recipe import save_config
 
 PATIENCE = 600.0
 """Seconds that the main process waits for the optimizer files of other ranks."""

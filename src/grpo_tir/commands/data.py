@@ -16,7 +16,6 @@ from grpo_tir.utils.files import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a parser for each action."""
     actions = parser.add_subparsers(dest="action", required=True)
     check = actions.add_parser("check", help="count the usable rows and name the others by line")
     check.set_defaults(function=run_check)
@@ -29,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add sources, exclusions and size."""
     parser.set_defaults(function=run_build)
     add, sources = (
         parser.add_argument,
@@ -53,7 +51,6 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_limr_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add input, threshold and output of LIMR scores."""
     parser.set_defaults(function=run_limr)
     parser.add_argument("history", nargs="?", type=Path, help="folder of a run, or its problem_rewards.jsonl")
     parser.add_argument("--scores", type=Path, help="finished scores instead: a JSON object {id: score}")

@@ -6,14 +6,12 @@ import argparse
 
 from grpo_tir.diagnostics.doctor import MARKS, diagnose
 from grpo_tir.errors import ConfigError
-from grpo_tir.utils.recipe import load_config
-from grpo_tir.utils.resources import find_recipe
+from grpo_tir.utils.recipe import find_recipe, load_config
 
 TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the recipe and what to check."""
     parser.add_argument("recipe", nargs="?", help="a YAML file, or the name of a packaged recipe; default: none")
     parser.add_argument("--bench-dir", help="folder with the benchmarks (aime24.jsonl, …); default: the Hub")
     parser.add_argument("--no-model", action="store_true", help="leave out what needs the model to be loaded")

@@ -12,8 +12,7 @@ from grpo_tir.data.benchmarks import PINS, Benchmark, load_benchmark, load_file
 from grpo_tir.data.prompts import STEP_BY_STEP
 from grpo_tir.errors import ConfigError
 from grpo_tir.evaluation.spec import EvalOptions, EvalSpec
-from grpo_tir.utils.recipe import load_config
-from grpo_tir.utils.resources import find_recipe
+from grpo_tir.utils.recipe import find_recipe, load_config
 
 TAKES_OVERRIDES = True
 PROMPTS: dict[str, tuple[str, str | None]] = {
@@ -27,7 +26,6 @@ BENEFIT = ("tool", "no tool", "blanked", "shuffled")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add models, problems, prompts, tool and sampling."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a Hub id, a model folder, or a checkpoint")
     parser.add_argument("--bench", help=f"benchmarks, from {','.join(PINS)}")
     parser.add_argument("--bench-dir", help="folder with NAME.jsonl for each benchmark; default: the Hub")

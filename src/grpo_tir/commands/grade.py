@@ -25,7 +25,6 @@ from grpo_tir.utils.files import replacing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add input, output and grader options."""
     parser.add_argument("input", type=Path, help='JSONL with {"id", "output", "answer"} a line')
     parser.add_argument("--out", type=Path, required=True, help="JSONL to write")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 2, help="processes (default: cores)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grpo_tir.utils.resources import import_program
+from grpo_tir.utils.recipe import import_program
 
 TAKES_OVERRIDES = True
 

@@ -7,14 +7,12 @@ import argparse
 from grpo_tir.diagnostics.fit import check_plan
 from grpo_tir.diagnostics.memory import Hardware, describe, parse_memory, plan, shape_of
 from grpo_tir.errors import ConfigError
-from grpo_tir.utils.recipe import load_config
-from grpo_tir.utils.resources import find_recipe
+from grpo_tir.utils.recipe import find_recipe, load_config
 
 TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the recipe and the machine."""
     parser.add_argument("recipe", help="a YAML file, or the name of a packaged recipe such as torl_1.5b")
     parser.add_argument("--gpus", type=int, default=8, help="GPUs in all, a process each (default 8)")
     parser.add_argument("--gpu-memory", default="80GB", help="memory of each, like 80GB (default) or 80GiB")

@@ -16,15 +16,13 @@ from typing import Any
 from grpo_tir.config import Config
 from grpo_tir.monitor.console import segment_lines
 from grpo_tir.utils.files import read_jsonl
-from grpo_tir.utils.recipe import load_config
-from grpo_tir.utils.resources import find_recipe
+from grpo_tir.utils.recipe import find_recipe, load_config
 
 TAKES_OVERRIDES = True
 CACHE = Path(".cache/grpo-tir")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add seed and folder."""
     parser.add_argument("--seed", type=int, default=1, help="of data, base model and training (default 1)")
     parser.add_argument("--out", default="runs/quickstart", help="where the runs go (default runs/quickstart)")
     parser.add_argument("--cache", default=str(CACHE), help=f"where the base model is kept (default {CACHE})")

@@ -13,7 +13,6 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the run and the response."""
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory (train.output_dir)")
     parser.add_argument("step", metavar="STEP", type=int, help="a recorded step (train.rollouts_every)")
     parser.add_argument("sample", metavar="SAMPLE", help="GROUP.SAMPLE as in the report, or the line of the file")

@@ -9,7 +9,6 @@ from grpo_tir.report.page import write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add runs and output file."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory (train.output_dir)")
     parser.add_argument("--out", type=Path, help="the HTML file to write (default: report.html in the first RUN)")
     parser.add_argument("--title", help="headline of the page (default: the names of the runs)")

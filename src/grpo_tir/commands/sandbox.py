@@ -25,7 +25,6 @@ Program = tuple[object, str, str | None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a parser for each action."""
     commands = parser.add_subparsers(dest="sandbox_command", required=True)
     build = commands.add_parser("build", help="build the container image")
     build.add_argument("--base", default="python:3.12-slim", help="an image with Python 3.11+ (%(default)s)")

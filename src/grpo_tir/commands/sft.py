@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 
-from grpo_tir.utils.recipe import load_config
-from grpo_tir.utils.resources import find_recipe
+from grpo_tir.utils.recipe import find_recipe, load_config
 
 TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the recipe."""
     parser.add_argument("recipe", help="a YAML file, or a packaged recipe; data.train names the traces")
 
 

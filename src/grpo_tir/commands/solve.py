@@ -12,7 +12,6 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the problem, the model and the sampling."""
     parser.add_argument("problem", help="the question")
     parser.add_argument("--model", required=True, help="a Hub id, a model folder, or a checkpoint of a run")
     parser.add_argument("--recipe", help="settings; default: the recipe in the checkpoint, else the defaults")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 
 from grpo_tir.errors import ConfigError
-from grpo_tir.utils.recipe import load_config
-from grpo_tir.utils.resources import find_recipe
+from grpo_tir.utils.recipe import find_recipe, load_config
 
 TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the recipe, and whether to resume."""
     parser.add_argument("recipe", help="a YAML file, or the name of a packaged recipe such as torl_1.5b")
     parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint of this run")
     parser.add_argument("--on-bad", choices=["stop", "skip"], help="a problem that cannot be used (data.on_bad)")

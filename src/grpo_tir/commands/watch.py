@@ -10,7 +10,6 @@ from grpo_tir.report.serve import make_server
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add runs and port."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory (train.output_dir)")
     parser.add_argument("--port", type=int, default=8008, help="on 127.0.0.1; 0: any that is free (default 8008)")
 

@@ -37,15 +37,12 @@ class AlteredTool:
         return altered
 
     def find_call(self, text: str) -> str | list[str] | None:
-        """Find a call as the tool does."""
         return self.used.find_call(text)
 
     def submit(self, code: str) -> Future[ToolResult]:
-        """Run the code as the tool does."""
         return self.used.submit(code)
 
     def observe(self, result: ToolResult | None, text: str) -> str:
-        """Format the replaced output as the tool does."""
         if result is None:
             return self.used.observe(None, text)
         return self.used.observe(ToolResult("ok", stdout=self.alter(seen(self.used, result), text)), text)

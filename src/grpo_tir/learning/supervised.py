@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from grpo_tir.checkpoint.save import make_writable
-from grpo_tir.config import AlgorithmConfig, Config, check_for_training
+from grpo_tir.config import AlgorithmConfig, Config, check_for_training, save_config
 from grpo_tir.data.prompts import encode
 from grpo_tir.data.rows import read_rows
 from grpo_tir.distributed.runtime import Runtime
@@ -34,7 +34,6 @@ from grpo_tir.learning.learner import Learner
 from grpo_tir.monitor.run_log import RunLog
 from grpo_tir.rollouts.policy import Policy, load_policy
 from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment
-from grpo_tir.utils.recipe import save_config
 
 FORM = 'an object with "problem" and "segments", a list of {"kind": "model" or "tool", "text": …}'
 

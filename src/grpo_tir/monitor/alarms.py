@@ -56,34 +56,13 @@ class Alarm:
 
 def find_alarms(history: Sequence[Line], config: Config) -> list[Alarm]:
     """Return the alarms at the last step of `history`. Lines without a training step (evaluations) are skipped."""
-    trained = _trained(history)
-    return _alarms(trained, len(trained), config) if trained else []
-
-
-def _alarms(trained: Sequence[Line], end: int, config: Config) -> list[Alarm]:
+    trained = trained_lines(history)
+    if not trained:
+        return []
     # A rule sees the first `WINDOW` steps too: a slow decay is seen only against the start of the run.
-    seen = [*trained[: min(WINDOW, end)], *trained[max(WINDOW, end - MEMORY) : end]]
+    seen = [*trained[:WINDOW], *trained[WINDOW:][-MEMORY:]]
     texts = {name: rule(seen, config) for name, rule in RULES.items()}
     return [Alarm(name, text) for name, text in texts.items() if text]
-
-
-def alarm_stretches(history: Sequence[Line], config: Config) -> list[tuple[int, int, Alarm]]:
-    """Return (first step, last step, first alarm) for each unbroken stretch of an alarm, oldest first."""
-    stretches: list[tuple[int, int, Alarm]] = []
-    open_at: dict[str, int] = {}  # index in `stretches` of each alarm that holds
-    trained = _trained(history)
-    for end in range(1, len(trained) + 1):
-        step = int(trained[end - 1].get("step") or 0)
-        found = {alarm.name: alarm for alarm in _alarms(trained, end, config)}
-        open_at = {name: index for name, index in open_at.items() if name in found}
-        for name, alarm in found.items():
-            if name in open_at:
-                first, _, first_alarm = stretches[open_at[name]]
-                stretches[open_at[name]] = (first, step, first_alarm)
-            else:
-                open_at[name] = len(stretches)
-                stretches.append((step, step, alarm))
-    return stretches
 
 
 def grad_norm_spiked(history: Sequence[Line]) -> bool:
@@ -206,7 +185,7 @@ RULES: dict[str, Callable[[Sequence[Line], Config], str | None]] = {
 }
 
 
-def _trained(history: Sequence[Line]) -> list[Line]:
+def trained_lines(history: Sequence[Line]) -> list[Line]:
     """Return the lines with a training step."""
     return [line for line in history if line.get("loss") is not None or line.get("skipped_updates")]
 

@@ -11,7 +11,7 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import yaml
 
 from grpo_tir.config import Config
 from grpo_tir.errors import UserError
-from grpo_tir.monitor.alarms import alarm_stretches
+from grpo_tir.monitor.alarms import MEMORY, WINDOW, Alarm, Line, find_alarms, trained_lines
 from grpo_tir.report.findings import read_findings
 from grpo_tir.utils.recipe import load_config
 
@@ -199,6 +199,26 @@ def _alarms(recipe: Path, steps: list[int], metrics: dict[str, list[float | None
         config = Config()
     lines = [{"step": step, **{key: column[i] for key, column in metrics.items()}} for i, step in enumerate(steps)]
     return [(first, last, alarm.text) for first, last, alarm in alarm_stretches(lines, config)]
+
+
+def alarm_stretches(history: Sequence[Line], config: Config) -> list[tuple[int, int, Alarm]]:
+    """Return (first step, last step, first alarm) for each unbroken stretch of an alarm, oldest first."""
+    stretches: list[tuple[int, int, Alarm]] = []
+    open_at: dict[str, int] = {}  # index in `stretches` of each alarm that holds
+    trained = trained_lines(history)
+    for end in range(1, len(trained) + 1):
+        step = int(trained[end - 1].get("step") or 0)
+        seen = [*trained[: min(WINDOW, end)], *trained[max(WINDOW, end - MEMORY) : end]]
+        found = {alarm.name: alarm for alarm in find_alarms(seen, config)}
+        open_at = {name: index for name, index in open_at.items() if name in found}
+        for name, alarm in found.items():
+            if name in open_at:
+                first, _, first_alarm = stretches[open_at[name]]
+                stretches[open_at[name]] = (first, step, first_alarm)
+            else:
+                open_at[name] = len(stretches)
+                stretches.append((step, step, alarm))
+    return stretches
 
 
 def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:

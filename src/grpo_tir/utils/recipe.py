@@ -1,4 +1,4 @@
-"""Convert a recipe from YAML to `Config` and back, one to one.
+"""Find a recipe and read it as a `Config`, one to one.
 
 Unknown keys and ill-typed values raise errors. `--section.key VALUE` on the command line overrides a key.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
+import sys
 import types
 import typing
 from pathlib import Path
@@ -16,9 +18,34 @@ import yaml
 
 from grpo_tir.config import Config, check
 from grpo_tir.errors import ConfigError
+from grpo_tir.utils import resources
 
 RENAMED = {"tool.stop": "format"}
 """Maps old keys to new ones, so that old recipes and checkpoints load."""
+
+
+def import_program(module: str) -> Any:
+    """Import a module of recipes/programs. The processes that it starts can import it too."""
+    if (folder := str(resources.recipes_dir() / "programs")) not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(module)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Find a recipe by path, or a packaged recipe by name: `quickstart`, `recipes/quickstart.yaml`,
+    `ablations/c0`.
+
+    Raises:
+        ConfigError: there is no such file; the message names the nearest packaged recipe.
+    """
+    found = resources.find_file(name, suffix=".yaml")
+    if found is None:
+        folder = resources.recipes_dir()
+        known = [str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")]
+        near = difflib.get_close_matches(str(resources.below_recipes(name).with_suffix("")), known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"packaged recipes: {', '.join(sorted(known))}"
+        raise ConfigError(f"no recipe at {name}; {hint}")
+    return found
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
@@ -68,18 +95,6 @@ def parse_overrides(arguments: typing.Sequence[str]) -> list[tuple[str, Any]]:
         except yaml.YAMLError:
             raise ConfigError(f"--{key}: cannot read the value `{value}`") from None
     return pairs
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return the resolved recipe as nested dicts, in the order of config.py."""
-    plain = dataclasses.asdict(config)
-    plain["optim"]["betas"] = list(plain["optim"]["betas"])
-    return plain
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved recipe as YAML. `load_config` reads it back as an equal `Config`."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _build(kind: type, raw: dict[str, Any], prefix: str) -> Any:

@@ -1,4 +1,4 @@
-"""Find packaged recipes, sandbox files, and custom functions and classes by name.
+"""Find packaged files, and custom functions and classes by name.
 
 In a checkout, recipes and sandbox are folders at the root of the repository. In a wheel they are inside the
 package, as `grpo_tir/_recipes` and `grpo_tir/_sandbox`. So an installed package works from any folder.
@@ -41,41 +41,19 @@ def _packaged(name: str) -> Path:
     raise ConfigError(f"the {name} folder is missing from this installation of grpo-tir; install it again")
 
 
-def import_program(module: str) -> Any:
-    """Import a module of recipes/programs. The processes that it starts can import it too."""
-    if (folder := str(recipes_dir() / "programs")) not in sys.path:
-        sys.path.append(folder)
-    return importlib.import_module(module)
-
-
-def find_recipe(name: str | Path) -> Path:
-    """Find a recipe by path, or a packaged recipe by name: `quickstart`, `recipes/quickstart.yaml`,
-    `ablations/c0`.
-
-    Raises:
-        ConfigError: there is no such file; the message names the nearest packaged recipe.
-    """
-    found = find_file(name, suffix=".yaml")
-    if found is None:
-        known = [str(path.relative_to(recipes_dir()).with_suffix("")) for path in recipes_dir().rglob("*.yaml")]
-        near = difflib.get_close_matches(str(_below_recipes(name).with_suffix("")), known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"packaged recipes: {', '.join(sorted(known))}"
-        raise ConfigError(f"no recipe at {name}; {hint}")
-    return found
-
-
 def find_file(name: str | Path, suffix: str = "") -> Path | None:
     """Find the file `name` in the working folder, else among the packaged recipes. So a recipe may name
     `recipes/custom/reward.py`, wherever it is run. None if there is no such file."""
     for base in (Path(), recipes_dir()):
-        relative = Path(name).expanduser() if base == Path() else _below_recipes(name)
+        relative = Path(name).expanduser() if base == Path() else below_recipes(name)
         for candidate in (base / relative, base / f"{relative}{suffix}"):
             if candidate.is_file():
                 return candidate
     return None
 
 
-def _below_recipes(name: str | Path) -> Path:
+def below_recipes(name: str | Path) -> Path:
+    """Return the name of a packaged file without the folder `recipes`."""
     parts = Path(name).parts
     return Path(*parts[1:]) if parts[:1] == ("recipes",) else Path(name)
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from grpo_tir.config import Config
-from grpo_tir.monitor.alarms import alarm_stretches, find_alarms, grad_norm_spiked
+from grpo_tir.monitor.alarms import find_alarms, grad_norm_spiked
 from grpo_tir.monitor.console import Console
+from grpo_tir.report.read import alarm_stretches
 from grpo_tir.utils.files import read_jsonl
 from tiny_policy import change
 

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from grpo_tir import cli
-from grpo_tir.config import Config, check_for_training
+from grpo_tir.config import Config, check_for_training, save_config, to_dict
 from grpo_tir.data.problems import load_problems
 from grpo_tir.data.prompts import make_renderer
 from grpo_tir.rollouts.rewards import make_reward
@@ -21,7 +21,7 @@ from grpo_tir.testing import byte_tokenizer
 from grpo_tir.tools.functions import call_function, schema_of
 from grpo_tir.tools.python import find_code
 from grpo_tir.types import Problem, Rollout, Segment, ToolCall, ToolResult
-from grpo_tir.utils.recipe import load_config, save_config, to_dict
+from grpo_tir.utils.recipe import load_config
 from grpo_tir.utils.resources import load_object, recipes_dir
 from tiny_policy import change, save_byte_model
 

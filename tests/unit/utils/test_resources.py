@@ -8,6 +8,7 @@ import pytest
 
 from grpo_tir.errors import ConfigError
 from grpo_tir.utils import resources
+from grpo_tir.utils.recipe import find_recipe
 
 
 @pytest.fixture
@@ -27,30 +28,30 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "name", ["quickstart", "quickstart.yaml", "recipes/quickstart.yaml", "recipes/quickstart"]
 )
 def test_a_packaged_recipe_is_found_from_an_empty_folder(name: str, recipes: Path) -> None:
-    assert resources.find_recipe(name) == recipes / "quickstart.yaml"
+    assert find_recipe(name) == recipes / "quickstart.yaml"
 
 
 def test_a_dot_in_a_recipes_name_is_no_suffix(recipes: Path) -> None:
     (recipes / "torl_1.5b.yaml").touch()
-    assert resources.find_recipe("torl_1.5b") == recipes / "torl_1.5b.yaml"
+    assert find_recipe("torl_1.5b") == recipes / "torl_1.5b.yaml"
 
 
 def test_ones_own_file_goes_before_the_packaged_one(recipes: Path) -> None:
     own = Path("recipes/quickstart.yaml")
     own.parent.mkdir()
     own.touch()
-    assert resources.find_recipe(own) == own
+    assert find_recipe(own) == own
 
 
 @pytest.mark.parametrize(("wrong", "near"), [("quickstrat", "quickstart"), ("recipes/torl_7.yaml", "torl_7b")])
 def test_the_nearest_recipe_is_suggested(wrong: str, near: str, recipes: Path) -> None:
     with pytest.raises(ConfigError, match=f"no recipe at {wrong}; did you mean `{near}`"):
-        resources.find_recipe(wrong)
+        find_recipe(wrong)
 
 
 def test_an_unlike_name_gets_the_list(recipes: Path) -> None:
     with pytest.raises(ConfigError, match="packaged recipes: ablations/c0, quickstart, torl_7b"):
-        resources.find_recipe("/nowhere/zzz")
+        find_recipe("/nowhere/zzz")
 
 
 def test_a_checkout_has_its_folders_at_the_root(repository: Path) -> None:
