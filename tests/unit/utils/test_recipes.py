@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import sqlite3
 from pathlib import Path
 
@@ -165,6 +166,19 @@ def test_prepared_traces_hold_what_their_programs_print() -> None:
             exec(find_code(call.removesuffix("```output")))
         assert shown == f"\n{out.getvalue().strip()}\n```\n" and last == f"\\boxed{{{row['answer']}}}"
         assert out.getvalue().strip() == row["answer"] and int(row["answer"]) > 0
+
+
+def test_prepared_word_traces_do_one_correct_operation_a_line_and_end_in_the_answer() -> None:
+    prepare = f"{recipes_dir() / 'smollm2/prepare.py'}"
+    in_words = load_object(f"{prepare}:in_words")
+    for row in load_object(f"{prepare}:rows")(60, set(), random.Random(1)):
+        program = re.findall(r"\d+|[-+*]", row["segments"][0]["text"])
+        *lines, box = in_words(row)["segments"][0]["text"].split("\n")
+        for line in lines:
+            left, right = line.split(" = ")
+            assert eval(left) == int(right) and len(left.split()) == 3
+        assert right == row["answer"] and box == f"\\boxed{{{right}}}"
+        assert len(lines) == len(program) // 2  # as many operations as the program
 
 
 @pytest.mark.parametrize("path", OF_A_PUBLISHED_MODEL, ids=lambda path: path.stem)
