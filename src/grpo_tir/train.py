@@ -114,9 +114,9 @@ class Trainer:
         """
         parts, steps = self.parts, self.config.train.steps
         with parts.stop, parts.watchdog:
-            parts.console.start(steps, self.steps_done)
             try:
                 self.finish_step()  # the evaluation before training, or one that a signal interrupted
+                parts.console.start(steps, self.steps_done)  # after it, so that "left" does not count it
                 while self.steps_done < steps:
                     self.step()
             except Interrupted:  # the batch or the evaluation under way is abandoned

@@ -205,6 +205,8 @@ def identify(path: str, model: Any) -> str:
 
 
 def short_name(model: str) -> str:
-    """Return `run/step_000100` for a checkpoint, else the last part of the path."""
+    """Return `run/step_000100` for a checkpoint, `run/model` for a folder of that name, else the last part."""
     path = Path(model)
-    return f"{path.parents[1].name}/{path.name}" if path.name.startswith("step_") else path.name
+    if path.name.startswith("step_"):
+        return f"{path.parents[1].name}/{path.name}"
+    return f"{path.parent.name}/model" if path.name == "model" else path.name
