@@ -100,6 +100,10 @@ class RolloutConfig:
     """Minimum probability of a token, relative to the most probable one; for evaluation only. 0 means none."""
     max_rows: int = 0
     """Maximum number of rollouts decoded at the same time on one rank. 0 means no limit."""
+    carry_over: float = 0.0
+    """Share of a rank's groups, from 0 to 1, with which it ends sampling: once so many are whole, the others are
+    carried over to the next step, which continues them with its weights and draws fewer new problems. Needs
+    `algorithm.importance_cap`, which corrects for the earlier weights. 0 means that all groups are awaited."""
     kv_tokens: int = 0
     """Capacity of the engine's KV cache on one rank, in tokens. 0 means as many as its rollouts need or, on a GPU
     with static steps, as many of them as fit into its free memory."""
@@ -343,7 +347,10 @@ AT_LEAST_ZERO = (
     *("train.rollouts_every", "train.sample_every", "train.logprob_tolerance"),
     "train.watchdog_minutes",
 )
-SHARES = ("rollout.top_p", "rollout.min_p", "executor.max_outage", "algorithm.gtpo_gamma")
+SHARES = (
+    *("rollout.top_p", "rollout.min_p", "rollout.carry_over"),
+    *("executor.max_outage", "algorithm.gtpo_gamma"),
+)
 
 
 def check(config: Config) -> None:
@@ -374,6 +381,15 @@ def check(config: Config) -> None:
     bounds = config.algorithm.sequence_mask
     if bounds and not (len(bounds) == 2 and 0 <= bounds[0] < 1 < bounds[1]):
         raise ConfigError(f"algorithm.sequence_mask is {bounds}: it must be [lo, hi] with 0 <= lo < 1 < hi, or []")
+    if config.rollout.carry_over:
+        if not config.algorithm.importance_cap:
+            raise ConfigError(
+                "rollout.carry_over needs algorithm.importance_cap, such as 2: earlier weights drew some tokens"
+            )
+        if config.algorithm.dynamic_sampling:
+            raise ConfigError("rollout.carry_over excludes algorithm.dynamic_sampling: set one of them to 0")
+        if config.train.deterministic and config.rollout.max_rows:
+            raise ConfigError("rollout.carry_over with train.deterministic needs rollout.max_rows 0: one wave")
     tool = config.tool
     if tool.format in ("output", "fence") and tool.names != ["python"]:
         raise ConfigError(f"tool.format {tool.format} names no tool, but tool.names has others: use tool_call")

@@ -157,8 +157,9 @@ class Trainer:
         seconds = sampled - started, time.perf_counter() - sampled
         problems = len(collector.problems.problems)
         self.line = self.parts.recorder.measure(
-            groups, self.steps_done, learned, seconds, collector.idle, collector.choice, problems
-        )
+            groups, self.steps_done, learned, seconds, collector.idle, collector.choice, problems,
+            len(collector.carried),
+        )  # fmt: skip
         self.finish_step()
 
     def finish_step(self) -> None:

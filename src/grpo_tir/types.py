@@ -89,6 +89,8 @@ class Segment:
     text: str = ""
     """Text of the tokens without a final end-of-text token, decoded once for grading and display; never encoded
     again."""
+    versions: list[int] = field(default_factory=list)
+    """Training step whose weights drew each model token (`rollout.carry_over`); empty if it is not recorded."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,28 @@ class Rollout:
     loss."""
     stamps: list[Stamp] = field(default_factory=list)
     """Stamp of each segment, made when it was added. The certificate compares the trained tokens with it."""
-
+    cut: bool = False
+    """True if a training step ended within the last segment, which the next step continues."""
     old_logprobs: Sequence[float] | None = None
     """(T,) log-probs of the learner before its update, 0.0 at tool tokens; None before the update."""
 
     def add(self, segment: Segment) -> None:
-        """Append and stamp a segment. All sampled and inserted tokens enter here."""
+        """Append and stamp a segment, or continue the last one if it was cut. All sampled and inserted tokens
+        enter here."""
+        before, added = None, segment.token_ids
+        if self.cut:
+            last, before = self.segments.pop(), self.stamps.pop()
+            segment.token_ids = last.token_ids + added
+            segment.logprobs = last.logprobs + segment.logprobs
+            segment.versions = last.versions + segment.versions
         self.segments.append(segment)
-        self.stamps.append(stamp(segment.kind, segment.token_ids))
+        self.stamps.append(stamp(segment.kind, added, before))
+        self.cut = False
+
+    @property
+    def ended(self) -> bool:
+        """True if no token will be added: the response is complete, or its tool or its grader was lost."""
+        return self.finish_reason != "aborted" or not self.valid
 
     @property
     def token_ids(self) -> list[int]:
@@ -150,6 +166,13 @@ class Rollout:
             logprob
             for segment in self.segments
             for logprob in (segment.logprobs if segment.kind == "model" else [0.0] * len(segment.token_ids))
+        ]
+
+    @property
+    def versions(self) -> list[int]:
+        """Training step whose weights drew each token; 0 for tool tokens, and where it is not recorded. (T,)"""
+        return [
+            version for segment in self.segments for version in (segment.versions or [0] * len(segment.token_ids))
         ]
 
     @property
@@ -185,6 +208,11 @@ class RolloutGroup:
         """Rewards of the valid rollouts."""
         return [r.reward.value for r in self.rollouts if r.valid and r.reward is not None]
 
+    @property
+    def whole(self) -> bool:
+        """True if all its rollouts have ended."""
+        return all(rollout.ended for rollout in self.rollouts)
+
 
 class Stamp(NamedTuple):
     """Checksum of a segment, made when it was added: its kind, number of tokens, and CRC-32."""
@@ -194,6 +222,8 @@ class Stamp(NamedTuple):
     crc: int
 
 
-def stamp(kind: str, token_ids: Sequence[int]) -> Stamp:
-    """Compute the stamp of a segment. Takes about 20 ns per token."""
-    return Stamp(kind, len(token_ids), zlib.crc32(array("q", token_ids).tobytes()))
+def stamp(kind: str, token_ids: Sequence[int], before: Stamp | None = None) -> Stamp:
+    """Compute the stamp of a segment, or that of its first tokens, stamped `before`, and these. Takes about 20 ns
+    per token."""
+    _, length, crc = before or (kind, 0, 0)
+    return Stamp(kind, length + len(token_ids), zlib.crc32(array("q", token_ids).tobytes(), crc))

@@ -2,7 +2,8 @@
 
     journal/step_000012.rank0.jsonl     {"recipe": digest}                                the first line
                                         {"call": [group, sample, number], "code", …}      a result of the tool
-                                        {"rollout": [group, sample], "segments", …}       a finished rollout
+                                        {"rollout": [group, sample], "segments", …}       a finished rollout, or
+                                                                                          one that is carried over
 
 A finished rollout is restored from the journal with its exact ids and log-probs, and graded again. With
 `train.deterministic`, only complete waves are restored, because the last bits of log-probs depend on which rows
@@ -29,7 +30,7 @@ from typing import Any
 from grpo_tir.config import Config, to_dict
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.tools.protocol import Session
-from grpo_tir.types import Rollout, Segment, Stamp, ToolCall, ToolResult
+from grpo_tir.types import Problem, Reward, Rollout, Segment, Stamp, ToolCall, ToolResult
 from grpo_tir.utils.files import Writer, append_lines, complete_lines, cut_torn_line
 
 Key = tuple[int, ...]
@@ -66,10 +67,10 @@ class Journal:
             self.writer.do(append_lines, self.file, {"recipe": self.recipe})
 
     def recall(self, rollouts: Sequence[Rollout], whole: bool) -> list[Rollout]:
-        """Fill the rollouts that are in the journal. Returns those that must still be sampled.
+        """Fill the rollouts that are in the journal. Returns those that have not ended.
 
         Args:
-            rollouts: rollouts with prompts, but without responses.
+            rollouts: rollouts that have not ended.
             whole: fill either all rollouts or none.
         """
         missing = [rollout for rollout in rollouts if not self._has(rollout)]
@@ -78,7 +79,7 @@ class Journal:
         for rollout in rollouts:
             if self._has(rollout):
                 _fill(rollout, self.rollouts[rollout.group, rollout.sample])
-        return missing
+        return [rollout for rollout in rollouts if not rollout.ended]
 
     def run(self, session: Session, rollout: Rollout, code: str) -> Future[ToolResult]:
         """Return the recorded result of a call. Without a record, run it and record its result."""
@@ -94,9 +95,9 @@ class Journal:
         return future
 
     def record(self, rollout: Rollout) -> None:
-        """Record a finished rollout, unless it is invalid."""
+        """Record a rollout that has finished or is carried over, unless it is invalid."""
         if rollout.valid:
-            self.writer.do(_append_rollout, self.file, rollout)
+            self.writer.do(append_lines, self.file, _line(rollout))
 
     def end_batch(
         self, step: int, sampled: int, number: int, runtime: Runtime, log: Callable[[str], None]
@@ -151,7 +152,7 @@ class Journal:
         for line in lines[1:]:
             if "call" in line:
                 self.calls[tuple(line["call"])] = (line["code"], ToolResult(**line["result"]))
-            else:
+            elif line["finish_reason"] != "aborted" or tuple(line["rollout"]) not in self.rollouts:
                 self.rollouts[tuple(line["rollout"])] = line
 
     def _record_call(self, file: Path, key: Key, code: str, done: Future[ToolResult]) -> None:
@@ -182,20 +183,38 @@ def step_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def _append_rollout(path: Path, rollout: Rollout) -> None:
+def to_line(rollout: Rollout) -> dict[str, Any]:
+    """Return all data of a carried rollout as plain values, for a checkpoint."""
+    reward = rollout.reward and {
+        "value": float(rollout.reward.value),
+        "parts": {name: float(value) for name, value in rollout.reward.parts.items()},
+    }
+    return {**_line(rollout), "problem": dict(vars(rollout.problem)), "valid": rollout.valid, "reward": reward}
+
+
+def from_line(line: dict[str, Any]) -> Rollout:
+    """Rebuild the rollout of `to_line`."""
+    group, sample = line["rollout"]
+    rollout = Rollout(Problem(**line["problem"]), line["prompt_ids"], group, sample, valid=line["valid"])
+    rollout.reward = line["reward"] and Reward(**line["reward"])
+    _fill(rollout, line)
+    return rollout
+
+
+def _line(rollout: Rollout) -> dict[str, Any]:
     calls = [
         {"code": call.code, "result": call.result and dataclasses.asdict(call.result), "seconds": call.seconds}
         for call in rollout.calls
     ]
-    line = {
+    return {
         "rollout": [rollout.group, rollout.sample],
         "prompt_ids": rollout.prompt_ids,
-        "segments": [vars(segment) for segment in rollout.segments],
-        "stamps": rollout.stamps,
+        "segments": [dict(vars(segment)) for segment in rollout.segments],
+        "stamps": [list(stamp) for stamp in rollout.stamps],
         "calls": calls,
         "finish_reason": rollout.finish_reason,
+        "cut": rollout.cut,
     }
-    append_lines(path, line)
 
 
 def _fill(rollout: Rollout, line: dict[str, Any]) -> None:
@@ -205,4 +224,4 @@ def _fill(rollout: Rollout, line: dict[str, Any]) -> None:
         ToolCall(call["code"], call["result"] and ToolResult(**call["result"]), call["seconds"])
         for call in line["calls"]
     ]
-    rollout.finish_reason = line["finish_reason"]
+    rollout.finish_reason, rollout.cut = line["finish_reason"], line.get("cut", False)

@@ -50,7 +50,10 @@ def find_record(run_dir: Path, step: int, sample: str) -> dict[str, Any]:
 def to_rollout(record: dict[str, Any]) -> Rollout:
     """Rebuild the rollout that `run_log.trajectory` recorded."""
     problem = Problem(record["problem_id"], record["problem"], record["answer"])
-    segments = [Segment(s["kind"], s["token_ids"], s["logprobs"], s["text"]) for s in record["segments"]]
+    segments = [
+        Segment(s["kind"], s["token_ids"], s["logprobs"], s["text"], s.get("versions", []))
+        for s in record["segments"]
+    ]
     stamps = [Stamp(*piece) for piece in record["stamps"]]
     rollout = Rollout(problem, record["prompt_ids"], record["group"], record["sample"], segments, stamps=stamps)
     rollout.finish_reason = record["finish_reason"]
@@ -84,9 +87,10 @@ def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, log:
     runtime = Runtime(config.model.precision)
     policy = load_policy(config, str(checkpoint) if step > 1 else config.model.path, runtime.device)
     found, tolerance = logprob_gaps(policy, [rollout], runtime, config)
-    gaps: list[float] = found.tolist()
+    versions = [v for v, trained in zip(rollout.versions, rollout.loss_mask, strict=True) if trained]
+    gaps: list[float] = [gap for gap, version in zip(found.tolist(), versions) if version in (0, step)]
     if not gaps:
-        log("log-probs      none: the model wrote nothing")
+        log("log-probs      none: these weights wrote nothing")
         return True
     mean, worst = sum(gaps) / len(gaps), max(range(len(gaps)), key=gaps.__getitem__)
     fine = mean <= SINGLE * tolerance

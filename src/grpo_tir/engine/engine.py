@@ -152,6 +152,11 @@ class Engine:
         state.begin_segment()
         self.scheduler.enqueue(state)
 
+    def drawn(self, row: int) -> tuple[list[int], list[float]]:
+        """Return tokens and log-probs of a row that is not parked, sampled since it was submitted or resumed."""
+        state = self.scheduler.rows[row]
+        return state.drawn, state.logprobs
+
     def release(self, row: int) -> None:
         """Remove a parked row."""
         self.scheduler.remove(self.scheduler.rows[row])
@@ -241,7 +246,7 @@ class Engine:
             self.scheduler.park(row)
         else:
             self.scheduler.remove(row)
-        return Stopped(row.request.row, row.tokens[row.start :], row.logprobs, reason)
+        return Stopped(row.request.row, row.drawn, row.logprobs, reason)
 
     def _ends(self, row: SequenceState, token: int) -> Literal["eos", "call", "length"] | None:
         """Return why the newest token stops the row, or None. An eos can complete a call. The last token of the

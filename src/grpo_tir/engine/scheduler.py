@@ -27,15 +27,21 @@ class SequenceState:
 
     def __init__(self, request: Request, age: int, prompt: tuple[int, ...]) -> None:
         self.request, self.age, self.prompt = request, age, prompt
-        self.tokens = list(prompt)  # prompt and response so far
+        self.tokens = [*prompt, *request.response]  # prompt and response so far
         self.cached = 0  # number of leading tokens that have KV in the slot
         self.slot: int | None = None
         self.may_call = request.may_call
         self.begin_segment()
+        self.start -= request.cut
 
     def begin_segment(self) -> None:
         self.start = len(self.tokens)  # of the segment that is sampled now
         self.logprobs: list[float] = []
+
+    @property
+    def drawn(self) -> list[int]:
+        """Return the tokens that have log-probs: all of the segment, unless an earlier step began it."""
+        return self.tokens[len(self.tokens) - len(self.logprobs) :]
 
     @property
     def budget_left(self) -> int:

@@ -29,6 +29,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from grpo_tir.errors import ConfigError
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, draw, uniforms
 from grpo_tir.generation.stopping import CodeBlockStopping
@@ -67,7 +68,7 @@ class _Row:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.response: list[int] = []
+        self.response = list(request.response)
         self.may_call = request.may_call
         self.waiting = False
 
@@ -96,7 +97,13 @@ class GenerateRounds:
         self.rows: dict[int, _Row] = {}
 
     def submit(self, request: Request) -> None:
-        """Add a row."""
+        """Add a row.
+
+        Raises:
+            ConfigError: the row was cut within a turn, which only the engine does.
+        """
+        if request.cut:
+            raise ConfigError("the engine began some responses of the checkpoint: set rollout.generator to engine")
         self.rows[request.row] = _Row(request)
 
     def resume(self, row: int, token_ids: list[int], may_call: bool) -> None:
@@ -104,6 +111,10 @@ class GenerateRounds:
         state = self.rows[row]
         state.response += token_ids
         state.may_call, state.waiting = may_call, False
+
+    def drawn(self, row: int) -> tuple[list[int], list[float]]:
+        """Return nothing: between rounds, a row that is not parked has not been sampled further."""
+        return [], []
 
     def release(self, row: int) -> None:
         """Remove a row."""

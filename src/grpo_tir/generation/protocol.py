@@ -7,7 +7,7 @@ the same `CodeBlockStopping`, and draw with the same keyed sampler.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 
@@ -24,6 +24,10 @@ class Request:
     """Largest number of response tokens; tokens given to `resume` count."""
     may_call: bool
     """True if a tool call pauses the row."""
+    response: list[int] = field(default_factory=list)
+    """Response so far, if an earlier step began the row. Its KV is computed again, with the current weights."""
+    cut: int = 0
+    """Number of its last tokens that belong to an unfinished turn: the end of a step cut it off."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class Generator(Protocol):
 
     def resume(self, row: int, token_ids: list[int], may_call: bool) -> None:
         """Insert tokens into a parked row and resume it. They must leave room in its budget."""
+
+    def drawn(self, row: int) -> tuple[list[int], list[float]]:
+        """Return tokens and log-probs of a row that is not parked, sampled since it was submitted or resumed."""
 
     def release(self, row: int) -> None:
         """Remove a parked row."""

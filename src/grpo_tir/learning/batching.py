@@ -13,7 +13,7 @@ Shapes: B rows, T tokens (prompt and response).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class TrainingSample:
     """Rollout of this sample; None for an idle row."""
     certified: bool = False
     """True if the stamps of the rollout were checked. Only such samples are compared with the generator."""
+    stale: list[bool] = field(default_factory=list)
+    """(T,) True at tokens that earlier weights drew, which are not compared; empty if there are none."""
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -67,6 +69,9 @@ class MicroBatch:
         sums of `Agreement`, (7,) float64, and the largest mean gap of a row, (), both on the device."""
         certified = upload(torch.tensor([row.certified for row in self.rows]), self.loss_mask.device)
         kept = self.loss_mask.bool() & certified[:, None]  # (B, T)
+        if any(row.stale for row in self.rows):
+            stale = _pad([row.stale or [False] * len(row.token_ids) for row in self.rows], False)
+            kept &= ~upload(stale, kept.device)
         x, y = (torch.where(kept, values, 0.0).double() for values in (old_logprobs, self.sampled_logprobs))
         gap = (x - y).abs()
         sums = torch.stack([kept.sum(), gap.sum(), (gap**2).sum(), x.sum(), y.sum(), (x**2).sum(), (x * y).sum()])
@@ -83,8 +88,12 @@ class MicroBatch:
         return upload(_pad([vector.tolist() for vector in vectors], 0.0), self.input_ids.device)
 
 
-def to_row(rollout: Rollout) -> TrainingSample:
+def to_row(rollout: Rollout, version: int = 0) -> TrainingSample:
     """Join prompt and response of a rollout into one sample. The prompt is never in the loss.
+
+    Args:
+        rollout: a rollout that has ended.
+        version: training step of the current weights. Tokens with an earlier version are `stale`.
 
     Raises:
         CertificateError: the tokens or the loss mask differ from what was sampled.
@@ -102,6 +111,8 @@ def to_row(rollout: Rollout) -> TrainingSample:
         where = f"group {rollout.group}, sample {rollout.sample}"
         check_tokens(rollout.stamps, prompt, row.token_ids, row.loss_mask, where)
         row.certified = True
+    if any(0 < drawn < version for drawn in rollout.versions):
+        row.stale = [False] * prompt + [0 < drawn < version for drawn in rollout.versions]
     return row
 
 

@@ -93,7 +93,7 @@ class Learner:
             fused=runtime.device.type == "cuda" and not runtime.stage,
         )
         self.policy, self.optimizer = runtime.prepare(self.module, self.optimizer, optim.max_grad_norm)
-        self.skipped = 0
+        self.skipped = self.training_step = 0
         self.tolerance = config.train.logprob_tolerance or TOLERANCE["bf16" if runtime.bf16 else "fp32"]
         self.tolerance_used = 0.0
         self.sums: dict[str, float | torch.Tensor] = {}
@@ -117,7 +117,7 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config.optim, self.config.train.steps)
-        self.sums, self.tolerance_used, self.dump = {}, 0.0, dump
+        self.sums, self.tolerance_used, self.dump, self.training_step = {}, 0.0, dump, step + 1
         self.guests, self.away = [], {}
         self.gap_max.zero_()
         self.policy.train()
@@ -221,7 +221,8 @@ class Learner:
         position = {number: i for i, number in enumerate(sorted(self.runtime.gather(numbers)))}
         batches: list[list[TrainingSample]] = [[] for _ in range(parts)]
         for group, number in zip(groups, numbers, strict=True):
-            batches[position[number] % parts] += [to_row(r) for r in group.rollouts if r.trained]
+            rows = [to_row(rollout, self.training_step) for rollout in group.rollouts if rollout.trained]
+            batches[position[number] % parts] += rows
         return batches
 
     def _choose_layers(self, part: list[TrainingSample]) -> None:

@@ -49,6 +49,7 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
         "trained": rollout.trained,
         "crc": stamp("all", rollout.token_ids).crc,
         "tool_tokens": len(rollout.token_ids) - sum(rollout.loss_mask),
+        "versions": sum(rollout.versions),
         "cut": rollout.finish_reason == "length",
         "lost": rollout.finish_reason == "aborted",
         "calls": len(rollout.calls),
@@ -169,6 +170,15 @@ def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: flo
     if "masked" in totals:
         metrics["sampling/sequence_masked"] = totals["masked"] / responses
     return metrics
+
+
+def carry_metrics(summaries: Sequence[dict[str, Any]], step: int, carried: int) -> dict[str, float | None]:
+    """Return the number of groups carried over to the next step, and the mean age of trained model tokens in steps
+    (`rollout.carry_over`)."""
+    rows = [row for row in summaries if row["trained"]]
+    tokens = _total(rows, "length") - _total(rows, "tool_tokens")
+    age = _share(step * tokens - _total(rows, "versions"), tokens)
+    return {"rollouts/carried": float(carried), "rollouts/staleness": age}
 
 
 def time_metrics(tokens: int, sampling: float, learning: float, idle: float) -> dict[str, float]:

@@ -19,7 +19,7 @@ import grpo_tir
 from grpo_tir.config import Config
 from grpo_tir.errors import ConfigError
 from grpo_tir.monitor.alarms import find_alarms, grad_norm_spiked
-from grpo_tir.monitor.metrics import decode_metrics, step_metrics, summarize, time_metrics
+from grpo_tir.monitor.metrics import carry_metrics, decode_metrics, step_metrics, summarize, time_metrics
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Rollout, RolloutGroup
 from grpo_tir.utils.files import Writer, append_lines, read_jsonl, sync, write_atomically
@@ -176,6 +176,7 @@ class Recorder:
         idle: float,
         choice: Choice | None,
         problems: int,
+        carried: int = 0,
     ) -> dict[str, float | None]:
         """Compute the metrics of a training step. Write its rewards and, if they are due, its trajectories. All
         ranks must call it together.
@@ -188,6 +189,7 @@ class Recorder:
             idle: seconds of sampling in which all rows of this rank waited for their tool.
             choice: the decode step, if it was measured in this batch.
             problems: number of training problems, from which the epoch follows.
+            carried: number of groups of all ranks that are carried over.
 
         Returns:
             The metrics on the main process, an empty mapping on other ranks.
@@ -209,7 +211,8 @@ class Recorder:
         times = time_metrics(tokens, sampling, learning, idle / self.runtime.world)
         if choice:
             self.log.describe(decode_step=vars(choice))
-        return {**step_metrics(summaries), **learned, **times, **decode_metrics(choice)}
+        carry = carry_metrics(summaries, step, carried) if config.rollout.carry_over else {}
+        return {**step_metrics(summaries), **learned, **times, **decode_metrics(choice), **carry}
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Write and print the metrics of a step. Step 0 is the evaluation before training."""

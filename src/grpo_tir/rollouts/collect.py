@@ -7,23 +7,28 @@
 Rows of a wave are decoded together until all have ended. A batch is one wave, except with `train.deterministic`
 and `rollout.max_rows`: then every wave has that many rows and ends before the next one begins. Responses are
 graded in other threads while the rest of the batch decodes.
+
+With `rollout.carry_over`, a rank ends its wave once that share of its groups is whole. The others are carried over:
+they are dealt to the ranks anew, together with fewer new groups, and continued with the weights of the next step.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from grpo_tir.checkpoint.journal import Journal
+from grpo_tir.checkpoint.journal import Journal, from_line, to_line
 from grpo_tir.config import Config
 from grpo_tir.data.problems import ProblemSampler
 from grpo_tir.data.prompts import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
 from grpo_tir.engine.choose_step import Choice
-from grpo_tir.errors import DataError, ExecutorOutage, GraderOutage
+from grpo_tir.errors import ConfigError, DataError, ExecutorOutage, GraderOutage
 from grpo_tir.learning.advantages import is_flat, resample_on_correct
 from grpo_tir.monitor.console import Console
 from grpo_tir.rollouts.policy import Policy
@@ -51,8 +56,20 @@ class Collector:
         self.config, self.runtime, self.policy = config, runtime, policy
         self.tool, self.reward, self.journal = tool, reward, journal
         self.stop, self.console = stop, console
+        if config.rollout.carry_over and hasattr(tool, "session") and not getattr(tool, "resumable", False):
+            raise ConfigError(
+                "rollout.carry_over: the tool has sessions, which end with the step: set it to 0, or give the tool "
+                "`resumable = True` if session(rollout) restores all state from rollout.calls"
+            )
         self.problems = ProblemSampler(problems, config.train.seed, config.data.shuffle)
         self.step, self.next_group = 0, 0
+        self.carried: list[RolloutGroup] = []
+        """Groups that are not whole: between batches those of all ranks, ordered by their numbers."""
+        self.batch_rollouts: list[Rollout] = []
+        self.left: Counter[int] = Counter()
+        """Number of rollouts of each group of the current batch that have not ended."""
+        self.needed = 0
+        """Number of whole groups with which the current batch ends."""
         self.grading: dict[int, Future[Reward | None]] = {}
         self.expected = self.finished = self.sampled = 0
         self.idle = 0.0
@@ -62,13 +79,16 @@ class Collector:
         self.graders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reward")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the problems and the number of groups so far."""
-        return {"next_group": self.next_group, "sampler": self.problems.state_dict()}
+        """Return the position in the problems, the number of groups so far, and the carried rollouts."""
+        carried = [[to_line(rollout) for rollout in group.rollouts] for group in self.carried]
+        return {"next_group": self.next_group, "sampler": self.problems.state_dict(), "carried": carried}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved position."""
         self.next_group = state["next_group"]
         self.problems.load_state_dict(state["sampler"])
+        groups = [[from_line(line) for line in lines] for lines in state.get("carried", [])]
+        self.carried = [RolloutGroup(rollouts[0].problem, rollouts) for rollouts in groups]
 
     @contextmanager
     def batch(self, step: int) -> Iterator[None]:
@@ -86,19 +106,20 @@ class Collector:
             raise
 
     def sample_rollouts(self, number: int | None = None) -> list[RolloutGroup]:
-        """Sample responses to the next `number` problems (default: `rollout.prompts_per_step`).
+        """Sample responses to the next `number` problems (default: `rollout.prompts_per_step`, less those carried
+        over).
 
         Each response is graded in another thread as soon as it ends. `assign_rewards` collects the results.
 
         Returns:
-            This rank's groups.
+            This rank's groups, if they are whole; the others are carried over.
 
         Raises:
             Interrupted: a rank was asked to stop.
             ExecutorOutage: the executor lost so many calls that it gave up.
         """
         settings = self.config.rollout
-        number = settings.prompts_per_step if number is None else number
+        number = max(0, settings.prompts_per_step - len(self.carried)) if number is None else number
         # 1. Draw problems. All ranks draw the same ones, and each rank takes its share.
         groups = make_groups(
             self.problems.next(number),
@@ -108,37 +129,45 @@ class Collector:
             self.next_group,
         )
         self.next_group += number
-        mine = self.runtime.share(groups, cost=prompt_length)
-        rollouts = [rollout for group in mine for rollout in group.rollouts]
+        mine = self.runtime.share(self.carried + groups, cost=length_so_far)
+        rollouts = [rollout for group in mine for rollout in group.rollouts if not rollout.ended]
+        self.batch_rollouts, self.left = rollouts, Counter(rollout.group for rollout in rollouts)
+        self.needed = math.ceil((settings.carry_over or 1.0) * len(mine) - 1e-9)  # .7 of 10 is 7
         self.grading, self.expected, self.finished, self.sampled = {}, len(rollouts), 0, 0
         with self.stop.abandonable(), self.policy.gathered(self.runtime, self.config):
             for wave in self._waves(rollouts):
                 # 2. Restore from the journal what an interrupted attempt had finished.
                 missing = self.journal.recall(wave, whole=self.config.train.deterministic)
                 for rollout in wave:
-                    if rollout.finish_reason != "aborted":
+                    if rollout.ended:
                         self._grade(rollout)
                 # 3. Sample the rest.
-                self._decode(missing)
-                self.sampled += len(missing)
-        return mine
+                if not self._enough():
+                    self._decode(missing)
+                    self.sampled += len(missing)
+        self.carried = [group for group in mine if not group.whole]
+        return [group for group in mine if group.whole]
 
     def assign_rewards(self, groups: list[RolloutGroup]) -> None:
-        """Wait for the grading of the groups just sampled, and write `reward` and `valid` of each rollout. With
-        `algorithm.resample_on_correct`, each group then keeps G of its 2 G rollouts.
+        """Wait for the grading of the rollouts that have just ended, and write their `reward` and `valid`. Gather
+        the carried groups of all ranks. With `algorithm.resample_on_correct`, each of `groups` then keeps G of its
+        2 G rollouts.
 
         Raises:
             Interrupted: a rank was asked to stop.
             ExecutorOutage, GraderOutage: more rollouts were lost than `executor.max_outage` allows.
         """
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rollouts = [rollout for rollout in self.batch_rollouts if rollout.ended]
         with self.stop.abandonable():
             for rollout in rollouts:
                 self.stop.check()
                 rollout.reward = self.grading[id(rollout)].result() if rollout.valid else None
                 rollout.valid = rollout.reward is not None
-        self.journal.end_batch(self.step, self.sampled, len(rollouts), self.runtime, self.console.log)
+        self.journal.end_batch(self.step, self.sampled, self.expected, self.runtime, self.console.log)
         self._check_outage(rollouts)
+        if self.config.rollout.carry_over:
+            carried = self.runtime.gather(self.carried)
+            self.carried = sorted(carried, key=lambda group: group.rollouts[0].group)
         if self.config.algorithm.resample_on_correct:
             for group in groups:
                 seed = f"{self.config.train.seed}/{group.rollouts[0].group}"
@@ -188,18 +217,28 @@ class Collector:
             run_tool=self.journal.run,
             on_finish=self._finish,
             check=self._between_tokens,
+            enough=self._enough,
+            version=self.step if self.config.rollout.carry_over or self.carried else 0,
         )
         self.idle += cost.idle
         self.choice = cost.choice or self.choice
         for note in cost.notes:
             self.console.log(note)
+        for rollout in rollouts:
+            if not rollout.ended:
+                self.journal.record(rollout)
 
     def _finish(self, rollout: Rollout) -> None:
         self.journal.record(rollout)
         self._grade(rollout)
 
+    def _enough(self) -> bool:
+        """True if so many groups are whole that the batch ends."""
+        return sum(not left for left in self.left.values()) >= self.needed
+
     def _grade(self, rollout: Rollout) -> None:
         self.finished += 1
+        self.left[rollout.group] -= 1
         if rollout.valid:
             self.grading[id(rollout)] = self.graders.submit(self.reward, rollout.problem, rollout)
 
@@ -222,6 +261,11 @@ class Collector:
             raise GraderOutage(
                 f"{unjudged:.0f} of {number:.0f} rollouts could not be judged: check their gold answers"
             )
+
+
+def length_so_far(group: RolloutGroup) -> float:
+    """Estimate the cost of a group, by its prompt and the responses of a carried group."""
+    return prompt_length(group) + sum(len(rollout.token_ids) for rollout in group.rollouts)
 
 
 def keep_fitting(

@@ -92,10 +92,10 @@ def sample_responses(
     fixed_waves: bool = False,
     **hooks: Any,
 ) -> SamplingCost:
-    """Sample empty rollouts to their end, in place. Used by training, evaluation, `solve` and `doctor`.
+    """Sample rollouts to their end, in place. Used by training, evaluation, `solve` and `doctor`.
 
     Args:
-        rollouts: from `make_groups`.
+        rollouts: from `make_groups`, empty or carried over from an earlier step.
         policy: with its current weights. Under ZeRO-3 the caller gathers them first (`Policy.gathered`).
         tool: None only where no call is allowed.
         config: its sections `rollout`, `tool` and `train.seed` are read.
@@ -103,7 +103,7 @@ def sample_responses(
         sampling: distribution of the draws; default: that of the section `rollout`.
         limits: budget and number of calls; default: those of the recipe.
         fixed_waves: see `Limits`.
-        hooks: `run_tool`, `on_finish` and `check` of `RolloutLoop`.
+        hooks: `run_tool`, `on_finish`, `check`, `enough` and `version` of `RolloutLoop`.
 
     Raises:
         ExecutorOutage: the executor lost so many calls that it gave up.
@@ -182,7 +182,7 @@ class Turn:
 
 
 class RolloutLoop:
-    """Fill empty rollouts in place.
+    """Fill rollouts in place.
 
     Args:
         generator: decodes the rows.
@@ -193,6 +193,8 @@ class RolloutLoop:
         run_tool: runs a call, `(session, rollout, code) -> future`; default: the session's `submit`.
         on_finish: called with each finished rollout at once, so that it is graded while others decode.
         check: called between steps with (finished, waiting); may raise to abandon the batch.
+        enough: called between steps; if it returns True, the unfinished rollouts are cut, to be continued later.
+        version: training step whose weights draw; 0 means that it is not recorded.
     """
 
     def __init__(
@@ -205,10 +207,13 @@ class RolloutLoop:
         run_tool: RunTool = lambda session, rollout, code: session.submit(code),
         on_finish: Callable[[Rollout], None] = lambda rollout: None,
         check: Callable[[int, int], None] = lambda finished, waiting: None,
+        enough: Callable[[], bool] = lambda: False,
+        version: int = 0,
     ) -> None:
         self.generator, self.tool, self.tokenizer = generator, tool, tokenizer
         self.limits, self.seed = limits, seed
         self.run_tool, self.on_finish, self.check = run_tool, on_finish, check
+        self.enough, self.version = enough, version
         self.rollouts: list[Rollout] = []
         # row to (future, code, time of the call); a tool with a cache may return one future for two rows
         self.waiting: dict[int, tuple[Future[ToolResult], str, float]] = {}
@@ -220,7 +225,7 @@ class RolloutLoop:
         """Seconds in which no row could continue, because all waited for their tool."""
 
     def run(self, rollouts: list[Rollout]) -> None:
-        """Sample every rollout to its end.
+        """Sample every rollout to its end, or until `enough`.
 
         Raises:
             ExecutorOutage: the executor lost so many calls that it gave up.
@@ -229,18 +234,20 @@ class RolloutLoop:
         self.waiting.clear()  # an abandoned batch may have left some
         if not self.limits.fixed_waves:
             self.generator.ready = lambda: any(future.done() for future, _, _ in self.waiting.values())
-        may_call = self.limits.max_tool_calls > 0
         for row, rollout in enumerate(rollouts):
             key = row_key(self.seed, rollout.group, rollout.sample)
             budget = self.limits.max_completion_length
-            self.generator.submit(Request(row, rollout.prompt_ids, key, budget, may_call))
+            may_call = len(rollout.calls) < self.limits.max_tool_calls
+            cut = len(rollout.segments[-1].token_ids) if rollout.cut else 0
+            self.generator.submit(Request(row, rollout.prompt_ids, key, budget, may_call, rollout.token_ids, cut))
         try:
-            while self.finished < len(rollouts):
+            while self.finished < len(rollouts) and not self.enough():
                 stopped = self.generator.step()
                 for stop in sorted(stopped, key=lambda stop: stop.row):
                     self._take(stop)
                 self._collect(block=not stopped)
                 self.check(self.finished, len(self.waiting))
+            self._cut()
         finally:
             for row in list(self.sessions):
                 self._close_session(row)
@@ -249,9 +256,7 @@ class RolloutLoop:
         """Store the sampled tokens of a stopped row, whatever the reason (bug 2); then run its call or end it."""
         rollout = self.rollouts[stop.row]
         ended = stop.reason == "eos" or (stop.reason == "call" and not self.format.marker)
-        visible = stop.token_ids[:-1] if ended else stop.token_ids
-        segment = Segment("model", stop.token_ids, stop.logprobs, decode(self.tokenizer, visible))
-        rollout.add(segment)
+        segment = self._add(rollout, stop.token_ids, stop.logprobs, ended)
         if stop.reason != "call":
             rollout.finish_reason = stop.reason
             self._finish(stop.row)
@@ -262,6 +267,27 @@ class RolloutLoop:
         found = self.sessions[stop.row].find_call(segment.text)
         self.turns[stop.row] = Turn(list(found) if isinstance(found, list) else [found])
         self._run_next(stop.row)
+
+    def _add(self, rollout: Rollout, token_ids: list[int], logprobs: list[float], ended: bool) -> Segment:
+        """Add sampled tokens to a rollout. A final end-of-text token is not in the text."""
+        segment = Segment("model", token_ids, logprobs)
+        segment.versions = [self.version] * len(token_ids) if self.version else []
+        rollout.add(segment)
+        ids = segment.token_ids
+        segment.text = decode(self.tokenizer, ids[:-1] if ended else ids)
+        return segment
+
+    def _cut(self) -> None:
+        """Wait for the calls under way and insert their outputs; then keep what unfinished rollouts have drawn."""
+        while self.waiting:
+            self._collect(block=True)
+            self.check(self.finished, len(self.waiting))
+        for row, rollout in enumerate(self.rollouts):
+            if not rollout.ended:
+                token_ids, logprobs = self.generator.drawn(row)
+                if token_ids:
+                    self._add(rollout, token_ids, logprobs, ended=False)
+                    rollout.cut = True
 
     def _run_next(self, row: int) -> None:
         """Start the next call of a turn."""

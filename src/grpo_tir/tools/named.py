@@ -32,6 +32,9 @@ class NamedTools:
         executor: runs `python` and the functions marked `in_sandbox`; None if there are none.
     """
 
+    resumable = True
+    """`session(rollout)` restores all state from `rollout.calls`."""
+
     def __init__(self, config: Config, executor: Executor | None) -> None:
         self.settings, self.executor = config.tool, executor
         self.stop, self.format = config.tool.format, load_format(config.tool.format)

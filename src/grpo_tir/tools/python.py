@@ -102,6 +102,9 @@ class PythonTool:
         echo: show the value of a last expression.
     """
 
+    resumable = True
+    """`session(rollout)` restores all state from `rollout.calls`."""
+
     def __init__(self, executor: Executor, stop: str = "output", state: str = "fresh", echo: bool = False) -> None:
         self.executor = executor
         self.stop, self.state, self.echo = stop, state, echo
