@@ -128,6 +128,22 @@ def test_sigterm_while_sampling_or_evaluating_saves_and_nothing_is_missing_after
     assert outcome(folder / "terminated") == uninterrupted
 
 
+def test_a_run_that_carries_groups_over_ends_as_if_it_had_been_left_alone(folder: Path) -> None:
+    """Killed while it decodes, after the journal gave back two steps, and stopped: checkpoint 2 has carried groups."""
+    options = ["--rollout.carry_over=0.5", "--algorithm.importance_cap=2", "--rollout.max_rows=0"]
+    options += ["--rollout.prompts_per_step=4", "--rollout.max_completion_length=120"]
+    run(folder, "carries", *options)
+    found = outcome(folder / "carries")
+    assert [line["rollouts/carried"] > 0 for line in found["metrics"][1:3]] == [True, True]
+    assert any(
+        len(set(s["versions"])) > 1 for line in found["rollouts"]["step_000003.jsonl"] for s in line["segments"]
+    )
+    for moment, how in (("decode:60", "kill"), ("optimizer:2", "kill"), ("decode:80", "term")):
+        run(folder, "struck", *options, "--resume", moment=moment, how=how)
+    run(folder, "struck", *options, "--resume")
+    assert outcome(folder / "struck") == found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("what", MOMENTS)
 def test_killed_at(what: str, folder: Path, uninterrupted: dict[str, Any]) -> None:

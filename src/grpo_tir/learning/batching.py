@@ -34,7 +34,7 @@ class TrainingSample:
     advantages: list[float]
     """(T,) equal at all tokens of a turn."""
     old_logprobs: torch.Tensor | None = None
-    """(T,) log-probs of the learner before the first update; None with one update and no `importance_cap`."""
+    """(T,) log-probs of the learner before the first update; None with one update."""
     ref_logprobs: torch.Tensor | None = None
     """(T,) log-probs of the reference policy; None without `kl_coef`."""
     rollout: Rollout | None = None

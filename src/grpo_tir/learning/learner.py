@@ -6,10 +6,10 @@
         clip, step
 
 The gradient is that of the full mini-batch, for any number of ranks and any micro-batch size. With one update per
-rollout batch, old_logprobs are those of the current policy and the ratio is 1. With several updates, or with
-`importance_cap`, the learner computes old_logprobs first. The log-probs of generator and learner are compared and
-the gap is logged. `importance_cap` corrects the gap by truncated importance weights. `sequence_mask` leaves out
-responses with a large gap.
+rollout batch, old_logprobs are those of the current policy and the ratio is 1. With several updates the learner
+computes old_logprobs first. The log-probs of generator and learner are compared and the gap is logged.
+`importance_cap` corrects the gap by truncated importance weights. `sequence_mask` leaves out responses with a
+large gap. With `rollout.carry_over` the generator's log-probs are those of the weights that drew each token.
 
 Shapes: B rows, T tokens.
 """
@@ -137,7 +137,7 @@ class Learner:
         options = self.config.algorithm
         batches = [self._level(samples) for samples in self._split(groups)]
         samples = [sample for batch in batches for sample in batch]
-        if options.mini_batches * options.epochs > 1 or options.importance_cap:
+        if options.mini_batches * options.epochs > 1:
             self._annotate(self.module, samples, "old_logprobs")
         if options.kl_coef:
             self._annotate_reference(samples)

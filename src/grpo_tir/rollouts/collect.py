@@ -8,8 +8,8 @@ Rows of a wave are decoded together until all have ended. A batch is one wave, e
 and `rollout.max_rows`: then every wave has that many rows and ends before the next one begins. Responses are
 graded in other threads while the rest of the batch decodes.
 
-With `rollout.carry_over`, a rank ends its wave once that share of its groups is whole. The others are carried over:
-they are dealt to the ranks anew, together with fewer new groups, and continued with the weights of the next step.
+With `rollout.carry_over`, a rank ends its wave once that share of its groups is whole. The others are carried
+over: they are dealt to the ranks anew, with fewer new groups, and continued with the weights of the next step.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Collector:
         self.stop, self.console = stop, console
         if config.rollout.carry_over and hasattr(tool, "session") and not getattr(tool, "resumable", False):
             raise ConfigError(
-                "rollout.carry_over: the tool has sessions, which end with the step: set it to 0, or give the tool "
-                "`resumable = True` if session(rollout) restores all state from rollout.calls"
+                "rollout.carry_over: the tool has sessions, which end with the step: set carry_over to 0, or give "
+                "the tool `resumable = True` if session(rollout) restores all state from rollout.calls"
             )
         self.problems = ProblemSampler(problems, config.train.seed, config.data.shuffle)
         self.step, self.next_group = 0, 0

@@ -5,8 +5,8 @@
 
 A tool with the method `session(rollout)` gives each rollout a session of its own, which knows the rollout. A
 stateless tool has no such method and is the session of all rollouts. With `rollout.carry_over`, the session of a
-rollout ends with the step, and the next step opens another. This needs a tool with the attribute `resumable = True`:
-its method `session` restores all state from `rollout.calls`.
+rollout ends with the step, and the next step opens another. This needs a tool with the attribute `resumable =
+True`: its method `session` restores all state from `rollout.calls`.
 
 An outage is never shown to the model as text. The executor retries; if it still fails, the result has the status
 `infrastructure`, and the rollout becomes invalid.

@@ -74,6 +74,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rollout__prompts_per_step=2,
         rollout__samples_per_prompt=8,
         rollout__max_completion_length=120,
+        rollout__carry_over=1.0,
+        algorithm__importance_cap=2.0,
         executor__kind="process",
         algorithm__kl_coef=0.01,
         algorithm__sequence_mask=[0.1, 10.0],
