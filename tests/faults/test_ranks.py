@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -111,3 +112,29 @@ def test_the_culprit_is_who_has_entered_the_fewest_collectives_and_makes_no_prog
 def test_alone_or_switched_off_nobody_watches(tmp_path: Path) -> None:
     assert not Watchdog(tmp_path, 0, 1, Progress(), 30).active
     assert not Watchdog(tmp_path, 0, 2, Progress(), 0).active
+
+
+def drawn(run: Path) -> dict[tuple[int, int], list[list[int]]]:
+    """Ids of the segments of every trained rollout, by group and sample."""
+    lines = [json.loads(line) for path in run.glob("rollouts/*") for line in path.read_text().splitlines()]
+    found = {(line["group"], line["sample"]): [s["token_ids"] for s in line["segments"]] for line in lines}
+    assert len(found) == len(lines), "a rollout was trained twice"
+    return found
+
+
+def test_ranks_carry_groups_over_each_on_its_own_and_one_process_goes_on_with_them(folder: Path) -> None:
+    """Three groups in flight: with a share of 0.5, a rank with two goes on with one of them, a rank with one waits
+    for it. The weights stay the same, so the rollouts are those of a run that waits for all."""
+    options = ["--rollout.prompts_per_step=3", "--rollout.max_completion_length=120", "--optim.lr=0"]
+    options += ["--train.rollouts_every=1"]
+    carry = [*options, "--rollout.carry_over=0.5", "--algorithm.importance_cap=2"]
+    code, out, err = launch(folder, "carry", "", *carry, "--train.steps=3")
+    assert code == 0, out + err
+    assert [line["rollouts/carried"] for line in metrics_without_time(folder / "carry")] == [1, 1, 1]
+    code, out, err = finish(start(folder, "--train.output_dir=carry", *carry, "--train.steps=6", "--resume"))
+    assert code == 0 and "resuming after step 3" in out, out + err
+    code, out, err = finish(start(folder, "--train.output_dir=wait", *options, "--train.steps=4"))
+    assert code == 0, out + err
+    ours, theirs = drawn(folder / "carry"), drawn(folder / "wait")
+    common = ours.keys() & theirs.keys()
+    assert len(common) >= 18 and {key: ours[key] for key in common} == {key: theirs[key] for key in common}
