@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cuda.pretended import DEVICE, CudaTensor, pretended_cuda, to_device
 from grpo_tir.config import ModelConfig
+from grpo_tir.distributed.optimizer_state import ParamShard, full_parameters, read_state, write_state
 from grpo_tir.engine.engine import KV_SHARE, Engine
 from grpo_tir.engine.static_step import StaticStep
 from grpo_tir.generation.protocol import Request
@@ -129,6 +130,33 @@ def test_the_learner_reads_nothing_in_a_micro_batch(monkeypatch: pytest.MonkeyPa
         learner._certify()
         assert log.reads == {"learning/learner.py:_certify": 1}
         assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_a_resumed_optimizer_has_its_whole_state_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's fused AdamW, which a GPU uses, also reads its step count there. (The pretended device holds no
+    gradients, so no step is taken.)"""
+    # 1. Two steps on the CPU.
+    model = tiny_qwen2(tie_word_embeddings=False)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for seed in (1, 2):
+        random = torch.Generator().manual_seed(seed)
+        for weight in model.parameters():
+            weight.grad = torch.randn(weight.shape, generator=random)
+        optimizer.step()
+    saved = read_state(optimizer, full_parameters(model))
+    # 2. Their state, on the device.
+    to_device(model)
+    with pretended_cuda(monkeypatch):
+        resumed = torch.optim.AdamW(model.parameters(), fused=True)
+        shards = [ParamShard(name, 0, weight.numel(), weight, 0) for name, weight in model.named_parameters()]
+        write_state(resumed, shards, [saved])
+        tensors = [tensor for state in resumed.state.values() for tensor in state.values()]
+        assert len(tensors) == 3 * len(shards) and all(tensor.device == DEVICE for tensor in tensors)
+        again = read_state(resumed, shards)
+        assert again["step"] == saved["step"] == 2
+        for name, moments in saved["moments"].items():
+            assert torch.equal(again["moments"][name]["exp_avg"], moments["exp_avg"])
+            assert torch.equal(again["moments"][name]["exp_avg_sq"], moments["exp_avg_sq"])
 
 
 class WaitsInBackward(TorchDispatchMode):

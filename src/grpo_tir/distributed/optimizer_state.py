@@ -75,7 +75,9 @@ def write_state(
         if part.name not in known:
             raise CheckpointError(f"the checkpoint has no optimizer state of {part.name}: it is another recipe's")
         state = optimizer.state[part.owner]
-        state["step"] = torch.tensor(float(step))
+        # PyTorch's fused kernel reads the step on the device of the parameter, other implementations on the CPU.
+        device = part.owner.device if optimizer.defaults.get("fused") else "cpu"
+        state["step"] = torch.tensor(float(step), device=device)
         for key in KEYS:
             target = part.of(state.setdefault(key, torch.zeros_like(part.owner)))
             filled = sum(_copy_overlap(target, part.start, file["moments"].get(part.name), key) for file in files)
