@@ -157,7 +157,7 @@ class Trainer:
         seconds = sampled - started, time.perf_counter() - sampled
         problems = len(collector.problems.problems)
         self.line = self.parts.recorder.measure(
-            groups, self.steps_done, learned, seconds, collector.idle, collector.choice, problems,
+            groups, self.steps_done, learned, seconds, collector.idle, self.parts.policy.choice, problems,
             len(collector.carried),
         )  # fmt: skip
         self.finish_step()
@@ -319,6 +319,7 @@ def _open_policy(
     policy = load_policy(config, path, runtime.device, runtime.full_weights, loaded=loaded)
     if adapts:
         add_adapters(policy.model, config.model, checkpoint)
+    policy.log = console.log
     if policy.engine_refused:
         console.log(f"rollout.generator: `generate`, not `engine`: {policy.engine_refused}")
     return policy

@@ -73,6 +73,7 @@ class Session:
         config = plan.config
         # A prompt that is too long for the model is counted as wrong and named, so no prompt length is required.
         policy = load_policy(config, plan.model, self.runtime.device, prompt_length=1)
+        policy.log = self.console.log
         if self.options.float64:
             policy.model.double()
         else:

@@ -227,6 +227,7 @@ class Learner:
 
     def _choose_layers(self, part: list[TrainingSample]) -> None:
         """Decide on the first micro-batch whether decoder layers and head are compiled."""
+        self.log("learner: compiling and timing its layers; takes about a minute, once")
         batch = collate(part, self.runtime.device)
 
         def run() -> torch.Tensor:

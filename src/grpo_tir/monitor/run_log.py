@@ -160,6 +160,7 @@ class Recorder:
 
     def __init__(self, config: Config, runtime: Runtime, log: RunLog | None, console: Console) -> None:
         self.config, self.runtime, self.log, self.console = config, runtime, log, console
+        self.choice: Choice | None = None  # the last one written
 
     def rollouts(self, groups: Sequence[RolloutGroup], step: int) -> None:
         """Write the trajectories of all ranks into one file. All ranks must call it together."""
@@ -187,7 +188,7 @@ class Recorder:
             learned: metrics of the update (`Learner.report`).
             seconds: seconds of sampling and of the update.
             idle: seconds of sampling in which all rows of this rank waited for their tool.
-            choice: the decode step, if it was measured in this batch.
+            choice: the decode step, if it was measured. It is written once.
             problems: number of training problems, from which the epoch follows.
             carried: number of groups of all ranks that are carried over.
 
@@ -209,6 +210,7 @@ class Recorder:
             self.console.trajectory(rollouts[0])
         tokens = sum(row["length"] for row in summaries)
         times = time_metrics(tokens, sampling, learning, idle / self.runtime.world)
+        choice, self.choice = choice if choice is not self.choice else None, choice
         if choice:
             self.log.describe(decode_step=vars(choice))
         carry = carry_metrics(summaries, step, carried) if config.rollout.carry_over else {}

@@ -27,7 +27,6 @@ from grpo_tir.data.problems import ProblemSampler
 from grpo_tir.data.prompts import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
-from grpo_tir.engine.choose_step import Choice
 from grpo_tir.errors import ConfigError, DataError, ExecutorOutage, GraderOutage
 from grpo_tir.learning.advantages import is_flat, resample_on_correct
 from grpo_tir.monitor.console import Console
@@ -74,8 +73,6 @@ class Collector:
         self.expected = self.finished = self.sampled = 0
         self.idle = 0.0
         """Seconds of the current batch in which all rows waited for their tool."""
-        self.choice: Choice | None = None
-        """The decode step, if it was measured in the current batch."""
         self.graders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reward")
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +94,7 @@ class Collector:
         If the batch is abandoned, the sampler returns to its state before it. The journal keeps what was sampled.
         """
         before, self.step = self.state_dict(), step
-        self.idle, self.choice = 0.0, None
+        self.idle = 0.0
         self.journal.begin(step)
         try:
             yield
@@ -207,7 +204,7 @@ class Collector:
 
     def _decode(self, rollouts: list[Rollout]) -> None:
         """Sample rollouts to their end with a new generator, so that a wave does not depend on earlier waves."""
-        cost = sample_responses(
+        self.idle += sample_responses(
             rollouts,
             self.policy,
             self.tool,
@@ -220,10 +217,6 @@ class Collector:
             enough=self._enough,
             version=self.step if self.config.rollout.carry_over or self.carried else 0,
         )
-        self.idle += cost.idle
-        self.choice = cost.choice or self.choice
-        for note in cost.notes:
-            self.console.log(note)
         for rollout in rollouts:
             if not rollout.ended:
                 self.journal.record(rollout)

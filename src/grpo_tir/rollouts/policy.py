@@ -52,6 +52,8 @@ class Policy:
     """Reason why the engine cannot decode this model; None if it can."""
     decode_copy: Any = None
     """bf16 copy of the weights that a GPU decodes with."""
+    log: Callable[[str], None] = lambda line: None
+    """Gets lines about the decode step: how it is chosen, what was compiled, why it failed."""
     pool_tokens: int = 0
     """Capacity of the engine's last pool of pages (`Engine.pool_tokens`)."""
     choice: Choice | None = None
@@ -124,7 +126,9 @@ class Policy:
                 Request(row, each.prompt_ids, row_key(config.train.seed, each.group, each.sample), budget, False)
                 for row, each in enumerate(rollouts)
             ]
+            self.log("decode step: compiling and timing candidates; takes a minute or two, once")
             self.choice = choose_step(engine, requests)
+            self.log(self.choice.describe())
         return engine(self.choice.mode if self.choice else "eager")
 
 

@@ -21,7 +21,6 @@ from typing import Any
 from grpo_tir.config import Config, ExecutorConfig
 from grpo_tir.data.prompts import Renderer, encode, encode_answer, make_renderer
 from grpo_tir.distributed.runtime import Runtime
-from grpo_tir.engine.choose_step import Choice
 from grpo_tir.generation.protocol import Generator, Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import decode
@@ -68,18 +67,6 @@ def prompt_length(group: RolloutGroup) -> float:
     return len(group.rollouts[0].prompt_ids)
 
 
-@dataclass(frozen=True)
-class SamplingCost:
-    """Cost of sampling a batch, for the metrics."""
-
-    idle: float
-    """Seconds in which no row could continue, because all waited for their tool."""
-    notes: list[str]
-    """Lines about the decode step: how it was chosen in this batch, or why it failed."""
-    choice: Choice | None = None
-    """The decode step, if it was measured in this batch."""
-
-
 def sample_responses(
     rollouts: list[Rollout],
     policy: Policy,
@@ -91,7 +78,7 @@ def sample_responses(
     limits: Limits | None = None,
     fixed_waves: bool = False,
     **hooks: Any,
-) -> SamplingCost:
+) -> float:
     """Sample rollouts to their end, in place. Used by training, evaluation, `solve` and `doctor`.
 
     Args:
@@ -105,11 +92,13 @@ def sample_responses(
         fixed_waves: see `Limits`.
         hooks: `run_tool`, `on_finish`, `check`, `enough` and `version` of `RolloutLoop`.
 
+    Returns:
+        seconds in which no row could continue, because all waited for their tool.
+
     Raises:
         ExecutorOutage: the executor lost so many calls that it gave up.
     """
     budget, calls = config.rollout.max_completion_length, config.tool.max_tool_calls
-    before = policy.choice
     with runtime.autocast():
         generator = policy.generator(config, sampling, rollouts)
     loop = RolloutLoop(
@@ -120,14 +109,12 @@ def sample_responses(
             loop.run(rollouts)
     finally:
         generator.close()
-    choice = policy.choice if policy.choice is not before else None
-    notes = [choice.describe()] if choice else []
     policy.pool_tokens = getattr(generator, "pool_tokens", 0)
     if (seconds := getattr(generator, "setup_seconds", 0.0)) > NOTED_SETUP:
-        notes.append(f"decode step: compiled and captured in {seconds:.0f} s; later batches do not need it")
+        policy.log(f"decode step: compiled and captured in {seconds:.0f} s; later batches do not need it")
     if failed := getattr(generator, "failed", None):
-        notes.append(f"decode step: eager from here on ({failed})")
-    return SamplingCost(loop.idle, notes, choice)
+        policy.log(f"decode step: eager from here on ({failed})")
+    return loop.idle
 
 
 def rollout(

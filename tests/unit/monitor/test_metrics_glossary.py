@@ -6,10 +6,10 @@ one whose code runs.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +17,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from grpo_tir.config import Config
 from grpo_tir.engine.choose_step import Choice
+from grpo_tir.evaluation import held_out
 from grpo_tir.monitor.metrics import summarize, tool_metrics
-from grpo_tir.rollouts import collect
-from grpo_tir.rollouts.rollout import SamplingCost, sample_responses
+from grpo_tir.rollouts.policy import Policy
+from grpo_tir.rollouts.rollout import sample_responses
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.train import train
-from grpo_tir.types import ToolCall, ToolResult
+from grpo_tir.types import Rollout, ToolCall, ToolResult
 from grpo_tir.utils.files import read_jsonl
 from scripted import rollout_of
 from tiny_policy import change
@@ -84,15 +85,15 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train__eval_every=1,
         train__report_to=[],
     )
-    with pytest.MonkeyPatch.context() as patch:  # a GPU's choice of the decode step, in the first batch
-        patch.setattr(collect, "sample_responses", lambda *args, **kw: measured(sample_responses(*args, **kw)))
+    with pytest.MonkeyPatch.context() as patch:  # a GPU chooses the decode step in the first evaluation
+        patch.setattr(held_out, "sample_responses", choose_and_sample)
         assert train(config) == 0
     return folder / "run"
 
 
-def measured(cost: SamplingCost, costs: list[SamplingCost] = []) -> SamplingCost:  # noqa: B006 (one run)
-    costs.append(cost)
-    return dataclasses.replace(cost, choice=CHOICE) if len(costs) == 1 else cost
+def choose_and_sample(rollouts: list[Rollout], policy: Policy, *args: Any, **options: Any) -> float:
+    policy.choice = CHOICE
+    return sample_responses(rollouts, policy, *args, **options)
 
 
 def test_the_glossary_and_a_real_run_name_the_same_metrics(finished_run: Path) -> None:
