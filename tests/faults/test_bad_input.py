@@ -74,6 +74,8 @@ def test_the_recipe_of_these_tests_trains_as_it_is(recipe: Recipe) -> None:
         ("--rollout.top_p=0.5", "are for evaluation"),
         ("--rollout.temperature=0", "is greedy"),
         ("--algorithm.mini_batches=2", "cannot exceed rollout.prompts_per_step"),
+        ("--rollout.carry_over=1.5", "rollout.carry_over is 1.5: it must be from 0 to 1"),
+        ("--rollout.carry_over=0.5", "rollout.carry_over needs algorithm.importance_cap"),
         ("--data.max_prompt_length=99999", "positions"),
         ("--data.max_prompt_length=1", "no problem is short enough"),
         ("--reward.function=nowhere:reward", "there is no module nowhere"),
