@@ -12,7 +12,8 @@ This module does not import torch, so that `grpo-tir --help` starts fast.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -415,6 +416,14 @@ def check_for_training(config: Config) -> None:
         )
     if not config.data.train:
         raise ConfigError("data.train is empty: name a JSONL file with `problem` and `answer`")
+
+
+def change(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Return a copy with other values: `change(config, {"optim.lr": 1e-5})`."""
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
+    return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:

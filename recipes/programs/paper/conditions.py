@@ -13,12 +13,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import grpo_tir
-from grpo_tir.config import Config
+from grpo_tir.config import Config, change
 from grpo_tir.quickstart.build import QuickstartFiles, build_quickstart
 from grpo_tir.quickstart.world import OUTPUT_MARKER
 from grpo_tir.utils.files import read_jsonl, write_atomically
@@ -163,15 +163,8 @@ def make_start(config: Config, base: Path) -> None:
     traces = correct_traces(read_jsonl(Path(config.data.train)))
     write_atomically(start / "traces.jsonl", "".join(json.dumps(trace) + "\n" for trace in traces))
     batch = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
-    fine_tune(
-        replace(
-            config,
-            model=replace(config.model, path=str(base)),
-            data=replace(config.data, train=str(start / "traces.jsonl")),
-            rollout=replace(config.rollout, prompts_per_step=batch),
-            train=replace(config.train, output_dir=str(start)),
-        )
-    )
+    settings = {"model.path": str(base), "data.train": str(start / "traces.jsonl"), "train.output_dir": str(start)}
+    fine_tune(change(config, {**settings, "rollout.prompts_per_step": batch}))
 
 
 def correct_traces(problems: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_tir.config import Config
+from grpo_tir.config import Config, change
 from grpo_tir.data.benchmarks import PINS, Benchmark, load_benchmark, load_file
 from grpo_tir.data.prompts import STEP_BY_STEP
 from grpo_tir.errors import ConfigError
@@ -70,9 +70,7 @@ def plan_cells(args: argparse.Namespace) -> list[EvalSpec]:
         config = recipe_for(model, args.recipe, [*args.overrides, *bad])
         if template:
             name, system = PROMPTS.get(template, (template, config.data.system))
-            config = dataclasses.replace(
-                config, data=dataclasses.replace(config.data, template=name, system=system)
-            )
+            config = change(config, {"data.template": name, "data.system": system})
         conditions = BENEFIT if args.tool_benefit else TOOLS[tool or "with"]
         if config.tool.max_tool_calls == 0:
             if args.tool_benefit or tool in ("with", "both"):
@@ -121,8 +119,6 @@ def recipe_for(model: str, recipe: str | None, overrides: list[str]) -> Config:
     inside = Path(model) / "recipe.yaml"
     path = find_recipe(recipe) if recipe else inside if inside.is_file() else find_recipe("torl_1.5b")
     config = load_config(path, overrides)
-    settings = dataclasses.replace(config.model, path=model)
     named = recipe is not None or any("model.precision" in text for text in overrides)
-    if settings.precision == "bf16" and not named:
-        settings = dataclasses.replace(settings, precision="auto")
-    return dataclasses.replace(config, model=settings)
+    precision = "auto" if config.model.precision == "bf16" and not named else config.model.precision
+    return change(config, {"model.path": model, "model.precision": precision})

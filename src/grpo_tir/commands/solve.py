@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from grpo_tir.rollouts.policy import load_policy, sampling_of
     from grpo_tir.rollouts.rollout import make_groups, sample_responses
     from grpo_tir.tools.open import open_tool
-    from grpo_tir.types import Problem, Rollout
+    from grpo_tir.types import Problem
 
     runtime = Runtime(config.model.precision)
     print(f"precision: {runtime.precision}", file=sys.stderr)
@@ -42,23 +42,15 @@ def run(args: argparse.Namespace) -> int:
     (rollout,) = group.rollouts
     printed = 0
 
-    def show(response: Rollout) -> None:
+    def show(finished: int, waiting: int) -> None:
         nonlocal printed
-        for segment in response.segments[printed:]:
+        for segment in rollout.segments[printed:]:
             colour = ("\033[36m", "\033[0m") if segment.kind == "tool" and sys.stdout.isatty() else ("", "")
             print(f"{colour[0]}{segment.text}{colour[1]}", end="", flush=True)
-        printed = len(response.segments)
+        printed = len(rollout.segments)
 
     try:
-        sample_responses(
-            [rollout],
-            policy,
-            tool,
-            config,
-            runtime,
-            sampling=sampling,
-            check=lambda finished, waiting: show(rollout),
-        )
+        sample_responses([rollout], policy, tool, config, runtime, sampling=sampling, check=show)
     finally:
         if tool is not None:
             tool.close()

@@ -33,14 +33,8 @@ def read_all_problems(
 
 def read_problems(config: Config, path: str, log: Callable[[str], None]) -> list[Problem]:
     """Read the problems of a file, and log how many rows were skipped."""
-    data = config.data
-    problems, skipped = load_problems(
-        path,
-        problem_field=data.problem_field,
-        answer_field=data.answer_field,
-        id_field=data.id_field,
-        on_bad=data.on_bad,
-    )
+    names = ("problem_field", "answer_field", "id_field", "on_bad")
+    problems, skipped = load_problems(path, **{name: getattr(config.data, name) for name in names})
     if skipped:
         log(f"{path}: {len(skipped)} rows skipped, the first: {skipped[0]}")
     return problems

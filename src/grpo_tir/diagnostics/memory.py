@@ -154,16 +154,9 @@ def plan(config: Config, shape: Shape, machine: Hardware) -> MemoryPlan:
             sampling["KV cache"] = min(sampling["KV cache"], max(room, longest * token_bytes))
     rollouts = rollout.prompts_per_step * config.sampled_per_prompt
     calls = rollouts * config.tool.max_tool_calls
-    return MemoryPlan(
-        sampling,
-        _learning(config, shape, machine, kept, longest),
-        rows,
-        longest,
-        token_bytes,
-        max(0, int(room / token_bytes)),
-        executor_slots(rollouts, config.executor.timeout) if calls else 0,
-        calls,
-    )
+    slots = executor_slots(rollouts, config.executor.timeout) if calls else 0
+    learning, kv_tokens = _learning(config, shape, machine, kept, longest), max(0, int(room / token_bytes))
+    return MemoryPlan(sampling, learning, rows, longest, token_bytes, kv_tokens, slots, calls)
 
 
 def executor_slots(rows: int, timeout: float) -> int:

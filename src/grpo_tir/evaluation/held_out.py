@@ -46,17 +46,8 @@ def evaluate(
     groups = runtime.share(groups, cost=prompt_length)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     with stop.abandonable(), policy.gathered(runtime, config):
-        complete(
-            rollouts,
-            policy,
-            tool,
-            reward,
-            config,
-            runtime,
-            GREEDY,
-            fixed_waves=config.train.deterministic,
-            check=lambda finished, waiting: stop.check(),
-        )
+        parts = policy, tool, reward, config, runtime
+        complete(rollouts, *parts, GREEDY, config.train.deterministic, lambda finished, waiting: stop.check())
     summaries = runtime.gather([summarize(rollout, config.tool.max_tool_calls) for rollout in rollouts])
     return rollouts, eval_metrics(summaries)
 

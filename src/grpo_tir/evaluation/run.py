@@ -105,17 +105,8 @@ def _make(cell: Cell, name: str, wave: Sequence[tuple[Problem, int]], bench: Eva
     positions = getattr(bench.policy.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     room = positions - cell.config.rollout.max_completion_length
     fitting = [rollout for rollout in rollouts if len(rollout.prompt_ids) <= room]
-    complete(
-        fitting,
-        bench.policy,
-        bench.tool,
-        bench.reward,
-        cell.config,
-        bench.runtime,
-        cell.sampling,
-        fixed_waves=True,
-        check=bench.check,
-    )
+    parts = bench.policy, bench.tool, bench.reward, cell.config, bench.runtime
+    complete(fitting, *parts, cell.sampling, fixed_waves=True, check=bench.check)
     fits = {id(rollout) for rollout in fitting}
     return [_row(rollout, id(rollout) in fits, cell.config) for rollout in rollouts]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_tir.config import Config
+from grpo_tir.config import Config, change
 from grpo_tir.data.benchmarks import Benchmark
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import Interrupted, StopRequest
@@ -108,7 +108,7 @@ class Session:
         """Make a table row with all facts that its responses depend on."""
         options, rollout = self.options, config.rollout
         c = 0 if condition == "no tool" else config.tool.max_tool_calls
-        config = dataclasses.replace(config, tool=dataclasses.replace(config.tool, max_tool_calls=c))
+        config = change(config, {"tool.max_tool_calls": c})
         drawn = options.sample or options.samples > 1
         sampling = sampling_of(rollout) if drawn else GREEDY
         executor = getattr(tool, "executor", None)

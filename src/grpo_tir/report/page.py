@@ -60,10 +60,7 @@ def build_page(runs: list[Run], *, title: str | None = None, before: str = "") -
 def build_chunks(runs: list[Run]) -> dict[str, str]:
     """Return the packed data of the page: `data`, and `g0`, `g1`, … for the groups kept in full."""
     traces = Traces(runs, max_characters=MAX_CHUNK_CHARACTERS)
-    data = {
-        "runs": [run.as_data() for run in runs],
-        "traces": traces.as_data(),
-    }
+    data = {"runs": [run.as_data() for run in runs], "traces": traces.as_data()}
     return {"data": pack(data), **{f"g{i}": chunk for i, chunk in enumerate(traces.chunks)}}
 
 

@@ -44,15 +44,8 @@ class Run:
 
     def as_data(self) -> dict[str, Any]:
         """Return the data that the page needs."""
-        return {
-            "name": self.name,
-            "config": clean(self.config),
-            "metadata": clean(self.metadata),
-            "steps": self.steps,
-            "metrics": self.metrics,
-            "alarms": self.alarms,
-            "notes": self.notes,
-        }
+        shown = ("name", "config", "metadata", "steps", "metrics", "alarms", "notes")
+        return {name: getattr(self, name) for name in shown}
 
 
 def read_runs(paths: list[Path]) -> list[Run]:
@@ -233,4 +226,5 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         notes.append(f"{path.name} could not be read.")
         return {}
-    return value
+    found: dict[str, Any] = clean(value)
+    return found

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from grpo_tir.config import Config, change
 from grpo_tir.errors import ConfigError, DataError
 from grpo_tir.types import Problem
-
-if TYPE_CHECKING:
-    from grpo_tir.config import Config
 
 TOOL_METHODS = ("find_call", "submit", "observe", "close")
 
@@ -38,21 +36,11 @@ class Objects:
             raise ConfigError(f"Trainer: reward is {self.reward!r}; it must be a function of (problem, rollout)")
         if self.tool is not None and (missing := [name for name in TOOL_METHODS if not hasattr(self.tool, name)]):
             raise ConfigError(f"Trainer: the tool {name_of(self.tool)} lacks {', '.join(missing)}")
-        changes: dict[str, dict[str, str]] = {}
-        for section, key, value in (
-            ("data", "train", self.problems),
-            ("data", "eval", self.eval_problems),
-            ("reward", "function", self.reward),
-            ("tool", "name", self.tool),
-            ("model", "path", self.model),
-        ):
-            if value is not None:
-                changes.setdefault(section, {})[key] = name_of(value)
-        for section, values in changes.items():
-            config = dataclasses.replace(
-                config, **{section: dataclasses.replace(getattr(config, section), **values)}
-            )
-        return config
+        given = {
+            "data.train": self.problems, "data.eval": self.eval_problems, "reward.function": self.reward,
+            "tool.name": self.tool, "model.path": self.model,
+        }  # fmt: skip
+        return change(config, {name: name_of(value) for name, value in given.items() if value is not None})
 
 
 def name_of(value: Any) -> str:
