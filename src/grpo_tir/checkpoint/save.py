@@ -51,6 +51,7 @@ class Saver:
         self.folder, self.config, self.journal, self.log = folder, config, journal, log
         self.runtime = runtime
         self.writer = Writer("checkpoint")
+        self.check, self.flush, self.close = self.writer.check, self.writer.flush, self.writer.close
 
     def tidy(self, step: int) -> None:
         """Finish the clean-up after the checkpoint of `step`, which a kill may have prevented."""
@@ -71,18 +72,6 @@ class Saver:
             self.writer.do(save_part, self.folder, snapshot)
         if not background:
             self.writer.flush()
-
-    def check(self) -> None:
-        """Raise the error of an earlier write, if there is one."""
-        self.writer.check()
-
-    def flush(self) -> None:
-        """Wait until the current checkpoint is written."""
-        self.writer.flush()
-
-    def close(self) -> None:
-        """Wait until the current checkpoint is written. Does not raise its error."""
-        self.writer.close()
 
     def _write(self, snapshot: Snapshot, model: Any, tokenizer: Any) -> None:
         keep = self.config.train.save_total_limit

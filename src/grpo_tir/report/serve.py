@@ -113,7 +113,4 @@ def make_server(runs: list[Path], port: int) -> ThreadingHTTPServer:
         def log_message(self, *_: object) -> None:
             """Log nothing: the console shows the output of the run."""
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-    return Server(("127.0.0.1", port), Handler)
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
