@@ -152,7 +152,7 @@ class Session:
         }
         with_paper = self.options.compare == "paper"
         if with_paper:
-            result["paper"] = [dataclasses.asdict(row) | {"true_average": row.true_average} for row in paper.TABLE]
+            result["paper"] = paper.TABLE
         times = {"started": round(started), "seconds": round(time.time() - started, 1)}
         write_atomically(self.folder / "results.json", json.dumps({**result, "times": times}, indent=1) + "\n")
         write_atomically(self.folder / "results.md", tables.page(result))

@@ -29,7 +29,7 @@ def table(cells: Sequence[Result], benchmarks: Sequence[str], with_paper: bool) 
     complete = set(paper.BENCHMARKS) == set(benchmarks)  # else its average is of other columns than ours
     if with_paper:
         shown = [name if name != AVERAGE or complete else "" for name in columns]
-        lines += [[f"paper: {row.model}", *(_printed(row, name) for name in shown)] for row in paper.TABLE]
+        lines += [[f"paper: {model}", *(_printed(model, name) for name in shown)] for model in paper.TABLE]
     note = "\n\n✗ the average that the paper prints is not the mean of the scores it prints; (the mean) is."
     return markdown(lines) + (note if with_paper and complete else "")
 
@@ -83,9 +83,7 @@ def _of(result: Result, value: Any) -> str:
     return f"{100 * value(result):.1f}" if "scores" in result else ""
 
 
-def _printed(row: paper.PaperRow, column: str) -> str:
-    if column == AVERAGE:
-        mark = f" ✗ ({row.true_average:.1f})" if row.wrong else ""
-        return "-" if row.average is None else f"{row.average}{mark}"
-    number = row.scores[paper.BENCHMARKS.index(column)] if column in paper.BENCHMARKS else None
-    return "-" if number is None else f"{number}"
+def _printed(model: str, column: str) -> str:
+    printed = dict(zip((*paper.BENCHMARKS, AVERAGE), paper.TABLE[model])).get(column)
+    mark = f" ✗ ({paper.true_average(model):.1f})" if column == AVERAGE and paper.is_wrong(model) else ""
+    return "-" if printed is None else f"{printed}{mark}"
