@@ -23,7 +23,8 @@ tokens; half of the variance of the logarithm (sigma 0.7) belongs to the problem
     runaway    besides, 5% of the rows never end, such as those of a base model that repeats itself
 
 CPU, run: collector, engine, learner and optimizer, with a model of the quickstart's size and the lengths of
-`natural` divided by 8 (budget 384). Forwards of so small a model cost about the same for few rows as for many.
+`natural` divided by 8 (budget 384). Forwards are counted as well, because on a CPU a forward costs what its rows
+cost.
 """
 
 from __future__ import annotations
