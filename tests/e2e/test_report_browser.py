@@ -245,6 +245,16 @@ def test_a_meagre_run_still_gives_a_page(
     assert chromium.get_log("browser") == []
 
 
+def test_a_single_evaluation_is_shown_as_one_value(chromium: Any, tmp_path: Path) -> None:
+    runs = [synthetic().write_run(tmp_path / name, name=name, steps=2, prompts=1, samples=2) for name in "ab"]
+    for run, last in zip(runs, ("", '{"step": 1, "eval/accuracy": 0.75}\n')):
+        (run / "metrics.jsonl").write_text('{"step": 0, "eval/accuracy": 0.25}\n' + last)
+    opened = Page(chromium, write_report(runs, tmp_path / "report.html").as_uri())
+    shown = opened.js("return [...document.querySelectorAll('.tile .big')].map((p) => p.textContent)")
+    assert shown == ["25.0%", "25.0% → 75.0%"]
+    assert "25.0% → 25.0%" not in opened.text("main")
+
+
 def test_findings_open_their_responses_and_fit_a_phone(chromium: Any, tmp_path: Path) -> None:
     synthetic().write_run(tmp_path / "runs/c1", name="c1", steps=2, prompts=1, samples=2)
     example = {

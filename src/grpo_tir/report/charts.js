@@ -406,8 +406,8 @@ function drawTables() {
   home.replaceChildren();
   const known = FINAL.filter(([key]) => runs.some((run) => pointsOf(run, key).length));
   const finals = known.map(([key, name, kind]) => [name, ...runs.map((run, i) => {
-    const points = pointsOf(run, key), [first, last] = ends(run, key);
-    const words = h("span", {}, format(first, kind), " → ", h("b", {}, format(last, kind)));
+    const points = pointsOf(run, key), [first, last] = ends(run, key), before = points.length > 1 ? `${format(first, kind)} → ` : "";
+    const words = h("span", {}, before, h("b", {}, format(last, kind)));
     return points.length ? h("span.ends", {}, sparkline(i, key), words) : "–";
   })]);
   const caption = "Start → end: means of the first and last tenth of the steps, at most ten; held-out accuracy: first and last value";
@@ -424,7 +424,8 @@ function drawTables() {
 
 function drawHero() {
   const names = { "eval/accuracy": "accuracy on held-out problems", accuracy: "accuracy in training", reward: "mean reward" };
-  const keys = Object.keys(names), moves = (name) => report.runs.every((run) => pointsOf(run, name).length > 1);
+  const keys = Object.keys(names), counts = (name) => report.runs.map((run) => pointsOf(run, name).length);
+  const moves = (name) => Math.min(...counts(name)) > 0 && Math.max(...counts(name)) > 1;
   const tiles = report.runs.map((run, i) => {
     const key = keys.find(moves) || keys.find((name) => pointsOf(run, name).length);
     const [first, last] = key ? ends(run, key) : [null, null], kind = key === "reward" ? {} : SHARE;
@@ -432,7 +433,7 @@ function drawHero() {
     const tool = calls === undefined ? null : calls ? `up to ${calls} tool call${calls > 1 ? "s" : ""}` : "no tool";
     const facts = [tool, run.config?.model?.path, `${steps} steps`];
     return h("article.tile", { "--c": colour(i) }, h("h3", {}, run.name), key ? sparkline(i, key) : null,
-      key ? h("p.big", {}, h("small", {}, format(first, kind), " → "), format(last, kind)) : h("p.big", {}, "–"),
+      key ? h("p.big", {}, pointsOf(run, key).length > 1 ? h("small", {}, format(first, kind), " → ") : null, format(last, kind)) : h("p.big", {}, "–"),
       h("p.what", {}, key ? names[key] : "no metrics"),
       h("p.facts", {}, facts.filter(Boolean).join(" · ")),
       run.alarms.map(([first, last, text]) => h("p.note.alarm", {}, h("b", {}, `Alarm, step ${first === last ? first : `${first} to ${last}`}: `), text)),
