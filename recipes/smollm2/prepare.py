@@ -21,14 +21,26 @@ from pathlib import Path
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATES = [
-    ("A shop has {a} pens and gets {b} boxes of {c} pens. How many pens has it now?", "{a} + {b} * {c}"),
-    ("Ann has {a} stamps. She gives away {b} and buys {c}. How many has she now?", "{a} - {b} + {c}"),
-    ("A hall has {b} rows of {c} seats. {d} seats are taken. How many are free?", "{b} * {c} - {d}"),
-    ("A train has {b} cars of {c} seats and a car of {a} seats. How many seats are there?", "{b} * {c} + {a}"),
-    ("{b} friends each pay {c} dollars. How many dollars do they pay in all?", "{b} * {c}"),
-    ("A book has {a} pages and Tom has read {c} of them. How many pages are left?", "{a} - {c}"),
-    ("A tank holds {a} litres. Each day {d} litres flow in, for {b} days. How much is in it?", "{a} + {b} * {d}"),
-    ("One town has {a} people, a second {c} and a third {b}. How many people live there?", "{a} + {c} + {b}"),
+    ("shop", "A shop has {a} pens and gets {b} boxes of {c} pens. How many pens has it now?", "{a} + {b} * {c}"),
+    ("stamps", "Ann has {a} stamps. She gives away {b} and buys {c}. How many has she now?", "{a} - {b} + {c}"),
+    ("hall", "A hall has {b} rows of {c} seats. {d} seats are taken. How many are free?", "{b} * {c} - {d}"),
+    (
+        "train",
+        "A train has {b} cars of {c} seats and a car of {a} seats. How many seats are there?",
+        "{b} * {c} + {a}",
+    ),
+    ("friends", "{b} friends each pay {c} dollars. How many dollars do they pay in all?", "{b} * {c}"),
+    ("book", "A book has {a} pages and Tom has read {c} of them. How many pages are left?", "{a} - {c}"),
+    (
+        "tank",
+        "A tank holds {a} litres. Each day {d} litres flow in, for {b} days. How much is in it?",
+        "{a} + {b} * {d}",
+    ),
+    (
+        "towns",
+        "One town has {a} people, a second {c} and a third {b}. How many people live there?",
+        "{a} + {c} + {b}",
+    ),
 ]
 
 
@@ -36,7 +48,7 @@ def rows(number: int, taken: set[str], draw: random.Random) -> list[dict[str, ob
     """Draw problems that are not in `taken`, with their programs, and add them to it."""
     made: list[dict[str, object]] = []
     while len(made) < number:
-        text, program = draw.choice(TEMPLATES)
+        family, text, program = draw.choice(TEMPLATES)
         low = {"a": 500, "b": 12, "c": 101, "d": 11}
         high = {"a": 999, "b": 49, "c": 449, "d": 99}
         numbers = {name: draw.randint(low[name], high[name]) for name in low}
@@ -48,7 +60,14 @@ def rows(number: int, taken: set[str], draw: random.Random) -> list[dict[str, ob
         call = {"kind": "model", "text": f"```python\nprint({code})\n```\n```output"}
         shown = {"kind": "tool", "text": f"\n{answer}\n```\n"}
         segments = [call, shown, {"kind": "model", "text": f"\\boxed{{{answer}}}"}]
-        made.append({"id": f"w{len(taken)}", "problem": problem, "answer": answer, "segments": segments})
+        row = {
+            "id": f"w{len(taken)}",
+            "source": family,
+            "problem": problem,
+            "answer": answer,
+            "segments": segments,
+        }
+        made.append(row)
     return made
 
 
