@@ -161,9 +161,13 @@ def run_many(executor: Pool, programs: Sequence[Program], out: Path, concurrency
 
     with ThreadPoolExecutor(max(concurrency, 1)) as threads, out.open("w", encoding="utf-8") as file:
         running = {key: threads.submit(run_session, numbers) for key, numbers in sessions.items()}
-        for number, (identity, _, session) in enumerate(programs):
-            running[number if session is None else session].result()
-            file.write(line_of(identity, results.pop(number)))
+        try:
+            for number, (identity, _, session) in enumerate(programs):
+                running[number if session is None else session].result()
+                file.write(line_of(identity, results.pop(number)))
+        except BaseException:  # Ctrl-C and an outage do not wait for the programs that have not begun
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def line_of(identity: object, result: ToolResult) -> str:

@@ -77,7 +77,10 @@ def time_step(engine: Engine, requests: Sequence[Request]) -> tuple[float, list[
     rows = list(engine.scheduler.rows.values())
     engine.ready = lambda: True  # return after every forward or block
     started, before = _now(engine), 0
-    while not before or any(len(row.logprobs) < TRIAL_TOKENS for row in engine.scheduler.running_rows()):
+    while not before or (
+        engine.counts["forwards"] < before + TRIAL_TOKENS  # with `max_rows`, new rows begin all the time
+        and any(len(row.logprobs) < TRIAL_TOKENS for row in engine.scheduler.running_rows())
+    ):
         engine.step()
         if not engine.scheduler.rows:
             break

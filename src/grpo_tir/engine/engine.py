@@ -356,7 +356,7 @@ class Engine:
                 torch.cuda.empty_cache()
                 free = int(KV_SHARE * torch.cuda.mem_get_info(cache.device)[0]) // cache.token_bytes
                 if tokens > free:
-                    fits = 0 < self.pool_tokens <= free
+                    fits = free // 2 < self.pool_tokens <= free
                     tokens = max(self.pool_tokens if fits else free // _unit(free) * _unit(free), max(limits))
         self.pool_tokens = tokens
         cache.allocate(tokens)

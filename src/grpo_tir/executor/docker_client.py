@@ -11,6 +11,7 @@ import json
 import os
 import random
 import socket
+import struct
 from typing import Any
 
 from grpo_tir.config import ExecutorConfig
@@ -57,22 +58,30 @@ class DockerConnection:
     """Exchange bytes with a runner in an attached container."""
 
     def __init__(self, client: Any, container: str, sock: Any) -> None:
-        from docker.utils.socket import frames_iter
-
         self.client, self.container, self.sock = client, container, sock
         self.raw = getattr(sock, "_sock", sock)
         if hasattr(self.raw, "settimeout"):
             self.raw.settimeout(None)
-        self.frames = frames_iter(self.raw, tty=False)  # (1 for stdout, else stderr; bytes)
         self.stderr_tail = b""
 
     def read(self) -> bytes:
-        """Read the runner's stdout. The end of its stderr is kept for error messages."""
-        for stream, data in self.frames:
-            if stream == 1:
-                return bytes(data)
+        """Read the runner's stdout. The end of its stderr is kept for error messages.
+
+        The SDK's `frames_iter` polls the socket first, and over TLS waits for bytes that are decrypted already.
+        """
+        while len(header := self.exactly(8)) == 8:
+            stream, size = struct.unpack(">BxxxI", header)
+            data = self.exactly(size)
+            if stream == 1 or not data:
+                return data
             self.stderr_tail = (self.stderr_tail + data)[-2000:]
         return b""
+
+    def exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size and (more := self.raw.recv(size - len(data))):  # over ssh, recv waits for all
+            data += more
+        return data if len(data) == size else b""
 
     def write(self, data: bytes) -> None:
         self.raw.sendall(data)

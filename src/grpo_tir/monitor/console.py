@@ -54,6 +54,7 @@ class Console:
         """Start the clock and, on a terminal or in a notebook, the bar of all steps, of which `done` were taken
         before."""
         self.last = self.shown = time.monotonic()
+        self.done, self.took = 0, 0.0
         if self.active and self.shows_bars:
             self.bar = tqdm(total=total, initial=done, desc="training", bar_format=BAR, file=sys.stderr)
 

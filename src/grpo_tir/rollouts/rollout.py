@@ -223,7 +223,8 @@ class RolloutLoop:
             self.generator.ready = lambda: any(future.done() for future, _, _ in self.waiting.values())
         for row, rollout in enumerate(rollouts):
             key = row_key(self.seed, rollout.group, rollout.sample)
-            budget = self.limits.max_completion_length
+            # a checkpoint may hold a longer response than the recipe allows now: it ends with its next token
+            budget = max(self.limits.max_completion_length, len(rollout.token_ids) + 1)
             may_call = len(rollout.calls) < self.limits.max_tool_calls
             cut = len(rollout.segments[-1].token_ids) if rollout.cut else 0
             self.generator.submit(Request(row, rollout.prompt_ids, key, budget, may_call, rollout.token_ids, cut))
@@ -323,7 +324,7 @@ class RolloutLoop:
         """Insert the outputs of a turn's calls and resume the row, or end it at the end of its budget."""
         rollout = self.rollouts[row]
         # 1. Encode the answer, cut to the remaining budget.
-        room = self.limits.max_completion_length - len(rollout.token_ids)
+        room = max(self.limits.max_completion_length - len(rollout.token_ids), 0)
         if self.format.name in CODE_FORMATS:
             text = "".join(outputs)
             token_ids = encode(self.tokenizer, text, literal=True)

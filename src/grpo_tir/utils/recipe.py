@@ -27,7 +27,7 @@ RENAMED = {"tool.stop": "format"}
 def import_program(module: str) -> Any:
     """Import a module of recipes/programs. The processes that it starts can import it too."""
     if (folder := str(resources.recipes_dir() / "programs")) not in sys.path:
-        sys.path.append(folder)
+        sys.path.insert(0, folder)
     return importlib.import_module(module)
 
 
