@@ -65,7 +65,7 @@ print(json.dumps(found))
 """
 NEW_INTERPRETER = """
 import json, os, resource, subprocess, sys, tempfile, time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 def once(code):
     with tempfile.NamedTemporaryFile('w', suffix='.py') as file:
         file.write(code); file.flush()

@@ -102,8 +102,8 @@ class RolloutConfig:
     max_rows: int = 0
     """Maximum number of rollouts decoded at the same time on one rank. 0 means no limit."""
     carry_over: float = 0.0
-    """Share of a rank's groups, from 0 to 1, with which it ends sampling: once so many are whole, the others are
-    carried over to the next step, which continues them with its weights and draws fewer new problems. Needs
+    """A rank ends sampling once this share of its groups, from 0 to 1, is whole. The others are carried over to
+    the next step, which continues them with its weights and draws fewer new problems. Needs
     `algorithm.importance_cap`, which corrects for the earlier weights. 0 means that all groups are awaited."""
     kv_tokens: int = 0
     """Capacity of the engine's KV cache on one rank, in tokens. 0 means as many as its rollouts need or, on a GPU

@@ -98,7 +98,8 @@ def test_the_pool_keeps_its_size_where_that_is_possible(monkeypatch: pytest.Monk
     """Each size of the pool is compiled by itself. Sizes have three significant bits, also where memory ends."""
     model, sizes = to_device(make_model(FAMILIES["qwen2"])), [0]
     with pretended_cuda(monkeypatch):
-        for rows, free in ((9, 4000), (2, 4000), (9, 300), (9, 310), (12, 420), (12, 4000)):
+        few = [(9, 4000), (2, 4000), (9, 300), (9, 310), (12, 420), (12, 4000)]
+        for rows, free in [*few, (200, 4000), (12, 3000)]:
             engine = Engine(model, None, Sampling(), [], step="plain", page=8)
             cache = engine.scheduler.cache
             memory = math.ceil(free * cache.token_bytes / KV_SHARE)  # type: ignore[union-attr]
@@ -109,8 +110,9 @@ def test_the_pool_keeps_its_size_where_that_is_possible(monkeypatch: pytest.Monk
             engine._allocate()
             sizes.append(engine.pool_tokens)
             engine.close()
-    # 360 tokens need 384 in three bits; 300 are 256 in three bits; 480 need 512, for which 420 have no room
-    assert sizes[1:] == [384, 384, 256, 256, 256, 512]
+    # 360 tokens need 384 in three bits; 300 are 256 in three bits; 480 need 512, for which 420 have no room; 8,000
+    # have none in 4,000, and the last 512 would be too few; 3,584 do not fit in 3,000
+    assert sizes[1:] == [384, 384, 256, 256, 256, 512, 3584, 512]
 
 
 def test_the_learner_reads_nothing_in_a_micro_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import pytest
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorUnavailable
 from grpo_tir.executor import pool as pool_module
-from grpo_tir.executor.docker_client import connect
+from grpo_tir.executor.docker_client import DockerConnection, connect
 from grpo_tir.executor.open import open_executor
 from grpo_tir.executor.pool import Pool
 
@@ -271,3 +272,23 @@ def count_flights(worker: Any, seen: dict[str, int], pool: Pool) -> None:
     while not pool.closed:
         seen[worker.host.name] += len(worker.in_flight)
         time.sleep(0.005)
+
+
+def test_the_stream_of_a_container_is_read_without_waiting_for_the_socket() -> None:
+    """Over TLS the next bytes may be decrypted already, so the descriptor must not be polled first: this socket
+    has none. Frames of stdout (1) and stderr (2), which come in pieces."""
+    sent = b"".join(struct.pack(">BxxxI", stream, len(data)) + data for stream, data in FRAMES)
+
+    class Decrypted:
+        left = sent
+
+        def recv(self, size: int) -> bytes:
+            piece, self.left = self.left[: min(size, 3)], self.left[min(size, 3) :]
+            return piece
+
+    connection = DockerConnection(None, "container", Decrypted())
+    assert [connection.read() for _ in range(3)] == [b"hello", b"again", b""]
+    assert connection.stderr_tail == b"a warning"
+
+
+FRAMES = [(1, b"hello"), (2, b"a warning"), (1, b"again")]

@@ -11,9 +11,10 @@ from torch._dynamo.utils import counters
 from grpo_tir.config import Config, RolloutConfig, ToolConfig
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.engine import engine as engine_module
-from grpo_tir.engine.choose_step import choose_step
+from grpo_tir.engine.choose_step import TRIAL_TOKENS, choose_step, time_step
 from grpo_tir.engine.engine import Engine
 from grpo_tir.engine.paged_cache import PagedCache
+from grpo_tir.engine.static_step import STEPS
 from grpo_tir.generation.generate import GenerateRounds
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
@@ -191,6 +192,14 @@ def test_a_step_that_cannot_be_made_gives_way_to_eager(monkeypatch: pytest.Monke
     engine = Engine(model, stopping, Sampling(), [11, 12, 13, 14], step="plain", page=4)
     assert run_with_tool(engine, requests, INSERTED, calls=2) == wanted
     assert engine.failed == "RuntimeError: no memory" and engine.counts["blocks"] > 0
+
+
+def test_a_trial_ends_although_new_rows_begin_all_the_time() -> None:
+    """Two of 64 rows run at a time, and most end within a few tokens."""
+    requests = make_requests(groups=16, samples=4, budget=40)
+    engine = Engine(make_model(FAMILIES["qwen2"]), None, Sampling(), list(range(8, 40)), max_rows=2)
+    time_step(engine, requests)
+    assert engine.counts["forwards"] <= STEPS + TRIAL_TOKENS
 
 
 def test_the_fastest_step_that_agrees_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

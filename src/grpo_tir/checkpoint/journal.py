@@ -152,7 +152,9 @@ class Journal:
         for line in lines[1:]:
             if "call" in line:
                 self.calls[tuple(line["call"])] = (line["code"], ToolResult(**line["result"]))
-            elif line["finish_reason"] != "aborted" or tuple(line["rollout"]) not in self.rollouts:
+                continue
+            earlier = self.rollouts.get(tuple(line["rollout"]))
+            if line["finish_reason"] != "aborted" or earlier is None or earlier["finish_reason"] == "aborted":
                 self.rollouts[tuple(line["rollout"])] = line
 
     def _record_call(self, file: Path, key: Key, code: str, done: Future[ToolResult]) -> None:

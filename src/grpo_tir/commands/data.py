@@ -29,10 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(function=run_build)
-    add, sources = (
-        parser.add_argument,
-        "numina, math, deepscaler, owner/name[:config][@revision][#split] or a file",
-    )
+    add = parser.add_argument
+    sources = "numina, math, deepscaler, owner/name[:config][@revision][#split] or a file"
     add("--source", action="append", required=True, metavar="[NAME=]SOURCE", help=f"{sources}; may be repeated")
     add("--out", type=Path, required=True, help="JSONL to write; its card and rejects lie beside it")
     benchmarks = "benchmarks to keep out: aime24,math500,… or a source; may be repeated"

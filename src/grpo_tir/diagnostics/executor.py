@@ -150,8 +150,10 @@ def check_speed(executor: Any, config: Config) -> Iterator[Finding]:
     rollout = config.rollout
     calls = rollout.prompts_per_step * config.sampled_per_prompt * config.tool.max_tool_calls
     tried, began = min(200, 6 * executor.slots), time.perf_counter()
-    for future in [executor.submit(TYPICAL) for _ in range(tried)]:
-        future.result()
+    results = [future.result() for future in [executor.submit(TYPICAL) for _ in range(tried)]]
+    if failed := [result for result in results if result.status != "ok"]:
+        yield fault("executor", f"{len(failed)} of {tried} plain programs failed: {failed[0].status}")
+        return
     speed = tried / (time.perf_counter() - began)
     seconds = calls / speed
     text = f"{speed:.0f} calls/s with {executor.slots} slots: {calls} calls of a step take {seconds:.0f} s"

@@ -88,11 +88,11 @@ def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, log:
     policy = load_policy(config, str(checkpoint) if step > 1 else config.model.path, runtime.device)
     found, tolerance = logprob_gaps(policy, [rollout], runtime, config)
     versions = [v for v, trained in zip(rollout.versions, rollout.loss_mask, strict=True) if trained]
-    gaps: list[float] = [gap for gap, version in zip(found.tolist(), versions) if version in (0, step)]
+    gaps = {n: gap for n, (gap, drawn) in enumerate(zip(found.tolist(), versions)) if drawn in (0, step)}
     if not gaps:
         log("log-probs      none: these weights wrote nothing")
         return True
-    mean, worst = sum(gaps) / len(gaps), max(range(len(gaps)), key=gaps.__getitem__)
+    mean, worst = sum(gaps.values()) / len(gaps), max(gaps, key=gaps.__getitem__)
     fine = mean <= SINGLE * tolerance
     log(
         f"log-probs      {'agree' if fine else 'VIOLATED'}: {mean:.2g} nats a token on average, at most "

@@ -344,20 +344,21 @@ class Engine:
 
     def _allocate(self) -> None:
         """Allocate the pages: those that all rows can need, or as many as fit into the GPU's free memory. Keep the
-        size of the last pool if that is enough: every size is compiled by itself."""
+        size of the last pool if that is enough and fits: every size is compiled by itself."""
         cache = self.scheduler.cache
         assert isinstance(cache, PagedCache)
         limits = [_limit(row) for row in self.scheduler.rows.values()]
         tokens = self.kv_tokens
         if not tokens:
-            needed = sum(-(-limit // self.page) * self.page for limit in limits)
-            tokens = max(-(-needed // _unit(needed)) * _unit(needed), self.pool_tokens)
+            wanted, last = sum(-(-limit // self.page) * self.page for limit in limits), self.pool_tokens
+            wanted = -(-wanted // _unit(wanted)) * _unit(wanted)
+            tokens = max(wanted, last)
             if cache.device.type == "cuda":
                 torch.cuda.empty_cache()
                 free = int(KV_SHARE * torch.cuda.mem_get_info(cache.device)[0]) // cache.token_bytes
                 if tokens > free:
-                    fits = free // 2 < self.pool_tokens <= free
-                    tokens = max(self.pool_tokens if fits else free // _unit(free) * _unit(free), max(limits))
+                    most = last if free // 2 < last <= free else free // _unit(free) * _unit(free)
+                    tokens = max(wanted if wanted <= free else most, *limits)
         self.pool_tokens = tokens
         cache.allocate(tokens)
 

@@ -207,7 +207,7 @@ def identify(path: str, model: Any) -> str:
 
 def short_name(model: str) -> str:
     """Return `run/step_000100` for a checkpoint, `run/model` for a folder of that name, else the last part."""
-    path = Path(model)
-    if path.name.startswith("step_"):
+    path = Path(model).resolve() if Path(model).exists() else Path(model)
+    if path.name.startswith("step_") and path.parent.name == "checkpoints":
         return f"{path.parents[1].name}/{path.name}"
     return f"{path.parent.name}/model" if path.name == "model" else path.name

@@ -23,7 +23,7 @@ PROCESSES = 32
 """Largest number of processes and threads of one call."""
 FOLDER_MB, FOLDER_FILES = 16, 1024
 LABEL = "grpo-tir.owner"
-"""Label of our containers: host and process id of the run."""
+"""Label of our containers, for `docker ps --filter label=grpo-tir.owner`: host and process id of the run."""
 
 
 def connect(host: str | None) -> Any:
@@ -191,6 +191,6 @@ def container_settings(config: ExecutorConfig, slots: int, info: dict[str, Any])
     )  # fmt: skip
     return {
         "image": config.image, "command": [json.dumps(settings)], "stdin_open": True, "detach": False,
-        "network_disabled": True, "host_config": host_config, 
+        "network_disabled": True, "host_config": host_config,
         "labels": {LABEL: f"{socket.gethostname()}:{os.getpid()}"},
     }  # fmt: skip

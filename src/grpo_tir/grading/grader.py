@@ -241,14 +241,20 @@ def _outcome(name: str) -> Outcome:
 
 
 @functools.cache
-def default_grader() -> Grader:
-    """Return the grader shared by this process. It is made on first use and closed at exit."""
+def _make_grader() -> Grader:
     grader = Grader()
     atexit.register(grader.close)
     return grader
 
 
-os.register_at_fork(after_in_child=default_grader.cache_clear)  # a child must not use its parent's pipes
+_making = threading.Lock()  # reward functions call `grade` in several threads
+os.register_at_fork(after_in_child=_make_grader.cache_clear)  # a child must not use its parent's pipes
+
+
+def default_grader() -> Grader:
+    """Return the grader shared by this process. It is made on first use and closed at exit."""
+    with _making:
+        return _make_grader()
 
 
 def grade(output: str, answer: str) -> Grade:

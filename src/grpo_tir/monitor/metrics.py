@@ -200,8 +200,8 @@ def time_metrics(tokens: int, sampling: float, learning: float, idle: float) -> 
 
 
 def decode_metrics(choice: Choice | None) -> dict[str, float | None]:
-    """Return what was measured to choose the decode step: milliseconds of a step of
-    each candidate that agrees with the eager step, and 1 for the step that is used, 0 for the others."""
+    """Return what was measured to choose the decode step: milliseconds of a step of each candidate that agrees
+    with the eager step, and 1 for the step that is used, 0 for the others."""
     seconds = choice.seconds if choice else {}
     milliseconds: dict[str, float | None] = {f"decode/ms/{mode}": 1e3 * each for mode, each in seconds.items()}
     return milliseconds | {f"decode/used/{mode}": float(choice.mode == mode) for mode in seconds if choice}

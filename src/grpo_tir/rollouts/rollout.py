@@ -93,7 +93,7 @@ def sample_responses(
         hooks: `run_tool`, `on_finish`, `check`, `enough` and `version` of `RolloutLoop`.
 
     Returns:
-        seconds in which no row could continue, because all waited for their tool.
+        Seconds in which no row could continue, because all waited for their tool.
 
     Raises:
         ExecutorOutage: the executor lost so many calls that it gave up.

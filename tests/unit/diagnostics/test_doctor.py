@@ -227,6 +227,9 @@ def test_an_executor_too_slow_for_the_recipe_is_named(config: Config) -> None:
     assert "too slow" in found and "executor.slots" in found
     quick = change(config, rollout__prompts_per_step=4)  # 64 calls
     assert faults(executor_checks.check_speed(ScriptedExecutor(slow), quick)) == []
+    lost = ScriptedExecutor(lambda code: ToolResult("infrastructure"))
+    (found,) = faults(executor_checks.check_speed(lost, quick))
+    assert "plain programs failed: infrastructure" in found
 
 
 # --- grader -------------------------------------------------------------------------------------------------

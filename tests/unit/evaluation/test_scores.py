@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from grpo_tir.evaluation.scores import (
     pass_at_k,
     sign_test,
 )
+from grpo_tir.evaluation.session import short_name
 
 
 @pytest.mark.parametrize("n, right", [(1, 0), (1, 1), (4, 0), (4, 1), (6, 2), (6, 5), (6, 6)])
@@ -106,3 +108,24 @@ def test_sign_test_by_hand(won: int, lost: int, p: float) -> None:
 def test_the_papers_wrong_averages_are_found_by_adding_up() -> None:
     wrong = {model: round(paper.true_average(model) or 0, 1) for model in paper.TABLE if paper.is_wrong(model)}
     assert wrong == {"Qwen2.5-Math-1.5B-Instruct-TIR": 39.3, "Eurus-2-7B-PRIME": 43.7, "ToRL-7B": 56.1}
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("runs/a/checkpoints/step_000100", "a/step_000100"),
+        ("runs/a/model", "a/model"),
+        ("Qwen/Qwen2.5-1.5B", "Qwen2.5-1.5B"),
+        ("step_000100", "step_000100"),
+    ],
+)
+def test_a_model_is_named_by_its_run(model: str, name: str) -> None:
+    assert short_name(model) == name
+
+
+def test_a_model_in_the_current_folder_is_named_by_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    assert short_name("model") == short_name("./model") == "a/model"

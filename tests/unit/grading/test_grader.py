@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_tir.grading import grader as grader_module
 from grpo_tir.grading.grader import Grader, default_grader
 from hostile_answers import hostile_answers
 
@@ -191,3 +192,24 @@ def test_a_forked_child_gets_a_grader_of_its_own() -> None:
 
 def test_the_default_grader_is_one() -> None:
     assert default_grader() is default_grader()
+
+
+def test_threads_that_begin_together_share_one_grader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward function that calls `grade` runs in several threads."""
+    made = []
+
+    class Slow:
+        def __init__(self) -> None:
+            time.sleep(0.05)
+            made.append(self)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(grader_module, "Grader", Slow)
+    grader_module._make_grader.cache_clear()
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(lambda _: default_grader(), range(8)))
+        assert len(made) == 1 and all(each is made[0] for each in found)
+    finally:
+        grader_module._make_grader.cache_clear()

@@ -56,6 +56,17 @@ def test_a_step_is_one_line_with_what_is_left(clock: Clock, capsys: pytest.Captu
     assert lines[2].endswith("  s 2.0"), "after the last step nothing is left"
 
 
+def test_what_was_before_the_start_does_not_count(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """A resumed run first prints the step whose evaluation was interrupted."""
+    shown = Console()
+    clock.now += 600.0
+    shown.step(3, 6, STEP)
+    shown.start(6, 3)
+    clock.now += 10.0
+    shown.step(4, 6, STEP)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  left 20 s")
+
+
 def test_without_a_terminal_a_long_step_says_every_minute_how_far_it_is(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:

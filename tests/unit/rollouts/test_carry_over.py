@@ -220,6 +220,40 @@ def test_the_journal_holds_what_was_carried(deterministic: bool, tmp_path: Path)
     assert content(collect(again, 3)) == content(collect(collector, 3))
 
 
+def test_a_smaller_budget_ends_what_was_carried(tmp_path: Path) -> None:
+    """A run may resume with another `max_completion_length`, below the length of a carried response."""
+    collector = make_collector(tmp_path, **CARRY)
+    collect(collector, 1)
+    before = {(r.group, r.sample): len(r.token_ids) for g in collector.carried for r in g.rollouts if not r.ended}
+    assert max(before.values()) > 3
+    collector.config = change(collector.config, rollout__max_completion_length=3, rollout__carry_over=0.0)
+    after = {(r.group, r.sample): r for group in collect(collector, 2) for r in group.rollouts}
+    for key, length in before.items():
+        assert after[key].ended and len(after[key].token_ids) <= max(3, length + 1)
+
+
+def test_the_journal_keeps_the_longer_attempt_and_the_finished_one(tmp_path: Path) -> None:
+    digest_ = digest(Config())
+
+    def attempt(length: int, reason: Any) -> Rollout:
+        segments = [Segment("model", [1] * length, [-1.0] * length)]
+        return Rollout(Problem("p", "", ""), [7], 0, 0, segments=segments, finish_reason=reason)
+
+    def recalled() -> int:
+        again, rollout = Journal(tmp_path, 0, digest_, Writer("test"), True), attempt(0, "aborted")
+        rollout.segments.clear()
+        again.begin(1)
+        again.recall([rollout], whole=False)
+        return len(rollout.token_ids)
+
+    for length, reason, wanted in ((3, "aborted", 3), (7, "aborted", 7), (9, "eos", 9), (5, "aborted", 9)):
+        journal = Journal(tmp_path, 0, digest_, Writer("test"), True)
+        journal.begin(1)
+        journal.record(attempt(length, reason))
+        journal.writer.flush()
+        assert recalled() == wanted
+
+
 # --- the update ---------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ import json
 import random
 import re
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -238,3 +240,9 @@ def flat(config: Config) -> dict[str, object]:
     sections = {name: part for name, part in to_dict(config).items() if name != "deviations"}
     settings = {f"{name}.{key}": value for name, part in sections.items() for key, value in part.items()}
     return {key: value for key, value in settings.items() if key != "train.output_dir"}
+
+
+def test_a_program_of_the_recipes_comes_before_a_module_of_the_same_name(tmp_path: Path) -> None:
+    (tmp_path / "paper.py").write_text("raise RuntimeError('not this one')")
+    done = subprocess.run([sys.executable, "-m", "grpo_tir", "paper", "--help"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0 and b"--seeds" in done.stdout, done.stderr.decode()
