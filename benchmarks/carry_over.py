@@ -147,19 +147,25 @@ class ForcedPolicy(Policy):
 
     def generator(self, config: Config, sampling: Any = None, rollouts: Any = ()) -> Engine:
         self.model.eval()
-        engine = ForcedLengths(self.model, None, Sampling(), self.eos_ids)
+        engine = ForcedLengths(self.model, None, Sampling(), [], step=config.rollout.step)  # type: ignore[arg-type]
+        engine.pool_tokens = self.pool_tokens
         engine.ends_at, self.engine = self.ends_at, engine
         return engine
 
 
-def training_steps(share: float, groups: int, budget: int, folder: Path) -> Iterator[tuple[int, int, float]]:
-    """Take whole steps: rollouts, advantages, update. Yields trained groups, forwards of the engine, and staleness
-    of each."""
+def training_steps(
+    share: float, groups: int, budget: int, folder: Path, model: Any, step: Any = "eager", learns: bool = True
+) -> Iterator[tuple[int, int, float]]:
+    """Take whole steps: rollouts, advantages and, if it `learns`, update. Yields trained groups, forwards of the
+    engine, and staleness of each."""
     tokenizer = byte_tokenizer()
-    model = random_model("tiny")
     config = Config(
         rollout=RolloutConfig(
-            prompts_per_step=groups, samples_per_prompt=SAMPLES, max_completion_length=budget, carry_over=share
+            prompts_per_step=groups,
+            samples_per_prompt=SAMPLES,
+            max_completion_length=budget,
+            carry_over=share,
+            step=step,
         ),
         tool=ToolConfig(max_tool_calls=0),
         algorithm=AlgorithmConfig(importance_cap=2.0 if share else 0.0),
@@ -179,18 +185,19 @@ def training_steps(share: float, groups: int, budget: int, folder: Path) -> Iter
         [Problem(f"{n}", f"What is {n} + {n}?", "") for n in range(500)],
         Journal(folder, 0, digest(config), Writer("journal"), False), StopRequest(runtime, print), Console(False),
     )  # fmt: skip
-    learner = Learner(runtime, model, config)
-    for step in range(10_000):
-        with collector.batch(step + 1):
+    learner = Learner(runtime, model, config) if learns else None
+    for number in range(10_000):
+        with collector.batch(number + 1):
             batch = collector.sample_rollouts()
             collector.assign_rewards(batch)
         assign_advantages(batch, config.algorithm)
-        with learner.updating(step, folder):
-            for part in learner.mini_batches(batch):
-                learner.backward(part)
-                learner.step(part)
-        learner.report()
-        found = carry_metrics([summarize(r, 0) for g in batch for r in g.rollouts], step + 1, 0)
+        if learner:
+            with learner.updating(number, folder):
+                for part in learner.mini_batches(batch):
+                    learner.backward(part)
+                    learner.step(part)
+            learner.report()
+        found = carry_metrics([summarize(r, 0) for g in batch for r in g.rollouts], number + 1, 0)
         age = found["rollouts/staleness"] if share else 0.0
         assert policy.engine is not None and age is not None
         yield len(batch), policy.engine.counts["forwards"], age
@@ -201,7 +208,8 @@ def measure(groups: int, budget: int, steps: int, repeats: int) -> dict[float, l
     forwards per trained group, trained groups a step, and staleness."""
     with tempfile.TemporaryDirectory() as folder:
         runs = {
-            share: training_steps(share, groups, budget, Path(folder) / str(share)) for share in (0.0, *SHARES)
+            share: training_steps(share, groups, budget, Path(folder) / str(share), random_model("tiny"))
+            for share in (0.0, *SHARES)
         }
         costs: dict[float, list[float]] = {share: [] for share in runs}
         seen: dict[float, list[tuple[int, int, float]]] = {share: [] for share in runs}

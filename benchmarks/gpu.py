@@ -13,8 +13,12 @@ ms_*, fraction_*      a decode step and its share of the limit (`benchmarks/deco
 compiled_over_*       tokens per second of rollouts with compiled steps, relative to eager steps and `generate`
 decode_fraction       share of the limit of whole rollouts: 512 sequences of ToRL's lengths, each with a call
 c1_over_c0            rollout time with a 200 ms tool relative to the same insertions without waiting; goal 1.05
+continuous_over_ours  the same few sequences by transformers' continuous batching, relative to compiled steps
+carry_over_saved      sampling time per trained group that `rollout.carry_over: 0.5` saves: 256 rows in flight of
+                      ToRL's lengths up to 768 tokens
 learner_mfu_*         6 x parameters x useful tokens over the seconds of an update and 989 TFLOP/s, also with
                       `model.compile`; goals 0.35 at 1.5B, 0.45 at 7B
+peak_over_plan_*      peak memory of that update relative to what `grpo-tir plan` counts for it
 """
 
 from __future__ import annotations
@@ -23,13 +27,17 @@ import argparse
 import gc
 import itertools
 import json
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
+from carry_over import BUDGET, training_steps
 from decode import decode, least_seconds
+from rollout import run_continuous
 from transformers import GenerationConfig, PreTrainedModel
 from workload import (
     After,
@@ -44,6 +52,8 @@ from workload import (
     trained_rows,
 )
 
+from grpo_tir.config import Config, ModelConfig, OptimConfig
+from grpo_tir.diagnostics.memory import KNOWN, Hardware, Shape, plan
 from grpo_tir.engine.decode_weights import make_decode_copy
 from grpo_tir.engine.engine import Engine
 from grpo_tir.generation.protocol import Request
@@ -177,6 +187,46 @@ def rollouts(args: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def continuous_batching(args: argparse.Namespace) -> dict[str, float]:
+    """Time the few sequences of `rollouts` by transformers' continuous batching and by our engine."""
+    model = random_model(args.shape, args.device, args.dtype)
+    few = make_rows(4, 16, 1, 0.5)
+    kinds: dict[str, Callable[[], object]] = {
+        "ours": partial(run_engine, model, few, partial(After, 0.2), step=args.step),
+        "continuous": partial(run_continuous, model, few, 0.2, 256 if args.device == "cuda" else 32, 2048),
+    }
+    for run in kinds.values():
+        timed(run)  # compiles
+    costs = alternate(kinds, 1)
+    return {"continuous_over_ours": costs["continuous"].wall / costs["ours"].wall}
+
+
+def carry_over(args: argparse.Namespace) -> dict[str, float]:
+    """Time the sampling of groups with forced lengths, with `rollout.carry_over` and without."""
+    model, budget, seconds = random_model(args.shape, args.device, args.dtype), BUDGET // 4, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for share in (0.0, 0.5):
+            run = training_steps(
+                share, args.prompts // 2, budget, Path(folder) / str(share), model, args.step, False
+            )
+            list(itertools.islice(run, 2))  # compiles; the first steps carry little
+            found: list[tuple[int, int, float]] = []
+            cost = timed(partial(found.extend, itertools.islice(run, 3)))
+            seconds[share] = cost.wall / sum(trained for trained, _, _ in found)
+    return {"carry_over_saved": 1 - seconds[0.5] / seconds[0.0]}
+
+
+def planned_peak(shape: str, args: argparse.Namespace) -> float:
+    """Return the bytes of weights, gradients, activations and logits that `grpo-tir plan` counts for an update."""
+    sizes = next(Shape(*sizes) for name, sizes in KNOWN.items() if name.lower() == shape)
+    config = Config(
+        model=ModelConfig(gradient_checkpointing=args.checkpointing),
+        optim=OptimConfig(micro_batch_tokens=args.micro_batch_tokens),
+    )
+    parts = plan(config, sizes, Hardware(1, torch.cuda.get_device_properties(0).total_memory)).learning
+    return 4 * sizes.parameters + parts["gradients"] + parts["activations"] + parts["logits"]
+
+
 def learner_mfu(args: argparse.Namespace) -> dict[str, float]:
     """Time updates: forward and backward of 32k tokens in micro-batches, plain and with `model.compile`."""
     result: dict[str, float] = {}
@@ -196,7 +246,9 @@ def learner_mfu(args: argparse.Namespace) -> dict[str, float]:
         result[f"learner_mfu_{name}"] = 6 * model.num_parameters() * useful / seconds / 989e12
         result[f"learner_tokens_per_second_{name}"] = useful / seconds
         if args.device == "cuda":
-            result[f"learner_peak_gib_{name}"] = torch.cuda.max_memory_allocated() / 2**30
+            peak = torch.cuda.max_memory_allocated()
+            result[f"learner_peak_gib_{name}"] = peak / 2**30
+            result[f"peak_over_plan_{name}"] = peak / planned_peak(shape, args)
         print({each: float(f"{value:.4g}") for each, value in result.items()}, flush=True)
         del model, update
         gc.collect()
@@ -233,6 +285,8 @@ PARTS: list[Callable[[argparse.Namespace], dict[str, float]]] = [
     peak_ratio,
     decode_steps,
     rollouts,
+    continuous_batching,
+    carry_over,
     learner_mfu,
 ]
 

@@ -2,6 +2,7 @@
 
     STRIKE="decode:30 kill"       the 30th decoding step: SIGKILL to every process of the launch
     STRIKE="reward:2 raise" STRIKE_RANK=1
+    COLLECTIVES=log               write every collective operation of rank R to log.R, with who asked for it
 
 The product knows nothing of it: its phases are wrapped from outside, here.
 """
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -119,6 +121,21 @@ def name_forwards() -> None:
     setattr(Engine, "_feed", fed)  # noqa: B010
 
 
+def log_collectives(prefix: str) -> None:
+    """Write the name of each collective operation and of our function that calls it, at its beginning."""
+    for name in ("all_reduce", "all_gather_object", "broadcast", "broadcast_object_list", "barrier"):
+        original = getattr(torch.distributed, name)
+
+        def logged(*arguments: Any, name: str = name, original: Any = original, **named: Any) -> Any:
+            ours = [each for each in traceback.extract_stack() if "/grpo_tir/" in each.filename]
+            asked = " < ".join(each.name for each in ours[:-4:-1])
+            with open(f"{prefix}.{os.environ['RANK']}", "a", encoding="utf-8") as file:
+                file.write(f"{name}: {asked}\n")
+            return original(*arguments, **named)
+
+        setattr(torch.distributed, name, logged)
+
+
 POOLS: list[Pool] = []
 start_pool = Pool.__init__
 
@@ -132,6 +149,8 @@ def main() -> int:
     """Wrap every phase, then run the command line."""
     setattr(Pool, "__init__", remember)  # noqa: B010
     name_forwards()
+    if prefix := os.environ.get("COLLECTIVES"):
+        log_collectives(prefix)
     wrap(Pool, "submit", after="call")  # in flight
     wrap(Journal, "_record_call", after="answer")
     wrap(Collector, "_grade", before="reward")
