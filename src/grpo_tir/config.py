@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from grpo_tir.errors import ConfigError
 
 
@@ -435,4 +433,6 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved recipe as YAML. `utils.recipe.load_config` reads it back as an equal `Config`."""
+    import yaml  # not at the top: `run_code` works without it
+
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")

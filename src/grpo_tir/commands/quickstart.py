@@ -31,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, train twice, compare. Prints one JSON object last."""
     import torch
-    from transformers.utils.logging import disable_progress_bar
 
     from grpo_tir.quickstart.build import build_quickstart
     from grpo_tir.report.page import write_report
@@ -39,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
 
     # A second thread gains little on matrices of this size, and loses a factor of 15 where the cores are busy.
     torch.set_num_threads(1)
-    disable_progress_bar()
     started = time.perf_counter()
     print("1/4  problems, tokenizer and base model", flush=True)
     files = build_quickstart(Path(args.cache), args.seed)

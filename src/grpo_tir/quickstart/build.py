@@ -61,6 +61,9 @@ def build_quickstart(
 
 
 def _build(folder: Path, world: WorldConfig, log: Callable[[str], None], progress: bool) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # those of saves would break our lines
     folder.mkdir()
     train, held_out, eval_keys = make_problems(world)
     write_problems(folder / "train.jsonl", train)
