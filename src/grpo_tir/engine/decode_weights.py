@@ -15,6 +15,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from torch import library
 from transformers import PreTrainedModel
 
 from grpo_tir.learning.logprobs import Float32Head, use_float32_head
@@ -163,7 +164,7 @@ def _product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 
 # One operator for the compiler, which cannot trace tensors in oneDNN's layout.
-_compilable = torch.library.custom_op("grpo_tir::blocked_linear", _product, mutates_args=())
+_compilable = library.custom_op("grpo_tir::blocked_linear", _product, mutates_args=())
 _compilable.register_fake(lambda hidden, weight, bias: hidden.new_empty(*hidden.shape[:-1], len(weight)))
 
 
