@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile
 
 from grpo_tir.config import Config, RolloutConfig, ToolConfig
 from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.engine import decode_weights
 from grpo_tir.engine import engine as engine_module
 from grpo_tir.engine.choose_step import TRIAL_TOKENS, choose_step, time_step
 from grpo_tir.engine.engine import Engine
@@ -150,6 +152,19 @@ def test_compiled_steps_are_one_graph_a_bucket_without_breaks() -> None:
     assert engine.failed is None
     assert counters["stats"]["unique_graphs"] == 2 * 3
     assert not counters["graph_break"]
+
+
+def test_compiled_layers_multiply_with_the_weights_in_onednns_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_weights, "WORTH_A_CALL", 1)  # the models of tests are small
+    torch._dynamo.reset()
+    model = make_model(FAMILIES["qwen2"])
+    requests = [Request(n, [3] * 40, row_key(0, 0, n), 12, False) for n in range(4)]
+    engine = Engine(model, None, Sampling(), [], step="compiled")
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        ours = run(engine, requests)
+    assert_same(ours, run(Engine(model, None, Sampling(), []), requests))
+    assert engine.failed is None
+    assert "grpo_tir::blocked_linear" in {event.key for event in seen.key_averages()}
 
 
 def test_a_later_batch_with_compiled_steps_compiles_nothing() -> None:
