@@ -42,8 +42,9 @@ BUCKET, LIVE = 5e8, 1e9
 """DeepSpeed's defaults: elements of the reduce bucket; parameters that ZeRO-3 keeps gathered during learning."""
 CUDA_CONTEXT, FRAGMENTATION = GIB, 0.05
 """On a GPU: bytes of the driver and its kernels; share of the memory that the allocator cannot use."""
-PAGE, KV_SHARE = 128, 0.85
-"""Tokens of a page of static steps; largest share of the free memory that pages take (engine/engine.py)."""
+PAGE, CPU_PAGE, KV_SHARE = 128, 32, 0.85
+"""Tokens of a page of static steps on a GPU and on a CPU (engine/paged_cache.py); largest share of the free memory
+that pages take (engine/engine.py)."""
 GATHERED = 1e9
 """Bytes of float32 weights that ZeRO-3 gathers at a time for the bf16 copy (engine/decode_weights.py)."""
 CALL_SECONDS, LATE_CALLS, WINDOW = 0.025, 0.05, 60.0
@@ -132,7 +133,8 @@ def plan(config: Config, shape: Shape, machine: Hardware) -> MemoryPlan:
     token_bytes = 2 * (shape.layers + (not pages)) * shape.kv_width * value
     wanted = rows * longest
     if pages:  # whole pages, rounded up to three bits, as `Engine._allocate` does
-        wanted = rows * -(-longest // PAGE) * PAGE
+        page = CPU_PAGE if machine.cpu else PAGE
+        wanted = rows * -(-longest // page) * page
         unit = 1 << max(wanted.bit_length() - 3, 0)
         wanted = -(-wanted // unit) * unit
     cache = min(rollout.kv_tokens or wanted, wanted)

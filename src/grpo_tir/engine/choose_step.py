@@ -102,8 +102,7 @@ def _disagreement(wanted: list[SequenceState], found: list[SequenceState]) -> st
     rounding alone can change a token."""
     gaps: list[float] = []
     for ours, theirs in zip(wanted, found, strict=True):
-        drawn = (each.tokens[each.start :] for each in (ours, theirs))
-        for a, b, p, q in zip(*drawn, ours.logprobs, theirs.logprobs):
+        for a, b, p, q in zip(ours.drawn, theirs.drawn, ours.logprobs, theirs.logprobs):
             if a != b:
                 break
             gaps.append(abs(p - q))
