@@ -111,8 +111,9 @@ def to_row(rollout: Rollout, version: int = 0) -> TrainingSample:
         where = f"group {rollout.group}, sample {rollout.sample}"
         check_tokens(rollout.stamps, prompt, row.token_ids, row.loss_mask, where)
         row.certified = True
-    if any(0 < drawn < version for drawn in rollout.versions):
-        row.stale = [False] * prompt + [0 < drawn < version for drawn in rollout.versions]
+    stale = [0 < drawn < version for drawn in rollout.versions]
+    if any(stale):
+        row.stale = [False] * prompt + stale
     return row
 
 
