@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,20 @@ def test_compiling_changes_nothing(packing: bool, recomputed: bool, tmp_path: Pa
     assert 2 <= counters["stats"]["unique_graphs"] <= 8
     assert distance(compiled, gradient_of(plain, make_groups(), tmp_path, **options)) < 1e-5
     assert [layer.forward for layer in model.model.layers] == methods  # the engine decodes with the same layers
+
+
+def test_compiled_layers_compute_nothing_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, a graph that takes a scalar tensor from the CPU runs a C++ compiler, for a minute or more."""
+    torch._dynamo.reset()
+    inputs: list[torch.Tensor] = []
+
+    def record(graph: Any, examples: list[Any]) -> Any:
+        inputs.extend(example for example in examples if isinstance(example, torch.Tensor))
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=record))
+    gradient_of(tiny_qwen2(), make_groups(), tmp_path, model__compile=True)
+    assert inputs and all(tensor.dim() for tensor in inputs)
 
 
 @pytest.mark.slow

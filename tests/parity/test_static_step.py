@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from grpo_tir.engine import engine as engine_module
 from grpo_tir.engine.choose_step import TRIAL_TOKENS, choose_step, time_step
 from grpo_tir.engine.engine import Engine
 from grpo_tir.engine.paged_cache import PagedCache
-from grpo_tir.engine.static_step import STEPS
+from grpo_tir.engine.static_step import STEPS, StaticStep
 from grpo_tir.generation.generate import GenerateRounds
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
@@ -215,6 +216,29 @@ def test_a_trial_ends_although_new_rows_begin_all_the_time() -> None:
     engine = Engine(make_model(FAMILIES["qwen2"]), None, Sampling(), list(range(8, 40)), max_rows=2)
     time_step(engine, requests)
     assert engine.counts["forwards"] <= STEPS + TRIAL_TOKENS
+
+
+def test_a_trial_does_not_time_the_compilation_for_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of the test, making a step takes 100 s and running it 1 s. Rows end, so that steps for 4, 2 and
+    1 rows are made, two of them after the first block."""
+    clock, made = [0.0], list[int]()
+
+    class Slow(StaticStep):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            clock[0] += 100
+            made.append(len(self.record[0, 0]))
+
+        def run(self, *args: Any) -> Any:
+            clock[0] += args[-1]
+            return super().run(*args)
+
+    monkeypatch.setattr(engine_module, "StaticStep", Slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    requests = [Request(n, [3, 4 + n], row_key(0, 0, n), 6 + 6 * n, False) for n in range(4)]
+    engine = Engine(make_model(FAMILIES["qwen2"]), None, Sampling(), [], step="plain", block=4)
+    seconds, _ = time_step(engine, requests)
+    assert made == [4, 2, 1] and seconds == 1.0
 
 
 def test_the_fastest_step_that_agrees_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

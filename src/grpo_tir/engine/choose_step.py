@@ -71,12 +71,12 @@ def choose_step(
 
 def time_step(engine: Engine, requests: Sequence[Request]) -> tuple[float, list[SequenceState]]:
     """Decode `TRIAL_TOKENS` tokens of each running row. Returns the seconds of a step, and all rows. The first
-    block, in which a static step compiles, is not timed."""
+    block is not timed, and neither is the compilation for fewer rows, once some have ended."""
     for each in requests:
         engine.submit(Request(each.row, each.prompt_ids, each.key, each.budget, False))
     rows = list(engine.scheduler.rows.values())
     engine.ready = lambda: True  # return after every forward or block
-    started, before = _now(engine), 0
+    started, setup, before = _now(engine), 0.0, 0
     while not before or (
         engine.counts["forwards"] < before + TRIAL_TOKENS  # with `max_rows`, new rows begin all the time
         and any(len(row.logprobs) < TRIAL_TOKENS for row in engine.scheduler.running_rows())
@@ -85,8 +85,9 @@ def time_step(engine: Engine, requests: Sequence[Request]) -> tuple[float, list[
         if not engine.scheduler.rows:
             break
         if not before and (engine.counts["blocks"] or engine.counts["forwards"] >= STEPS):
-            started, before = _now(engine), engine.counts["forwards"]
-    seconds = (_now(engine) - started) / max(engine.counts["forwards"] - before, 1)
+            started, setup, before = _now(engine), engine.setup_seconds, engine.counts["forwards"]
+    took = _now(engine) - started - (engine.setup_seconds - setup)
+    seconds = took / max(engine.counts["forwards"] - before, 1)
     engine.close()
     return seconds, rows
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+import torch._dynamo
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -68,7 +69,10 @@ def compile_layers(policy: TokenLogprobs) -> Layers:
             part.forward = forward
         policy.chunk = chunk
         try:
-            yield
+            # With `dynamic`, a float such as the epsilon of a norm becomes a tensor on the CPU. Even on a GPU, a
+            # C++ compiler then runs, for a minute or more.
+            with torch._dynamo.config.patch(specialize_float=True):
+                yield
         finally:
             policy.chunk = plain
             for part in parts:

@@ -50,10 +50,11 @@ def use_float32_head(model: Any) -> None:
 class TokenLogprobs(nn.Module):
     """Wrap the policy for learning: one forward that DDP and DeepSpeed can hook."""
 
-    def __init__(self, model: Any, temperature: float = 1.0, logits_mb: float = 256) -> None:
+    def __init__(self, model: Any, temperature: float = 1.0, logits_mb: float = 1024) -> None:
         super().__init__()
         self.chunk = self._chunk
         self.model = model
+        model.get_input_embeddings().register_forward_hook(follow_autocast)
         self.temperature = temperature
         self.logits_mb = logits_mb
         self.plain = plain_head(model)
@@ -125,6 +126,13 @@ class TokenLogprobs(nn.Module):
         log_softmax = plain_log_softmax if torch.compiler.is_compiling() else LogSoftmaxInPlace.apply
         logprobs, entropies = log_softmax(logits, tokens, self.temperature)
         return logprobs, entropies, (margin + logprobs.detach()).exp()
+
+
+def follow_autocast(module: nn.Module, inputs: object, hidden: torch.Tensor) -> torch.Tensor:
+    """Cast embeddings to the type of autocast. The residual stream then has the precision of the generator's bf16
+    copy, and half the memory traffic. A forward hook; without autocast it does nothing."""
+    kind = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
 
 
 def first_probability(

@@ -212,3 +212,15 @@ def test_padding_on_the_right_changes_nothing() -> None:
     wide, _ = TokenLogprobs(model)(padded(ids, (0, 5)), padded(torch.ones_like(ids), (0, 5)), padded(mask, (0, 5)))
     torch.testing.assert_close(wide[:, :4], alone)
     assert wide[:, 4:].abs().max() == 0
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_residual_stream_has_the_type_of_autocast(autocast: bool) -> None:
+    """So that it has the precision of the bf16 copy that the generator decodes with."""
+    model, found = tiny_qwen2(), set[torch.dtype]()
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda module, inputs: found.add(inputs[0].dtype))
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        TokenLogprobs(model)(ids, torch.ones_like(ids), torch.ones_like(ids))
+    assert found == {torch.bfloat16 if autocast else torch.float32}
