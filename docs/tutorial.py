@@ -47,8 +47,8 @@ from grpo_tir import (
     open_executor,
     rollout,
 )
-from grpo_tir.quickstart.build import build_quickstart
 from grpo_tir.report.page import write_report
+from grpo_tir.utils.recipe import import_program
 
 STEPS = int(os.environ.get("TUTORIAL_STEPS", "30"))
 torch.set_num_threads(1)  # a second thread does not help a model of this size
@@ -60,7 +60,7 @@ torch.set_num_threads(1)  # a second thread does not help a model of this size
 # some Python, much of it broken, and answers about 3% of the problems.
 
 # %%
-files = build_quickstart(Path(".cache/grpo-tir"), seed=1, progress=False)
+files = import_program("quickstart.build").build_quickstart(Path(".cache/grpo-tir"), seed=1, progress=False)
 tokenizer = AutoTokenizer.from_pretrained(files.model)
 model = AutoModelForCausalLM.from_pretrained(files.model)
 problems = [Problem(**json.loads(line)) for line in files.train.read_text().splitlines()]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from grpo_tir.data import benchmarks
-from grpo_tir.quickstart.world import WorldConfig, make_problems
 from grpo_tir.types import Problem
+from quickstart.world import WorldConfig, make_problems
 
 SIZES = {"aime24": 3, "aime25": 2, "math500": 5, "olympiadbench": 4, "amc23": 1}
 

@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
-from grpo_tir.quickstart.world import WorldConfig, make_problems
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.types import Problem
+from quickstart.world import WorldConfig, make_problems
 from tiny_policy import tiny_qwen2
 
 ROWS = 4  # rollouts in a step: 2 problems x 2

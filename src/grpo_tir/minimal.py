@@ -15,7 +15,7 @@ Shapes: B rows of a batch, G samples of a problem, T tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-import runpy
+import importlib
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -245,4 +245,4 @@ class Minimal:
 
 
 if __name__ == "__main__":
-    runpy.run_module("grpo_tir.quickstart.minimal", run_name="__main__")
+    importlib.import_module("grpo_tir.utils.recipe").import_program("quickstart.minimal").main()

@@ -14,10 +14,10 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
-from grpo_tir.quickstart import build
-from grpo_tir.quickstart.base_model import PretrainConfig, build_model
-from grpo_tir.quickstart.world import WorldConfig, make_documents, make_problems
 from grpo_tir.utils.files import read_jsonl
+from quickstart import build
+from quickstart.base_model import PretrainConfig, build_model
+from quickstart.world import WorldConfig, make_documents, make_problems
 
 
 def run_tutorial(repository: Path, folder: Path, steps: int) -> str:

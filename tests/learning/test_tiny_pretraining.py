@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from grpo_tir.quickstart import base_model as tiny_model
-from grpo_tir.quickstart import world as tiny
+from quickstart import base_model as tiny_model
+from quickstart import world as tiny
 
 
 def test_short_pretraining_learns_more_than_how_frequent_each_token_is(tmp_path: Path) -> None:

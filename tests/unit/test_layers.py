@@ -26,7 +26,7 @@ LAYERS = [
     ["monitor", "checkpoint", "learning"],
     ["rollouts.collect", "evaluation.held_out"],
     ["train"],
-    ["evaluation", "curation", "diagnostics", "quickstart", "report"],
+    ["evaluation", "curation", "diagnostics", "report"],
     ["cli", "commands", "__main__"],
 ]
 # The trainer's rooms, and what surrounds them. Nothing of the trainer imports what surrounds it, except `grading`

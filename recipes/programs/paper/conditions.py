@@ -19,11 +19,11 @@ from typing import Any
 
 import grpo_tir
 from grpo_tir.config import Config, change
-from grpo_tir.quickstart.build import QuickstartFiles, build_quickstart
-from grpo_tir.quickstart.world import OUTPUT_MARKER
 from grpo_tir.utils.files import read_jsonl, write_atomically
 from grpo_tir.utils.recipe import find_recipe, load_config
 from paper.world import PAPER_FAMILIES, paper_world
+from quickstart.build import QuickstartFiles, build_quickstart
+from quickstart.world import OUTPUT_MARKER
 
 CONDITIONS: dict[str, list[str]] = {
     "c0": ["--tool.max_tool_calls", "0"],
@@ -41,7 +41,7 @@ CONDITIONS: dict[str, list[str]] = {
 
 KEPT = ("source", "correct", "written", "executed", "passed", "failed", "recovered", "calls")
 """Fields of each response that a result keeps, beside its text."""
-SURROUNDING = {"commands", "report", "diagnostics", "curation", "evaluation", "quickstart"}
+SURROUNDING = {"commands", "report", "diagnostics", "curation", "evaluation"}
 """Subpackages on which no training run depends."""
 
 

@@ -1,6 +1,6 @@
 """Define the miniature world of `make paper`: problems that need one call, two calls, or none.
 
-Its corpus is that of the quickstart's world (`grpo_tir.quickstart.world`), except that a document may call again
+Its corpus is that of the quickstart's world (`quickstart.world`), except that a document may call again
 after a failed call.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 
-from grpo_tir.quickstart.world import FAMILIES, Family, WorldConfig, mistakes, three_digits
+from quickstart.world import FAMILIES, Family, WorldConfig, mistakes, three_digits
 
 RETRIED = 0.5
 """Share of failed calls after which a document calls again. At a tenth of them, second calls died out before they

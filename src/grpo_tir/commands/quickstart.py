@@ -16,7 +16,7 @@ from typing import Any
 from grpo_tir.config import Config
 from grpo_tir.monitor.console import segment_lines
 from grpo_tir.utils.files import read_jsonl
-from grpo_tir.utils.recipe import find_recipe, load_config
+from grpo_tir.utils.recipe import find_recipe, import_program, load_config
 
 TAKES_OVERRIDES = True
 CACHE = Path(".cache/grpo-tir")
@@ -32,7 +32,6 @@ def run(args: argparse.Namespace) -> int:
     """Build, train twice, compare. Prints one JSON object last."""
     import torch
 
-    from grpo_tir.quickstart.build import build_quickstart
     from grpo_tir.report.page import write_report
     from grpo_tir.train import train
 
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     started = time.perf_counter()
     print("1/4  problems, tokenizer and base model", flush=True)
-    files = build_quickstart(Path(args.cache), args.seed)
+    files = import_program("quickstart.build").build_quickstart(Path(args.cache), args.seed)
     folder = new_folder(Path(args.out), args.seed)
     common = ["--data.train", str(files.train), "--data.eval", str(files.eval), "--model.path", str(files.model)]
     common += ["--train.seed", str(args.seed), *args.overrides]

@@ -14,8 +14,8 @@ from grpo_tir.curation.contamination import Benchmarks
 from grpo_tir.curation.fingerprint import fingerprint
 from grpo_tir.data.problems import load_problems
 from grpo_tir.grading.grader import Grader
-from grpo_tir.quickstart.world import WorldConfig, make_problems
 from grpo_tir.types import Problem
+from quickstart.world import WorldConfig, make_problems
 
 WALK = (
     "Every evening Ida rides a $12$-mile loop and rests at a bridge on the way. When she rides at a "

@@ -7,7 +7,7 @@ import pytest
 from grading_attacks import attacks
 from grading_claims import claims
 from grpo_tir.grading.rules import judge
-from grpo_tir.quickstart.world import WorldConfig, make_problems
+from quickstart.world import WorldConfig, make_problems
 
 CLAIMS = {
     "a falling pair is a point, no empty interval": [

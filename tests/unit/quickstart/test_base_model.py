@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_tir.generation.stopping import CodeBlockStopping
-from grpo_tir.quickstart import base_model as tiny_model
-from grpo_tir.quickstart import world as tiny
+from quickstart import base_model as tiny_model
+from quickstart import world as tiny
 
 WORLD = tiny.WorldConfig(seed=3, train_problems=50, eval_problems=50, documents=1500)
 SMALL = tiny_model.PretrainConfig(hidden=32, layers=2, heads=2, kv_heads=1, ffn=64, steps=3, batch=4)

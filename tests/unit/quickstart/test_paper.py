@@ -17,8 +17,6 @@ import pytest
 
 from grpo_tir import cli
 from grpo_tir.config import check_for_training
-from grpo_tir.quickstart.build import QuickstartFiles, _fingerprint, write_problems
-from grpo_tir.quickstart.world import make_problems
 from grpo_tir.report.findings import section
 from grpo_tir.utils.files import read_jsonl
 from paper import conditions
@@ -26,6 +24,8 @@ from paper.command import EXPERIMENTS
 from paper.conditions import CONDITIONS, Task, run_condition
 from paper.findings import FINDINGS, Finding, judge, summary, verdict
 from paper.world import paper_world
+from quickstart.build import QuickstartFiles, _fingerprint, write_problems
+from quickstart.world import make_problems
 from tiny_policy import save_byte_model
 
 BETTER = Finding("x", "x", "x", "b greedy accuracy", "a greedy accuracy")

@@ -14,11 +14,11 @@ import pytest
 
 from grpo_tir.data.prompts import make_renderer
 from grpo_tir.errors import DataError
-from grpo_tir.quickstart import build as tiny_build
-from grpo_tir.quickstart import world as tiny
 from grpo_tir.tools.python import PythonTool, find_code
 from grpo_tir.types import Problem, ToolResult
 from paper.world import PAPER_FAMILIES, paper_world
+from quickstart import build as tiny_build
+from quickstart import world as tiny
 
 WORLD = tiny.WorldConfig(seed=1, train_problems=400, eval_problems=100, documents=4000)
 
@@ -177,7 +177,8 @@ def test_unwritable_cache_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_making_the_data_loads_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys; from grpo_tir.quickstart import base_model, world; w = world.WorldConfig(1, 5, 5, 50);"
+        f"import sys; sys.path.append({str(Path(tiny.__file__).parents[1])!r});"
+        "from quickstart import base_model, world; w = world.WorldConfig(1, 5, 5, 50);"
         "list(world.make_documents(w, world.make_problems(w)[2]));"
         "sys.exit(bool({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
     )

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo_tir.quickstart.world import Document
+from quickstart.world import Document
 
 if TYPE_CHECKING:
     import torch

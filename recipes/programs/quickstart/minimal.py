@@ -13,7 +13,7 @@ from grpo_tir.config import ExecutorConfig
 from grpo_tir.executor.open import open_executor
 from grpo_tir.grading import default_grader, model_answer
 from grpo_tir.minimal import Minimal
-from grpo_tir.quickstart.build import build_quickstart
+from quickstart.build import build_quickstart
 
 
 def main(steps: int = 60) -> None:

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from grpo_tir.errors import DataError
-from grpo_tir.quickstart.base_model import build_model
-from grpo_tir.quickstart.world import WorldConfig, make_documents, make_problems
 from grpo_tir.types import Problem
+from quickstart.base_model import build_model
+from quickstart.world import WorldConfig, make_documents, make_problems
 
 
 @dataclass(frozen=True)

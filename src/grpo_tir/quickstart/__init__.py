@@ -1,1 +1,0 @@
-"""The tiny arithmetic world and the base model of `make train`."""
