@@ -15,21 +15,23 @@ from grpo_tir.distributed import launcher
 from grpo_tir.errors import GrpoTirError, UserError
 
 COMMANDS = {
-    "quickstart": ("grpo_tir.commands.quickstart", "teach a tiny model to use the tool, in minutes, on a CPU"),
-    "paper": ("grpo_tir.commands.paper", "test the findings of the paper again, in a miniature world, on a CPU"),
-    "train": ("grpo_tir.commands.train", "train a recipe"),
-    "sft": ("grpo_tir.commands.sft", "fine-tune a model on written traces of tool use"),
-    "plan": ("grpo_tir.commands.plan", "estimate the memory, KV rows and executor slots that a recipe needs"),
-    "eval": ("grpo_tir.commands.eval", "evaluate models on benchmarks or problem files, with intervals"),
-    "solve": ("grpo_tir.commands.solve", "solve one problem with the tool, on the terminal"),
-    "report": ("grpo_tir.commands.report", "write one HTML page about one or several runs"),
-    "watch": ("grpo_tir.commands.watch", "show the report of a running job, live"),
-    "doctor": ("grpo_tir.commands.doctor", "find what would go wrong before training starts"),
-    "replay": ("grpo_tir.commands.replay", "compare one recorded response with executor, model and loss mask"),
-    "data": ("grpo_tir.commands.data", "check, build and select training problems"),
-    "grade": ("grpo_tir.commands.grade", "judge recorded outputs against gold answers"),
-    "sandbox": ("grpo_tir.commands.sandbox", "build, check and use the executor"),
+    "quickstart": "teach a tiny model to use the tool, in minutes, on a CPU",
+    "paper": "test the findings of the paper again, in a miniature world, on a CPU",
+    "train": "train a recipe",
+    "sft": "fine-tune a model on written traces of tool use",
+    "plan": "estimate the memory, KV rows and executor slots that a recipe needs",
+    "eval": "evaluate models on benchmarks or problem files, with intervals",
+    "solve": "solve one problem with the tool, on the terminal",
+    "report": "write one HTML page about one or several runs",
+    "watch": "show the report of a running job, live",
+    "doctor": "find what would go wrong before training starts",
+    "replay": "compare one recorded response with executor, model and loss mask",
+    "data": "check, build and select training problems",
+    "grade": "judge recorded outputs against gold answers",
+    "sandbox": "build, check and use the executor",
 }
+PROGRAMS = {"quickstart", "paper"}
+"""Commands that are programs on top of the library, in recipes/programs/NAME/command.py."""
 TRAINER_NEEDS = ("accelerate", "jinja2", "tensorboard", "torch", "transformers")
 """The extra `train` in setup.cfg."""
 
@@ -80,8 +82,13 @@ def dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean `{near[0]}`?" if near else "see grpo-tir --help"
         raise UserError(f"unknown command `{name}`; {hint}")
-    module = importlib.import_module(COMMANDS[name][0])
-    parser = argparse.ArgumentParser(f"grpo-tir {name}", description=COMMANDS[name][1])
+    if name in PROGRAMS:
+        from grpo_tir.utils.recipe import import_program
+
+        module = import_program(f"{name}.command")
+    else:
+        module = importlib.import_module(f"grpo_tir.commands.{name}")
+    parser = argparse.ArgumentParser(f"grpo-tir {name}", description=COMMANDS[name])
     module.add_arguments(parser)
     if getattr(module, "TAKES_OVERRIDES", False):
         parser.epilog = "Any setting of the recipe can be overridden: --section.key VALUE, e.g. --optim.lr 1e-6"
@@ -110,5 +117,5 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def overview() -> str:
     """Format the top-level help."""
     lines = ["grpo-tir: GRPO that teaches a language model to reason with a Python tool", ""]
-    lines += [f"  grpo-tir {name:<11} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  grpo-tir {name:<11} {text}" for name, text in COMMANDS.items()]
     return "\n".join([*lines, "", "Options of a command: grpo-tir COMMAND --help"])

@@ -13,6 +13,7 @@ import pytest
 
 from browser import FLAGS, SET, Page, launch, size, synthetic
 from grpo_tir.report.page import write_report
+from paper.page import write_page
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +269,7 @@ def test_findings_open_their_responses_and_fit_a_phone(chromium: Any, tmp_path: 
     (tmp_path / "findings.json").write_text(json.dumps(found))
     size(chromium, 390, 800)
     chromium.get_log("browser")
-    opened = Page(chromium, write_report([tmp_path], tmp_path / "report.html").as_uri())
+    opened = Page(chromium, write_page([tmp_path], tmp_path / "report.html").as_uri())
     visible = "return document.querySelector('#findings').innerText"
     assert "<b>x</b>" not in opened.js(visible)
     opened.js("document.querySelector('#findings summary').click()")

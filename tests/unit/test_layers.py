@@ -48,7 +48,7 @@ TORCH_FREE += ["tools.protocol", "tools.formats", "tools.named", "tools.function
 TORCH_FREE += ["executor.protocol", "monitor.metrics", "monitor.alarms", "monitor.run_log"]
 TORCH_FREE += ["rollouts.rewards", "learning.certificate", "data.prompts", "data.problems", "data.benchmarks"]
 TORCH_FREE += ["curation.limr", "curation.balance", "curation.build", "curation.sources", "diagnostics.memory"]
-TORCH_FREE += ["commands.quickstart", "utils.hub", "utils.files", "utils.resources"]
+TORCH_FREE += ["utils.hub", "utils.files", "utils.resources"]
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "docker", "sympy", "math_verify", "numpy"}
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from grpo_tir.errors import UserError
 from grpo_tir.utils.files import write_atomically
 
+TAKES_OVERRIDES = True
 TITLE = "The paper's findings in a miniature world, {} seed(s)"
 EXPERIMENTS = {
     "c": ["c0", "c1", "c2", "c4"],
@@ -41,10 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, judge, and write the page. Prints one JSON object last."""
-    from grpo_tir.report.findings import FILE, value
-    from grpo_tir.report.page import write_report
     from paper.conditions import CONDITIONS, Task, build_world, run_condition
     from paper.findings import summary
+    from paper.page import FILE, value, write_page
 
     if args.seeds < 1 or args.jobs < 1:
         raise UserError("--seeds and --jobs must be 1 or more")
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         "runs": [f"runs/{name}-seed1" for name in names],
     }
     write_atomically(out / FILE, json.dumps(found, indent=1))
-    page = write_report([out], out / "report.html")
+    page = write_page([out], out / "report.html")
     for line in found["findings"]:
         print(f"{line['verdict']:<15} {line['statement']}: {value(line)}, paper {line['paper']}")
     kept = ("value", "interval", "first", "second", "bound", "paper", "verdict")

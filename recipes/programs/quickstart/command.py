@@ -18,6 +18,7 @@ from grpo_tir.monitor.console import segment_lines
 from grpo_tir.utils.files import read_jsonl
 from grpo_tir.utils.recipe import find_recipe, load_config
 
+TAKES_OVERRIDES = True
 CACHE = Path(".cache/grpo-tir")
 
 

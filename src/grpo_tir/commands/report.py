@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from grpo_tir.report.page import write_report
+from grpo_tir.utils.recipe import import_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and print its path."""
-    print(write_report(args.runs, args.out or args.runs[0] / "report.html", title=args.title))
+    """Write the page and print its path. The page of `grpo-tir paper` has its findings too."""
+    out = args.out or args.runs[0] / "report.html"
+    if any((run / "findings.json").is_file() for run in args.runs):
+        print(import_program("paper.page").write_page(args.runs, out, args.title))
+    else:
+        print(write_report(args.runs, out, title=args.title))
     return 0

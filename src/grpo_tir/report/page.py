@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 from importlib import resources
 from pathlib import Path
 
 from grpo_tir.errors import UserError
-from grpo_tir.report.findings import escaped, read_findings, section
 from grpo_tir.report.read import Run, pack, read_runs
 from grpo_tir.report.traces import Traces
 from grpo_tir.utils.files import write_atomically
@@ -29,20 +29,19 @@ MAX_CHUNK_CHARACTERS = 45_000_000
 """Maximum size of all embedded trajectories, so that the page stays under 50 MB."""
 
 
-def write_report(runs: list[Path], out: Path, *, title: str | None = None) -> Path:
+def write_report(runs: list[Path], out: Path, *, title: str | None = None, before: str = "") -> Path:
     """Write one page about one or several runs, atomically.
 
     Args:
         runs: folders of runs.
         out: HTML file to write.
-        title: heading of the page; None: that of the findings, or the names of the runs.
+        title: heading of the page; None: the names of the runs.
+        before: HTML above the figures.
 
     Raises:
         UserError: a folder is not a run, or `out` cannot be written.
     """
-    findings = [found for path in runs if (found := read_findings(path))]
-    title = title or next((found["title"] for found in findings), None)
-    page = build_page(read_runs(runs), title=title, before="".join(map(section, findings)))
+    page = build_page(read_runs(runs), title=title, before=before)
     try:
         write_atomically(out, page)
     except OSError as error:
@@ -53,7 +52,7 @@ def write_report(runs: list[Path], out: Path, *, title: str | None = None) -> Pa
 
 
 def build_page(runs: list[Run], *, title: str | None = None, before: str = "") -> str:
-    """Return the page as text. The same runs give the same bytes. `before` is HTML above the figures."""
+    """Return the page as text. The same runs give the same bytes."""
     return frame(title or " · ".join(run.name for run in runs), build_chunks(runs), before=before)
 
 
@@ -81,6 +80,11 @@ def frame(title: str, chunks: dict[str, str], live: str | None = None, before: s
         ),
     }
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
+
+
+def escaped(value: object) -> str:
+    """Return text as HTML that shows it."""
+    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
 
 
 def _asset(name: str) -> str:

@@ -21,7 +21,6 @@ import yaml
 from grpo_tir.config import Config
 from grpo_tir.errors import UserError
 from grpo_tir.monitor.alarms import MEMORY, WINDOW, Alarm, Line, find_alarms, trained_lines
-from grpo_tir.report.findings import read_findings
 from grpo_tir.utils.recipe import load_config
 
 
@@ -62,9 +61,7 @@ def read_runs(paths: list[Path]) -> list[Run]:
 
 
 def runs_beneath(path: Path) -> list[Path]:
-    """Return the runs in a folder; the path itself if it is a run or contains none. Findings name their runs."""
-    if findings := read_findings(path):
-        return [path / run for run in findings["runs"]]
+    """Return the runs in a folder; the path itself if it is a run or contains none."""
     if (path / "metrics.jsonl").is_file() or (path / "rollouts").is_dir():
         return [path]
     found = [file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/metrics.jsonl")]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import math
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -17,12 +20,13 @@ import pytest
 
 from grpo_tir import cli
 from grpo_tir.config import check_for_training
-from grpo_tir.report.findings import section
+from grpo_tir.errors import UserError
 from grpo_tir.utils.files import read_jsonl
 from paper import conditions
 from paper.command import EXPERIMENTS
 from paper.conditions import CONDITIONS, Task, run_condition
 from paper.findings import FINDINGS, Finding, judge, summary, verdict
+from paper.page import section, write_page
 from paper.world import paper_world
 from quickstart.build import QuickstartFiles, _fingerprint, write_problems
 from quickstart.world import make_problems
@@ -130,6 +134,42 @@ def test_a_finding_is_shown_by_the_first_problem_whose_responses_all_fit() -> No
     (example,) = useless["examples"]
     assert example["problem"] == "p2" and [one["text"] for one in example["responses"]] == ["102", "012"]
     assert section(found).count("<article") == 5
+
+
+def findings(**changed: Any) -> dict[str, Any]:
+    evil = "</pre><script>x"
+    example = {"title": "t", "problem": evil, "responses": [{"who": "w", "text": evil}]}
+    line = {"statement": "two beat one", "paper": "+2", "ran": "c = 2.", "verdict": "not reproduced", "bound": 0.0}
+    line |= {"value": 0.5, "interval": [0.4, 0.6], "first": 0.9, "second": 0.4, "is_ratio": False}
+    return {
+        "title": "Again",
+        "rule": "r",
+        "runs": ["runs/b"],
+        "findings": [{**line, "examples": [example], **changed}],
+    }
+
+
+def test_findings_stand_above_the_runs_that_they_name_and_are_text(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n')
+    (tmp_path / "findings.json").write_text(json.dumps(findings()))
+    page = write_page([tmp_path], tmp_path / "page.html").read_text(encoding="utf-8")
+    data = re.findall(r'id="data">([A-Za-z0-9+/=]*)<', page)[0]
+    assert [run["name"] for run in json.loads(gzip.decompress(base64.b64decode(data)))["runs"]] == ["b"]
+    assert "<title>Again" in page and "&lt;/pre&gt;&lt;script&gt;x" in page and "<script>x" not in page
+    assert "Not reproduced: 0.9 against 0.4, difference +0.500 [+0.400, +0.600]; bound 0." in page
+    assert page.index('id="findings"') < page.index('<section id="figures"')
+    for value, text in ((1.5, "ratio 1.50 [0.40, 0.60]"), (None, "Undecided: too few responses to compare.")):
+        (tmp_path / "findings.json").write_text(json.dumps(findings(value=value, is_ratio=True)))
+        assert text in write_page([tmp_path], tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rule": 1}', '{"rule": "r", "findings": [{}]}'])
+def test_findings_that_cannot_be_read_are_one_clear_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "findings.json").write_text(text)
+    with pytest.raises(UserError, match=r"findings\.json cannot be read: run grpo-tir paper again"):
+        write_page([tmp_path], tmp_path / "page.html")
 
 
 def test_the_command_judges_what_was_run_and_prints_one_line_of_json_last(

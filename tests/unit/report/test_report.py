@@ -198,40 +198,6 @@ def test_a_folder_of_runs_stands_for_those_beneath_it(tmp_path: Path) -> None:
     assert [run.path.name for run in read_runs([tmp_path / "seed1" / "tool"])] == ["tool"]
 
 
-def findings(**changed: Any) -> dict[str, Any]:
-    evil = "</pre><script>x"
-    example = {"title": "t", "problem": evil, "responses": [{"who": "w", "text": evil}]}
-    line = {"statement": "two beat one", "paper": "+2", "ran": "c = 2.", "verdict": "not reproduced", "bound": 0.0}
-    line |= {"value": 0.5, "interval": [0.4, 0.6], "first": 0.9, "second": 0.4, "is_ratio": False}
-    return {
-        "title": "Again",
-        "rule": "r",
-        "runs": ["runs/b"],
-        "findings": [{**line, "examples": [example], **changed}],
-    }
-
-
-def test_findings_stand_above_the_runs_that_they_name_and_are_text(tmp_path: Path) -> None:
-    for name in "ab":
-        make_run(tmp_path / "runs" / name, '{"step": 1, "a": 1}\n')
-    (tmp_path / "findings.json").write_text(json.dumps(findings()))
-    page = report.write_report([tmp_path], tmp_path / "page.html").read_text(encoding="utf-8")
-    assert [run["name"] for run in chunks(page)["data"]["runs"]] == ["b"]
-    assert "<title>Again" in page and "&lt;/pre&gt;&lt;script&gt;x" in page and "<script>x" not in page
-    assert "Not reproduced: 0.9 against 0.4, difference +0.500 [+0.400, +0.600]; bound 0." in page
-    assert page.index('id="findings"') < page.index('<section id="figures"')
-    for value, text in ((1.5, "ratio 1.50 [0.40, 0.60]"), (None, "Undecided: too few responses to compare.")):
-        (tmp_path / "findings.json").write_text(json.dumps(findings(value=value, is_ratio=True)))
-        assert text in report.write_report([tmp_path], tmp_path / "page.html").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"rule": 1}', '{"rule": "r", "findings": [{}]}'])
-def test_findings_that_cannot_be_read_are_one_clear_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "findings.json").write_text(text)
-    with pytest.raises(UserError, match=r"findings\.json cannot be read: run grpo-tir paper again"):
-        report.write_report([tmp_path], tmp_path / "page.html")
-
-
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / where / "run", '{"step": 1, "a": 1}\n') for where in "ab"]
     assert [run.name for run in read_runs(runs)] == ["run", "run #2"]

@@ -1,4 +1,4 @@
-"""Show the findings of `grpo-tir paper` (`findings.json`) above the curves of its runs.
+"""Write the report's page with the findings (`findings.json`) above the curves of their runs.
 
     statement ── verdict in words ── what was run ── our figures, the paper's ── responses that show it
 
@@ -7,31 +7,36 @@ Text of a model is escaped: it is shown and never interpreted.
 
 from __future__ import annotations
 
-import html
 import json
 from pathlib import Path
 from typing import Any
 
 from grpo_tir.errors import UserError
+from grpo_tir.report.page import escaped, write_report
 
 FILE = "findings.json"
 
 
-def read_findings(folder: Path) -> dict[str, Any] | None:
-    """Read the findings in a folder; None if it has none.
+def write_page(folders: list[Path], out: Path, title: str | None = None) -> Path:
+    """Write one page about runs, or the runs that the findings in a folder name. Returns the page's path.
 
     Raises:
-        UserError: the file is not one of `grpo-tir paper`.
+        UserError: a folder is not a run, its findings cannot be read, or `out` cannot be written.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        section(found)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} cannot be read: run grpo-tir paper again") from None
-    return found
+    runs, sections = [], []
+    for folder in folders:
+        path = folder / FILE
+        if not path.is_file():
+            runs.append(folder)
+            continue
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            sections.append(section(found))
+            runs += [folder / run for run in found["runs"]]
+            title = title or found["title"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} cannot be read: run grpo-tir paper again") from None
+    return write_report(runs, out, title=title, before="".join(sections))
 
 
 def section(found: dict[str, Any]) -> str:
@@ -81,8 +86,3 @@ def value(line: dict[str, Any]) -> str:
     form = "{:.2f}" if line["is_ratio"] else "{:+.3f}"
     low, high = map(form.format, line["interval"])
     return f"{'ratio' if line['is_ratio'] else 'difference'} {form.format(line['value'])} [{low}, {high}]"
-
-
-def escaped(value: object) -> str:
-    """Return text as HTML that shows it."""
-    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
