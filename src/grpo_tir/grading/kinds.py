@@ -116,7 +116,7 @@ def _any_of(regions: list[Region | None]) -> Region | None:
     """Return the union of regions; None if two of them overlap (x > 3 and (4,5) are two answers) or have different
     variables (x > 0 and y > 0)."""
     found = [region for region in regions if region is not None]
-    overlap = any(not one.intersection(other).is_empty() for one, other in itertools.combinations(found, 2))
+    overlap = any(not one.reals.is_disjoint(other.reals) for one, other in itertools.combinations(found, 2))
     if not found or len(found) < len(regions) or overlap or len({region.name for region in found} - {""}) > 1:
         return None
     return joined(found, either=True)

@@ -4,27 +4,23 @@ Rationals are compared exactly, other values at 50 digits. Expressions with vari
 points, which are integers if factorials, (-1)^n or floors of k, m, n occur. The points are unusual fractions, so
 that different answers do not agree by chance. `simplify`, which may run for minutes, is not used.
 
-A set of reals is stored as a membership test and the points where membership can change. Two sets are equal if
-they agree at those points, between them and beyond them. Unions, complements and inequalities then need no
-algebra.
+A set of reals is one of sympy. The ends of its intervals are rounded to 40 digits, so that ends that are equal but
+written differently are the same rational number.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import mpmath
 import sympy
-from sympy import Expr, Integer, Rational
+from sympy import Expr, Integer, Interval, Rational, Set
 
 _DISCRETE = (sympy.factorial, sympy.factorial2, sympy.binomial)
 _POINTS = [Rational(*pair) for pair in ((37, 29), (-53, 31), (211, 23), (7, 41), (-19, 59), (811, 17), (401, 37))]
 _WHOLE_POINTS = [Integer(n) for n in (5, 8, 3, 11, 2, 14, 4)]
-_TINY = mpmath.mpf(10) ** -30
 
 
 def equal(left: Expr, right: Expr) -> bool:
@@ -123,31 +119,14 @@ def _close(one: mpmath.mpc | None, other: mpmath.mpc | None) -> bool:
 
 @dataclass(frozen=True)
 class Region:
-    """A set of reals: a membership test and the points where membership can change. `name` is the variable; empty
-    if the text names none."""
+    """A set of reals. `name` is the variable; empty if the text names none."""
 
-    points: tuple[Any, ...]
-    inside: Callable[[Any], bool]
+    reals: Set
     name: str = ""
 
-    def union(self, other: Region) -> Region:
-        return Region(self.points + other.points, lambda x: self.inside(x) or other.inside(x), self.name)
 
-    def intersection(self, other: Region) -> Region:
-        return Region(self.points + other.points, lambda x: self.inside(x) and other.inside(x), self.name)
-
-    def minus(self, other: Region) -> Region:
-        return Region(self.points + other.points, lambda x: self.inside(x) and not other.inside(x), self.name)
-
-    def is_empty(self) -> bool:
-        return not any(map(self.inside, _probes(self.points)))
-
-    def same(self, other: Region) -> bool:
-        return all(self.inside(x) == other.inside(x) for x in _probes(self.points + other.points))
-
-
-EVERYTHING = Region((), lambda x: True)
-NOTHING = Region((), lambda x: False)
+EVERYTHING = Region(Interval(-sympy.oo, sympy.oo))
+NOTHING = Region(sympy.EmptySet)
 
 
 def interval(low: Expr, high: Expr, closed_low: bool, closed_high: bool) -> Region | None:
@@ -155,23 +134,14 @@ def interval(low: Expr, high: Expr, closed_low: bool, closed_high: bool) -> Regi
     number, or if low > high: (3, 2) is a point of the plane, not the empty set."""
     ends = []
     for end in (low, high):
-        infinite = end in (sympy.oo, -sympy.oo)
-        value = (mpmath.inf if end == sympy.oo else -mpmath.inf) if infinite else real_value(end)
-        if value is None:
+        value = real_value(end)
+        if value is None and end not in (sympy.oo, -sympy.oo):
             return None
-        ends.append(value)
+        ends.append(end if value is None else Rational(mpmath.nstr(value, 40)))
     start, stop = ends
     if start > stop or (start == stop and not (closed_low and closed_high)):
         return None
-
-    def inside(x: Any) -> bool:
-        if abs(x - start) < _TINY:
-            return closed_low and (start < stop - _TINY or closed_high)
-        if abs(x - stop) < _TINY:
-            return closed_high
-        return bool(start < x < stop)
-
-    return Region(tuple(end for end in ends if mpmath.isfinite(end)), inside)
+    return Region(Interval(start, stop, not closed_low, not closed_high))
 
 
 def joined(regions: list[Region], *, either: bool) -> Region:
@@ -181,22 +151,22 @@ def joined(regions: list[Region], *, either: bool) -> Region:
     not either  intersection ("and"); the union if the intersection is empty, because "and" then only lists regions
     both cases  intersection if the union is everything (x > 1, x < 3)
     """
-    holes = [region for region in regions if _leaves_out_a_point(region)]
-    pieces = [region for region in regions if region not in holes] or [EVERYTHING]
-    union = both = replace(pieces[0], name=regions[0].name)
-    for region in pieces[1:]:
-        union, both = union.union(region), both.intersection(region)
-    total = both if not (either or both.is_empty()) or union.same(EVERYTHING) else union
-    for hole in holes:
-        total = total.intersection(hole)
-    return total
+    sets = [region.reals for region in regions]
+    left_out = [_left_out(one) for one in sets]
+    pieces = [one for one, point in zip(sets, left_out) if point is None] or [EVERYTHING.reals]
+    union, both = sympy.Union(*pieces), sympy.Intersection(*pieces)
+    total = both if not (either or both.is_empty) or union == EVERYTHING.reals else union
+    points = [point for point in left_out if point is not None]
+    return Region(total - sympy.FiniteSet(*points), regions[0].name)
 
 
-def _leaves_out_a_point(region: Region) -> bool:
-    if len(region.points) != 1:
-        return False
-    point = region.points[0]
-    return not region.inside(point) and region.inside(point - 1) and region.inside(point + 1)
+def _left_out(reals: Set) -> Expr | None:
+    """Return the only point that a set such as x ≠ 2 leaves out; None for other sets."""
+    if not isinstance(reals, sympy.Union) or len(reals.args) != 2:
+        return None
+    below, above = reals.args
+    everything = below.inf == -sympy.oo and above.sup == sympy.oo
+    return below.sup if everything and below.sup == above.inf else None
 
 
 def half_line(bound: Expr, sign: str) -> Region | None:
@@ -206,15 +176,4 @@ def half_line(bound: Expr, sign: str) -> Region | None:
     if sign in ">≥":
         return interval(bound, sympy.oo, sign == "≥", False)
     point = interval(bound, bound, True, True)
-    return EVERYTHING.minus(point) if point and sign == "≠" else point
-
-
-def _probes(points: tuple[Any, ...]) -> list[Any]:
-    """Return the points, one value between each two neighbours, and one value beyond either end."""
-    with mpmath.workdps(60):
-        sorted_ = sorted(points)
-        if not sorted_:
-            return [mpmath.mpf(0)]
-        distinct = [sorted_[0], *(b for a, b in itertools.pairwise(sorted_) if b - a > _TINY)]
-        between = [(a + b) / 2 for a, b in itertools.pairwise(distinct)]
-        return [distinct[0] - 1, *distinct, *between, distinct[-1] + 1]
+    return Region(EVERYTHING.reals - point.reals) if point and sign == "≠" else point

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sympy import Expr
+from sympy import Expr, Intersection, Union
 
 from grpo_tir.grading import units
 from grpo_tir.grading.kinds import (
@@ -221,7 +221,7 @@ class Reader:
                 half = half_line(bound, (_FLIP.get(sign, sign)) if turned else sign)
                 if half is None or (_name(left) not in variables and not turned):
                     break
-                region = region.intersection(half)
+                region = Region(region.reals & half.reals)
             else:
                 return replace(region, name=variables.pop())
         if not set(signs) <= set("<>≤≥"):
@@ -245,13 +245,11 @@ class Reader:
             if sign == "∖" and len(parts) == 1 and text.startswith("ℝ") and text[1:].lstrip().startswith("-"):
                 parts = ["ℝ", text[1:].lstrip()[1:].strip()]
             if len(parts) > 1:
-                total = as_region(self.read(parts[0], depth + 1))
-                for part in parts[1:]:
-                    other = as_region(self.read(part, depth + 1))
-                    if total is None or other is None:
-                        raise Unreadable("set operations on what are no sets of reals")
-                    total = {"∪": total.union, "∖": total.minus, "∩": total.intersection}[sign](other)
-                return total
+                regions = [region for part in parts if (region := as_region(self.read(part, depth + 1)))]
+                if len(regions) < len(parts):
+                    raise Unreadable("set operations on what are no sets of reals")
+                combine = {"∪": Union, "∩": Intersection, "∖": lambda first, *others: first - Union(*others)}[sign]
+                return Region(combine(*(region.reals for region in regions)), regions[0].name)
         return None
 
     def bracketed(self, text: str, depth: int) -> Any:
