@@ -59,8 +59,9 @@ from grpo_tir.engine.engine import Engine
 from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.learning.batching import collate
-from grpo_tir.learning.logprobs import TokenLogprobs, use_float32_head
+from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.learning.packing import packed_attention
+from grpo_tir.learning.prepare import use_float32_head
 
 
 def greedy_equality(args: argparse.Namespace) -> dict[str, float]:

@@ -27,6 +27,7 @@ from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning.batching import TrainingSample
 from grpo_tir.learning.learner import Learner
+from grpo_tir.learning.levelling import Levelling
 from grpo_tir.learning.lora import add_adapters
 from grpo_tir.rollouts import policy as policy_module
 from grpo_tir.testing import byte_tokenizer
@@ -72,7 +73,7 @@ def main(out: Path, others: list[Path]) -> None:
         start = weights_of(learner)
         if name == "head in chunks":
             learner.module.logits_mb = 4 * 4 * VOCABULARY / 2**20  # 4 tokens: ranks have other numbers of chunks
-        gradients, tokens = record_gradients(learner), record_tokens(learner, level=name != "rows stay")
+        gradients, tokens = record_gradients(learner), record_tokens(level=name != "rows stay")
         metrics, logprobs = [], []
         for step in range(4):
             groups = recorded(step)
@@ -193,17 +194,19 @@ def decode_in_bf16(learner: Learner) -> dict[str, Any]:
     }
 
 
-def record_tokens(learner: Learner, level: bool) -> list[int]:
+LEVEL = Levelling.level
+
+
+def record_tokens(level: bool) -> list[int]:
     """A list that gets the number of tokens of this rank in every mini-batch. Without `level`, no row moves."""
     tokens: list[int] = []
-    move = learner._level if level else lambda samples: samples
 
-    def record(samples: list[TrainingSample]) -> list[TrainingSample]:
-        samples = move(samples)
+    def record(levelling: Levelling, samples: list[TrainingSample]) -> list[TrainingSample]:
+        samples = LEVEL(levelling, samples) if level else samples
         tokens.append(sum(len(sample.token_ids) for sample in samples))
         return samples
 
-    learner._level = record  # type: ignore[method-assign]
+    Levelling.level = record  # type: ignore[method-assign]
     return tokens
 
 

@@ -20,9 +20,8 @@ from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning import packing
-from grpo_tir.learning.batching import collate
+from grpo_tir.learning.batching import collate, to_row
 from grpo_tir.learning.lora import add_adapters
-from grpo_tir.learning.packing import packed_attention
 from parity.engine_models import FAMILIES, make_model, make_requests, make_tokenizer, run_with_tool
 from tiny_policy import VOCABULARY, make_groups, make_learner, tiny_qwen2
 
@@ -118,19 +117,19 @@ def test_the_pool_keeps_its_size_where_that_is_possible(monkeypatch: pytest.Monk
 def test_the_learner_reads_nothing_in_a_micro_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Layout, loss, metrics and the certificate's sums wait for nothing; the certificate reads once for all."""
     learner = make_learner(tiny_qwen2())
-    samples = [sample for batch in learner._split(make_groups()) for sample in batch]
-    with torch.no_grad(), packed_attention(learner.module.model):
+    samples = [to_row(rollout) for group in make_groups() for rollout in group.rollouts]
+    with torch.no_grad(), learner.updating(0, tmp_path):
         wanted = learner._loss(collate(samples, torch.device("cpu")), 10.0)
     learner = make_learner(tiny_qwen2())
     to_device(learner.module)
-    with pretended_cuda(monkeypatch) as log, torch.no_grad(), packed_attention(learner.module.model):
-        learner.gap_max = learner.gap_max.to(DEVICE)
+    with pretended_cuda(monkeypatch) as log, torch.no_grad(), learner.updating(0, tmp_path):
+        learner.statistics.gap_max = learner.statistics.gap_max.to(DEVICE)
         monkeypatch.setattr(packing, "has_kernel", lambda value: False)
         loss = learner._loss(collate(samples, DEVICE), 10.0)
         learner._loss(collate(samples, DEVICE), 10.0)
         assert not log.reads
-        learner._certify()
-        assert log.reads == {"learning/learner.py:_certify": 1}
+        learner.statistics.certify()
+        assert log.reads == {"learning/statistics.py:certify": 1}
         assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
 
 

@@ -88,7 +88,7 @@ def test_an_executor_killed_in_the_middle_of_a_step_costs_nothing(folder: Path) 
         assert code == 0, out + err
         first, second = (Path(f"{folder / name}.{rank}").read_text().splitlines() for rank in (0, 1))
         assert first == second and len(first) > 20
-        assert any("report" in line for line in first) and any("_certify" in line for line in first)
+        assert any("report" in line for line in first) and any("certify" in line for line in first)
     assert "strike: call:2 kill-executor" in err
     found = metrics_without_time(folder / "disturbed")
     assert found == metrics_without_time(folder / "quiet")

@@ -15,7 +15,8 @@ from grpo_tir.errors import ConfigError
 from grpo_tir.generation.generate import GenerateRounds
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.generation.stopping import CodeBlockStopping
-from grpo_tir.learning.logprobs import TokenLogprobs, use_float32_head
+from grpo_tir.learning.logprobs import TokenLogprobs
+from grpo_tir.learning.prepare import use_float32_head
 from grpo_tir.rollouts import policy as policy_module
 from parity.engine_models import FAMILIES, make_model, make_requests, make_tokenizer, run
 

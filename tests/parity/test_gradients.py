@@ -137,9 +137,9 @@ def test_choosing_layers_leaves_no_gradient(tmp_path: Path) -> None:
     weights, lines = [], list[str]()
     for chosen in (True, False):
         learner = make_learner(tiny_qwen2())
-        learner.layers_chosen, learner.log = chosen, lines.append
+        learner.layers.chosen, learner.layers.log = chosen, lines.append
         update(learner, make_groups(), 0, tmp_path)
-        assert learner.layers_chosen
+        assert learner.layers.chosen
         weights.append({name: p.detach() for name, p in learner.module.named_parameters()})
     assert distance(*weights) < 1e-7
     assert len(lines) == 2 and "takes about a minute" in lines[0]
@@ -175,7 +175,7 @@ def test_bf16_weights_are_made_once_a_step(
         with learner.updating(0, tmp_path), CountCasts(model) as counted:
             (batch,) = learner.mini_batches(make_groups())
             if apart:  # the cache is emptied after every forward
-                monkeypatch.setattr(learner, "_add", lambda **_: torch.clear_autocast_cache())
+                monkeypatch.setattr(learner.statistics, "add", lambda **_: torch.clear_autocast_cache())
             learner.backward(batch)
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
         assert counted.casts == 21 if not apart else counted.casts >= 3 * 21

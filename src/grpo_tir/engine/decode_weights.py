@@ -18,7 +18,7 @@ import torch
 from torch import library
 from transformers import PreTrainedModel
 
-from grpo_tir.learning.logprobs import Float32Head, use_float32_head
+from grpo_tir.learning.prepare import Float32Head, use_float32_head
 
 
 def make_decode_copy(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:

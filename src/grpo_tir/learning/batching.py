@@ -60,32 +60,17 @@ class MicroBatch:
     loss_mask: torch.Tensor  # (B, T)
     sampled_logprobs: torch.Tensor  # (B, T)
     advantages: torch.Tensor  # (B, T)
+    old_logprobs: torch.Tensor | None  # (B, T)
+    ref_logprobs: torch.Tensor | None  # (B, T)
     rows: Sequence[TrainingSample]
     host: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     """The first three, on the host: from them `TokenLogprobs` plans its layout without waiting for the device."""
-
-    def agreement(self, old_logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compare the log-probs (B, T) of learner and generator at the model tokens of certified rows. Returns the
-        sums of `Agreement`, (7,) float64, and the largest mean gap of a row, (), both on the device."""
-        certified = upload(torch.tensor([row.certified for row in self.rows]), self.loss_mask.device)
-        kept = self.loss_mask.bool() & certified[:, None]  # (B, T)
-        if any(row.stale for row in self.rows):
-            stale = _pad([row.stale or [False] * len(row.token_ids) for row in self.rows], False)
-            kept &= ~upload(stale, kept.device)
-        x, y = (torch.where(kept, values, 0.0).double() for values in (old_logprobs, self.sampled_logprobs))
-        gap = (x - y).abs()
-        sums = torch.stack([kept.sum(), gap.sum(), (gap**2).sum(), x.sum(), y.sum(), (x**2).sum(), (x * y).sum()])
-        return sums, (gap.sum(1) / kept.sum(1).clamp(min=1)).max()
 
     def remember(self, old_logprobs: torch.Tensor) -> None:
         """Store the learner's log-probs (B, T) in the rollouts, for the run's log."""
         for row, values in zip(self.rows, old_logprobs):
             if row.rollout:
                 row.rollout.old_logprobs = values[len(row.rollout.prompt_ids) : len(row.token_ids)]
-
-    def stack(self, vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stack per-row vectors (T_i,) into one zero-padded tensor (B, T)."""
-        return upload(_pad([vector.tolist() for vector in vectors], 0.0), self.input_ids.device)
 
 
 def to_row(rollout: Rollout, version: int = 0) -> TrainingSample:
@@ -156,16 +141,18 @@ def plan_micro_batches(
 
 def collate(rows: Sequence[TrainingSample], device: torch.device) -> MicroBatch:
     """Pad rows to the longest. The attention mask depends on lengths only, not on token ids (bug 6)."""
-    input_ids = _pad([row.token_ids for row in rows], 0)
+    input_ids = pad([row.token_ids for row in rows], 0)
     lengths = torch.tensor([len(row.token_ids) for row in rows])
     attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-    loss_mask = _pad([row.loss_mask for row in rows], 0)
+    loss_mask = pad([row.loss_mask for row in rows], 0)
     return MicroBatch(
         upload(input_ids, device),
         upload(attention_mask, device),
         upload(loss_mask, device),
-        upload(_pad([row.sampled_logprobs for row in rows], 0.0), device),
-        upload(_pad([row.advantages for row in rows], 0.0), device),
+        upload(pad([row.sampled_logprobs for row in rows], 0.0), device),
+        upload(pad([row.advantages for row in rows], 0.0), device),
+        _stack([row.old_logprobs for row in rows], device),
+        _stack([row.ref_logprobs for row in rows], device),
         rows,
         (input_ids, attention_mask, loss_mask),
     )
@@ -176,7 +163,14 @@ def idle_row() -> TrainingSample:
     return TrainingSample([0, 0], [0, 0], [0.0, 0.0], [0.0, 0.0])
 
 
-def _pad(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:
+def _stack(vectors: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor | None:
+    """Zero-pad vectors (T_i,) to (B, T). None if there are none: with one update, and for an idle row."""
+    present = [vector.tolist() for vector in vectors if vector is not None]
+    return upload(pad(present, 0.0), device) if len(present) == len(vectors) else None
+
+
+def pad(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:
+    """Right-pad rows to the longest: (B, T)."""
     padded = torch.full((len(rows), max(map(len, rows))), value)
     for line, row in zip(padded, rows, strict=True):
         line[: len(row)] = torch.from_numpy(np.array(row))  # five times as fast as a tensor of the list

@@ -7,51 +7,80 @@ its arguments depend on the lengths of the rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch._dynamo
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from grpo_tir.config import Config
+from grpo_tir.distributed.runtime import Runtime
+from grpo_tir.errors import ConfigError
+from grpo_tir.learning.batching import MicroBatch, TrainingSample, collate
+from grpo_tir.learning.certificate import TOLERANCE
 from grpo_tir.learning.logprobs import TokenLogprobs
 
-Layers = Callable[[], AbstractContextManager[None]]
-"""Makes the context in which the learner runs the policy."""
+Context = Callable[[], AbstractContextManager[None]]
 
 
-def choose_layers(policy: TokenLogprobs, run: Callable[[], torch.Tensor], tolerance: float) -> tuple[Layers, str]:
-    """Measure whether compiled layers are faster here. Return the faster context, and a line that says so.
+class Layers:
+    """Make the context in which the learner runs the policy: plain layers, or compiled ones.
 
-    Args:
-        policy: the learner's module.
-        run: computes the log-probs of a micro-batch and a backward pass, and returns the log-probs.
-        tolerance: largest mean gap, in nats, between the log-probs of plain and compiled layers.
+    Raises:
+        ConfigError: `model.compile` is true under DeepSpeed.
     """
-    compiled = compile_layers(policy)
-    try:
-        (plain_seconds, plain), (seconds, logprobs) = (_timed(run, layers) for layers in (nullcontext, compiled))
-    except Exception as error:  # no compiler, or an operator that it does not know
-        reason = (str(error).strip().splitlines() or [""])[0]
-        return nullcontext, f"learner: layers not compiled ({type(error).__name__}: {reason})"
-    gap = float((logprobs - plain).abs().mean())
-    best = compiled if gap <= tolerance and seconds < plain_seconds else nullcontext
-    figures = f"plain {plain_seconds * 1e3:.0f} ms, compiled {seconds * 1e3:.0f} ms, gap {gap:.2g} nats"
-    return best, f"learner: {'plain' if best is nullcontext else 'compiled'} layers ({figures})"
+
+    def __init__(
+        self, policy: TokenLogprobs, config: Config, runtime: Runtime, log: Callable[[str], None]
+    ) -> None:
+        if config.model.compile and runtime.stage:
+            raise ConfigError("model.compile does not work with DeepSpeed: set it to false")
+        self.policy, self.runtime, self.log = policy, runtime, log
+        self.context: Context = compile_layers(policy) if config.model.compile else nullcontext
+        measured = runtime.device.type == "cuda" and not runtime.stage and not config.train.deterministic
+        self.chosen = config.model.compile is not None or not measured
+
+    def __call__(self) -> AbstractContextManager[None]:
+        return self.context()
+
+    def choose(self, part: Sequence[TrainingSample], wrapped: Any) -> None:
+        """Measure on the first micro-batch whether compiled layers are faster here, and as exact. `wrapped` is the
+        policy as `Runtime.prepare` returned it."""
+        if self.chosen:
+            return
+        self.log("learner: compiling and timing its layers; takes about a minute, once")
+        batch, compiled, self.chosen = collate(part, self.runtime.device), compile_layers(self.policy), True
+        try:
+            plain_seconds, plain = self._time(nullcontext, batch, wrapped)
+            seconds, logprobs = self._time(compiled, batch, wrapped)
+        except Exception as error:  # no compiler, or an operator that it does not know
+            reason = (str(error).strip().splitlines() or [""])[0]
+            self.log(f"learner: layers not compiled ({type(error).__name__}: {reason})")
+        else:
+            gap = float((logprobs - plain).abs().mean())
+            better = gap <= TOLERANCE["bf16" if self.runtime.bf16 else "fp32"] and seconds < plain_seconds
+            self.context = compiled if better else nullcontext
+            figures = f"plain {plain_seconds * 1e3:.0f} ms, compiled {seconds * 1e3:.0f} ms, gap {gap:.2g} nats"
+            self.log(f"learner: {'compiled' if better else 'plain'} layers ({figures})")
+        self.policy.zero_grad()
+
+    def _time(self, context: Context, batch: MicroBatch, wrapped: Any) -> tuple[float, torch.Tensor]:
+        """Return the seconds of a forward and a backward pass, and the log-probs."""
+        with context():
+            for _ in range(2):  # the first one compiles
+                start = time.perf_counter()
+                with self.runtime.autocast():
+                    logprobs, _ = self.policy(*batch.host)
+                with self.runtime.hold_sync(wrapped, hold=True):
+                    logprobs.sum().backward()
+                logprobs.sum().item()  # waits for the device
+            return time.perf_counter() - start, logprobs.detach()
 
 
-def _timed(run: Callable[[], torch.Tensor], layers: Layers) -> tuple[float, torch.Tensor]:
-    """Return the seconds of `run`, and its log-probs."""
-    with layers():
-        run().detach().sum().item()  # compiles, and waits for the device
-        start = time.perf_counter()
-        logprobs = run().detach()
-        logprobs.sum().item()
-        return time.perf_counter() - start, logprobs
-
-
-def compile_layers(policy: TokenLogprobs) -> Layers:
+def compile_layers(policy: TokenLogprobs) -> Context:
     """Return a context in which decoder layers and head run compiled. The compilation takes place at their first
     call. Outside of the context, for the engine, the same layers run uncompiled."""
     layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -16,35 +16,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from grpo_tir.errors import ConfigError
 from grpo_tir.learning.fast_softmax import LogSoftmaxInPlace
 from grpo_tir.learning.packing import is_packing, pack, upload
-
-
-class Float32Head(nn.Linear):
-    """A head that computes in float32 also under autocast (`model.head_precision: fp32`)."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Map hidden states (..., H) of any type to float32 logits (..., V)."""
-        return float32_linear(input, self.weight, self.bias)
-
-
-def float32_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute a linear layer in float32, also under autocast."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        return nn.functional.linear(hidden.float(), weight.float(), bias if bias is None else bias.float())
-
-
-def use_float32_head(model: Any) -> None:
-    """Let a model compute its logits in float32, in generators and learner. Its weights stay the same objects.
-
-    Raises:
-        ConfigError: its head is not an ordinary linear layer.
-    """
-    head = model.get_output_embeddings()
-    if type(head) not in (nn.Linear, Float32Head):
-        raise ConfigError(f"model.head_precision: fp32 needs a linear head, not {type(head).__name__}; use `auto`")
-    head.__class__ = Float32Head
+from grpo_tir.learning.prepare import Float32Head, float32_linear, plain_head
 
 
 class TokenLogprobs(nn.Module):
@@ -135,19 +109,6 @@ def follow_autocast(module: nn.Module, inputs: object, hidden: torch.Tensor) -> 
     return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
 
 
-def first_probability(
-    probs: torch.Tensor, input_ids: torch.Tensor, token: int | None, loss_mask: torch.Tensor
-) -> torch.Tensor:
-    """Sum the probabilities (B, T) of a token over the model tokens up to its first occurrence: (B,).
-
-    Its mean over responses sampled from the policy is the probability that a response has the token. It is above 0
-    even if no response of a batch has it.
-    """
-    mask = loss_mask.bool()
-    found = (mask & input_ids.eq(-1 if token is None else token)).long()  # (B, T)
-    return torch.where(mask & (found.cumsum(1) == found), probs, 0.0).sum(1)
-
-
 def plain_log_softmax(
     logits: torch.Tensor, tokens: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,14 +120,3 @@ def plain_log_softmax(
     with torch.no_grad():
         entropy = log_z - (logits.softmax(-1) * logits).sum(-1)
     return logprobs, entropy
-
-
-def plain_head(model: Any) -> bool:
-    """True if the logits are `head(hidden)`. Some model families scale or cap them."""
-    config = model.config.get_text_config()
-    scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-    return (
-        all(getattr(config, name, None) in (None, 1, 1.0) for name in scaled)
-        and isinstance(model.get_output_embeddings(), nn.Linear)
-        and model.get_decoder() is not model
-    )

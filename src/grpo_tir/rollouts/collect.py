@@ -28,7 +28,8 @@ from grpo_tir.data.prompts import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
 from grpo_tir.errors import ConfigError, DataError, ExecutorOutage, GraderOutage
-from grpo_tir.learning.advantages import is_flat, resample_on_correct
+from grpo_tir.learning.advantages import is_flat
+from grpo_tir.learning.turns import resample_on_correct
 from grpo_tir.monitor.console import Console
 from grpo_tir.rollouts.policy import Policy
 from grpo_tir.rollouts.rewards import RewardFunction

@@ -24,8 +24,8 @@ from grpo_tir.generation.generate import GenerateRounds, find_eos_ids
 from grpo_tir.generation.protocol import Generator, Request
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import CodeBlockStopping
-from grpo_tir.learning.logprobs import use_float32_head
 from grpo_tir.learning.lora import has_adapters
+from grpo_tir.learning.prepare import use_float32_head
 from grpo_tir.tools.open import tool_schemas
 from grpo_tir.types import Rollout
 from grpo_tir.utils import hub

@@ -8,15 +8,8 @@ import math
 import pytest
 
 from grpo_tir.config import AlgorithmConfig
-from grpo_tir.learning.advantages import (
-    assign_advantages,
-    fault_penalty,
-    group_advantages,
-    has_void_turn,
-    is_flat,
-    resample_on_correct,
-    turn_returns,
-)
+from grpo_tir.learning.advantages import assign_advantages, group_advantages, is_flat
+from grpo_tir.learning.turns import fault_penalty, has_void_turn, resample_on_correct, turn_returns
 from grpo_tir.types import Reward, Rollout, RolloutGroup, ToolCall, ToolResult
 from scripted import rollout_of
 

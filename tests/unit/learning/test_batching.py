@@ -106,10 +106,12 @@ def test_padding_is_masked_by_length_even_where_a_row_holds_the_padding_id() -> 
     assert batch.advantages.tolist() == [[0, 2, 2], [0, -1, 0]]
 
 
-def test_stack_pads_vectors_to_the_width_of_the_batch() -> None:
-    batch = collate([row(3), row(2)], torch.device("cpu"))
-    stacked = batch.stack([torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0])])
-    assert stacked.tolist() == [[1, 2, 3], [4, 5, 0]]
+def test_log_probs_of_fixed_policies_are_padded_to_the_width_of_the_batch() -> None:
+    rows = [row(3), row(2)]
+    rows[0].old_logprobs, rows[1].old_logprobs = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0])
+    batch = collate(rows, torch.device("cpu"))
+    assert batch.old_logprobs is not None and batch.old_logprobs.tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert batch.ref_logprobs is None
 
 
 def test_idle_row_has_no_weight() -> None:

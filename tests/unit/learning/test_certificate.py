@@ -14,6 +14,7 @@ import torch
 from grpo_tir.config import Config
 from grpo_tir.errors import CertificateError
 from grpo_tir.generation.sampling import Sampling
+from grpo_tir.learning import statistics
 from grpo_tir.learning.batching import collate, to_row
 from grpo_tir.learning.certificate import TOLERANCE, Agreement, check_logprobs, check_tokens
 from grpo_tir.report.read import read_run
@@ -121,7 +122,7 @@ def test_the_sums_are_over_model_tokens_of_certified_rows_only() -> None:
     old = torch.where(batch.loss_mask.bool(), batch.sampled_logprobs - 0.5, torch.nan)  # (B, T)
 
     def found_with(old: torch.Tensor) -> Agreement:
-        sums, worst = batch.agreement(old)
+        sums, worst = statistics.agreement(batch, old)
         return Agreement(*sums.tolist(), worst.item())
 
     found, tokens = found_with(old), sum(rows[0].loss_mask)

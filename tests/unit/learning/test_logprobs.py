@@ -25,7 +25,8 @@ from transformers import (
 
 from grpo_tir.learning.batching import collate, to_row
 from grpo_tir.learning.fast_softmax import LogSoftmaxInPlace
-from grpo_tir.learning.logprobs import TokenLogprobs, plain_head, plain_log_softmax
+from grpo_tir.learning.logprobs import TokenLogprobs, plain_log_softmax
+from grpo_tir.learning.prepare import plain_head
 from tiny_policy import VOCABULARY, make_groups, tiny_qwen2
 
 SHAPE: dict[str, Any] = {

@@ -110,7 +110,9 @@ def test_an_unjudged_rollout_is_neither_compared_nor_trained(tmp_path: Path) -> 
     assert (judged.valid, unjudged.valid, unjudged.reward) == (True, False, None)
     assert [group.rewards for group in groups] == [[1], [1, 0]]
     assign_advantages(groups, Config().algorithm)
-    (batch,) = make_learner(tiny_qwen2()).mini_batches(groups)
+    learner = make_learner(tiny_qwen2())
+    with learner.updating(0, tmp_path):
+        (batch,) = learner.mini_batches(groups)
     assert [id(sample.rollout) for sample in batch.samples] == [
         id(rollout) for group in groups for rollout in group.rollouts if rollout is not unjudged
     ]
