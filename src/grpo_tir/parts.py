@@ -115,9 +115,10 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         last = state["step"] if state else -1
         log = None
         if runtime.is_main:
-            if not resume:
-                journal.clear()
-            saver.tidy(last)
+            if resume:
+                saver.tidy(last)
+            else:
+                journal.drop()
             log = RunLog(folder, config.train.report_to, last, writer)
             save_config(config, folder / "config.yaml")
             log.describe(**describe_run(config, tool))

@@ -163,7 +163,7 @@ def main() -> int:
     wrap(checkpoint.torch, "save", before="exported", after="optimizer saved")
     wrap(checkpoint, "_write_manifest", after="manifest")
     wrap(checkpoint, "list_checkpoints", before="listed")
-    wrap(Journal, "drop_through", before="whole", after="pruned")
+    wrap(Journal, "drop", before="whole", after="pruned")
     return cli.main()
 
 

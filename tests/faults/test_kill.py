@@ -51,9 +51,9 @@ MOMENTS = {
     "saving: weights written": "exported:1",
     "saving: optimizer written": "optimizer saved:2",
     "saving: not yet renamed": "manifest:1",
-    "saving: the old one not yet removed": "listed:3",
+    "saving: the old one not yet removed": "listed:2",
     "saving: the journal not yet pruned": "whole:2",
-    "saving: all done": "pruned:1",
+    "saving: all done": "pruned:2",
 }
 
 

@@ -21,8 +21,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,8 @@ Key = tuple[int, ...]
 
 
 class Journal:
-    """Write and read the journal of one rank.
-
-    Args:
-        folder: folder of the journals of all ranks.
-        rank: rank of this process.
-        recipe: `digest` of the run's recipe.
-        writer: writes the lines in a background thread.
-        resume: if true, read existing journals; if false, replace them.
-    """
+    """Write and read the journal of one rank. `recipe` is the `digest` of the run's recipe. If `resume`, existing
+    journals are read; if not, they are replaced."""
 
     def __init__(self, folder: Path, rank: int, recipe: str, writer: Writer, resume: bool) -> None:
         self.folder, self.rank, self.recipe, self.writer = folder, rank, recipe, writer
@@ -57,28 +50,28 @@ class Journal:
     def begin(self, step: int) -> None:
         """Start a step: read the journal of an earlier attempt, and open it for appending."""
         self.calls, self.rollouts = {}, {}
-        self.file = self.folder / f"{step_name(step)}.rank{self.rank}.jsonl"
+        name = f"step_{step:06d}"
+        self.file = self.folder / f"{name}.rank{self.rank}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.reading:
-            for path in sorted(self.folder.glob(f"{step_name(step)}.rank*.jsonl")):
+            for path in sorted(self.folder.glob(f"{name}.rank*.jsonl")):
                 self._read(path)
         if not self.reading or cut_torn_line(self.file)[:1] != [{"recipe": self.recipe}]:
             self.file.unlink(missing_ok=True)
             self.writer.do(append_lines, self.file, {"recipe": self.recipe})
 
     def recall(self, rollouts: Sequence[Rollout], whole: bool) -> list[Rollout]:
-        """Fill the rollouts that are in the journal. Returns those that have not ended.
-
-        Args:
-            rollouts: rollouts that have not ended.
-            whole: fill either all rollouts or none.
-        """
-        missing = [rollout for rollout in rollouts if not self._has(rollout)]
-        if whole and missing:
-            return list(rollouts)
-        for rollout in rollouts:
-            if self._has(rollout):
-                _fill(rollout, self.rollouts[rollout.group, rollout.sample])
+        """Fill the rollouts that are in the journal with the same prompt; if `whole`, either all or none. Returns
+        those that have not ended. None of `rollouts` had."""
+        lines = [self.rollouts.get((rollout.group, rollout.sample)) for rollout in rollouts]
+        known = [
+            (rollout, line)
+            for rollout, line in zip(rollouts, lines, strict=True)
+            if line and line["prompt_ids"] == rollout.prompt_ids
+        ]
+        if not whole or len(known) == len(rollouts):
+            for rollout, line in known:
+                _fill(rollout, line)
         return [rollout for rollout in rollouts if not rollout.ended]
 
     def run(self, session: Session, rollout: Rollout, code: str) -> Future[ToolResult]:
@@ -102,16 +95,10 @@ class Journal:
     def end_batch(
         self, step: int, sampled: int, number: int, runtime: Runtime, log: Callable[[str], None]
     ) -> None:
-        """Wait until this batch is written on all ranks. All ranks must call it together.
+        """Wait until the batch of `step` is written on all ranks. All ranks must call it together.
 
-        If a rank had to sample, the journals of later steps no longer belong to this run and are deleted.
-
-        Args:
-            step: training step, from 1.
-            sampled: number of rollouts that this rank had to sample; the others came from the journal.
-            number: number of rollouts of this rank.
-            runtime: sums both numbers over the ranks.
-            log: prints a line.
+        If a rank had to sample, the journals of later steps no longer belong to this run and are deleted. This rank
+        sampled `sampled` of its `number` rollouts; the others came from the journal.
         """
         self.writer.flush()
         sampled, number = map(int, runtime.sum([sampled, number]))
@@ -120,30 +107,15 @@ class Journal:
         if not sampled or not self.reading:
             return
         if runtime.is_main:
-            self.drop_after(step)
+            self.drop(first=step + 1)
         runtime.barrier()
         self.reading = False
 
-    def drop_after(self, step: int) -> None:
-        """Delete the journals of later steps, which followed from other rollouts than those of this run."""
-        for path, of_step in self._files():
-            if of_step > step:
+    def drop(self, first: int = 0, last: float = math.inf) -> None:
+        """Delete the journals of the steps from `first` to `last`, of all ranks."""
+        for path in self.folder.glob("step_*.rank*.jsonl"):
+            if first <= int(path.name.removeprefix("step_").partition(".")[0]) <= last:
                 path.unlink(missing_ok=True)
-
-    def drop_through(self, step: int) -> None:
-        """Delete the journals of steps that a checkpoint covers."""
-        for path, of_step in self._files():
-            if of_step <= step:
-                path.unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Delete all journals, for a new run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _has(self, rollout: Rollout) -> bool:
-        """True if the journal has this rollout with the same prompt."""
-        entry = self.rollouts.get((rollout.group, rollout.sample))
-        return entry is not None and entry["prompt_ids"] == rollout.prompt_ids
 
     def _read(self, path: Path) -> None:
         lines, _ = complete_lines(path)
@@ -165,10 +137,6 @@ class Journal:
         with contextlib.suppress(Exception):
             self.writer.do(append_lines, file, line)
 
-    def _files(self) -> Iterator[tuple[Path, int]]:
-        for path in self.folder.glob("step_*.rank*.jsonl"):
-            yield path, int(path.name.removeprefix("step_").partition(".")[0])
-
 
 def digest(config: Config) -> str:
     """Hash all settings that influence sampling. Executor and logging settings do not."""
@@ -178,11 +146,6 @@ def digest(config: Config) -> str:
     if config.optim.schedule != "constant":
         kept["train"]["steps"] = config.train.steps
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def step_name(step: int) -> str:
-    """Return the file name prefix of a step."""
-    return f"step_{step:06d}"
 
 
 def to_line(rollout: Rollout) -> dict[str, Any]:
@@ -204,16 +167,12 @@ def from_line(line: dict[str, Any]) -> Rollout:
 
 
 def _line(rollout: Rollout) -> dict[str, Any]:
-    calls = [
-        {"code": call.code, "result": call.result and dataclasses.asdict(call.result), "seconds": call.seconds}
-        for call in rollout.calls
-    ]
     return {
         "rollout": [rollout.group, rollout.sample],
         "prompt_ids": rollout.prompt_ids,
         "segments": [dict(vars(segment)) for segment in rollout.segments],
         "stamps": [list(stamp) for stamp in rollout.stamps],
-        "calls": calls,
+        "calls": [dataclasses.asdict(call) for call in rollout.calls],
         "finish_reason": rollout.finish_reason,
         "cut": rollout.cut,
     }

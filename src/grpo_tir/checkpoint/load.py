@@ -19,42 +19,32 @@ OPTIMIZER = "optimizer-*-of-*.pt"
 
 
 def find_start(run: Path, resume: bool, log: Callable[[str], None]) -> Path | None:
-    """Return the checkpoint to resume from; None for a new run.
+    """Return the newest intact checkpoint to resume from, and log each damaged one; None for a new run.
 
     Raises:
         CheckpointError: all checkpoints are damaged, or some exist and `resume` is False.
     """
-    folder = run / "checkpoints"
-    found = list_checkpoints(folder)
+    found = list_checkpoints(run / "checkpoints")
     if found and not resume:
         raise CheckpointError(
             f"{run} already holds a run: continue it with --resume, or name another --train.output_dir"
         )
-    if not found:
-        if resume:
-            log(f"{run} has no checkpoint yet: starting from the beginning, with the rollouts of its journal")
-        return None
-    return last_good_checkpoint(folder, log)
+    for path in reversed(found):
+        fault = find_fault(path)
+        if fault is None:
+            return path
+        log(f"{path} is damaged ({fault}); trying the one before it")
+    if found:
+        raise CheckpointError(f"nothing to resume from: {run} has no intact checkpoint; start without --resume")
+    if resume:
+        log(f"{run} has no checkpoint yet: starting from the beginning, with the rollouts of its journal")
+    return None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the finished checkpoints, oldest first."""
     found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
     return sorted(found, key=lambda path: int(path.name[5:]))
-
-
-def last_good_checkpoint(folder: Path, log: Callable[[str], None] = print) -> Path:
-    """Return the newest intact checkpoint, and log each damaged one.
-
-    Raises:
-        CheckpointError: there is no intact checkpoint.
-    """
-    for path in reversed(list_checkpoints(folder)):
-        fault = find_fault(path)
-        if fault is None:
-            return path
-        log(f"{path} is damaged ({fault}); trying the one before it")
-    raise CheckpointError(f"nothing to resume from: {folder} has no intact checkpoint; start without --resume")
 
 
 def find_fault(path: Path) -> str | None:

@@ -54,63 +54,64 @@ class Saver:
         self.check, self.flush, self.close = self.writer.check, self.writer.flush, self.writer.close
 
     def tidy(self, step: int) -> None:
-        """Finish the clean-up after the checkpoint of `step`, which a kill may have prevented."""
+        """Remove what the checkpoint of `step` makes superfluous: older ones, and journals. A kill may have
+        prevented it."""
         remove_old(self.folder, self.config.train.save_total_limit)
-        self.journal.drop_through(step)
+        self.journal.drop(last=step)
 
     def save(self, step: int, model: Any, tokenizer: Any, optimizer: Any, trainer: dict[str, Any]) -> None:
-        """Start writing. Returns as soon as the state is copied. All ranks must call it together."""
+        """Start writing. Returns as soon as the state is copied. All ranks must call it together.
+
+        Raises:
+            OutputError: the disk is full or cannot be written. Older checkpoints are untouched.
+        """
         self.writer.flush()  # memory has room for one copy only
+        partial = self.folder / f".step_{step:06d}.partial"
         if self.runtime.is_main:
-            make_partial(self.folder, step)
+            with explained_write_errors(partial):
+                remove_old(self.folder, keep=0)
+                partial.mkdir(parents=True)
         self.runtime.barrier()
         background = self.config.train.save_in_background
-        snapshot = take_snapshot(step, model, optimizer, trainer, self.runtime, copy=background)
+        snapshot = take_snapshot(model, optimizer, trainer, self.runtime, copy=background)
         if self.runtime.is_main:
-            self.writer.do(self._write, snapshot, model, tokenizer)
+            self.writer.do(self._write, partial, step, snapshot, model, tokenizer)
         elif snapshot.moments is not None:
-            self.writer.do(save_part, self.folder, snapshot)
+            self.writer.do(save_part, partial, snapshot)
         if not background:
             self.writer.flush()
 
-    def _write(self, snapshot: Snapshot, model: Any, tokenizer: Any) -> None:
-        keep = self.config.train.save_total_limit
-        path = save_checkpoint(self.folder, snapshot, model, tokenizer, self.config, keep)
-        self.journal.drop_through(snapshot.step)
-        self.log(f"saved {path}")
+    def _write(self, partial: Path, step: int, snapshot: Snapshot, model: Any, tokenizer: Any) -> None:
+        """Write all but the parts of other ranks. `model` gives config and file format, `snapshot` the weights."""
+        final = self.folder / f"step_{step:06d}"
+        with explained_write_errors(partial):
+            _save_weights(partial, model, snapshot.weights)
+            tokenizer.save_pretrained(partial)
+            snapshot.generation.save_pretrained(partial)
+            torch.save(snapshot.trainer, partial / TRAINER)
+            save_config(self.config, partial / "recipe.yaml")
+            save_part(partial, snapshot)
+            _wait_for_parts(partial, snapshot.parts)
+            _write_manifest(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync(self.folder)
+        self.tidy(step)
+        self.log(f"saved {final}")
 
 
-def make_partial(folder: Path, step: int) -> Path:
-    """Make an empty temporary folder for the next checkpoint.
-
-    Raises:
-        OutputError: the folder cannot be made.
-    """
-    partial = partial_folder(folder, step)
-    with explained_write_errors(partial):
-        remove_old(folder, keep=0)
-        partial.mkdir(parents=True)
-    return partial
-
-
-def save_part(folder: Path, snapshot: Snapshot) -> None:
+def save_part(partial: Path, snapshot: Snapshot) -> None:
     """Write this rank's part of the optimizer state atomically.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    path = partial_folder(folder, snapshot.step) / snapshot.part
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} does not exist on this node: all nodes must share train.output_dir")
-    with explained_write_errors(path.parent):
-        hidden = path.with_name(f".{path.name}")
+    if not partial.is_dir():
+        raise OutputError(f"{partial} does not exist on this node: all nodes must share train.output_dir")
+    with explained_write_errors(partial):
+        hidden = partial / f".{snapshot.part}"
         torch.save(snapshot.moments, hidden)
-        hidden.rename(path)
-
-
-def partial_folder(folder: Path, step: int) -> Path:
-    """Return the temporary folder of a checkpoint."""
-    return folder / f".step_{step:06d}.partial"
+        hidden.rename(partial / snapshot.part)
 
 
 @contextmanager
@@ -128,36 +129,6 @@ def explained_write_errors(partial: Path) -> Iterator[None]:
                 "earlier checkpoints are untouched"
             ) from error
         raise
-
-
-def save_checkpoint(
-    folder: Path, snapshot: Snapshot, model: Any, tokenizer: Any, config: Config, keep: int
-) -> Path:
-    """Write `folder/step_NNNNNN`, and delete the oldest checkpoints beyond `keep` (0 keeps all). Call
-    `make_partial` first.
-
-    Args:
-        model: gives config and file format; the weights are those of `snapshot`.
-
-    Raises:
-        OutputError: the disk is full or cannot be written. Older checkpoints are untouched.
-    """
-    final = folder / f"step_{snapshot.step:06d}"
-    partial = partial_folder(folder, snapshot.step)
-    with explained_write_errors(partial):
-        _save_weights(partial, model, snapshot.weights)
-        tokenizer.save_pretrained(partial)
-        snapshot.generation.save_pretrained(partial)
-        torch.save(snapshot.trainer, partial / TRAINER)
-        save_config(config, partial / "recipe.yaml")
-        save_part(folder, snapshot)
-        _wait_for_parts(partial, snapshot.parts)
-        _write_manifest(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        sync(folder)
-    remove_old(folder, keep)
-    return final
 
 
 def _save_weights(folder: Path, model: Any, weights: dict[str, torch.Tensor]) -> None:
@@ -218,7 +189,6 @@ def _write_manifest(folder: Path) -> None:
 class Snapshot:
     """Content of a checkpoint. Its tensors are copies, unless training waits."""
 
-    step: int
     weights: dict[str, torch.Tensor]
     """Weights on the main process; empty on other ranks."""
     generation: GenerationConfig
@@ -234,7 +204,7 @@ class Snapshot:
 
 
 def take_snapshot(
-    step: int, model: Any, optimizer: Any, trainer: dict[str, Any], runtime: Runtime, copy: bool = True
+    model: Any, optimizer: Any, trainer: dict[str, Any], runtime: Runtime, copy: bool = True
 ) -> Snapshot:
     """Copy the state of a run to the CPU, or reference it without `copy`. All ranks must call it together."""
     with runtime.full_weights(model):
@@ -245,7 +215,7 @@ def take_snapshot(
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
     generation = GenerationConfig(**{name: getattr(model.generation_config, name) for name in special})
     moments, part = runtime.read_state(model, optimizer, copy), f"optimizer-{runtime.rank}-of-{parts}.pt"
-    return Snapshot(step, weights, generation, moments, part, parts, trainer)
+    return Snapshot(weights, generation, moments, part, parts, trainer)
 
 
 def copy_to_cpu(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -14,26 +15,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from grpo_tir.checkpoint import save as checkpoint
-from grpo_tir.checkpoint.load import (
-    find_fault,
-    last_good_checkpoint,
-    list_checkpoints,
-    load_optimizer,
-    load_trainer,
-)
-from grpo_tir.checkpoint.save import (
-    copy_to_cpu,
-    make_partial,
-    make_writable,
-    save_checkpoint,
-    take_snapshot,
-    write_atomically,
-)
+from grpo_tir.checkpoint.journal import Journal
+from grpo_tir.checkpoint.load import find_fault, find_start, list_checkpoints, load_optimizer, load_trainer
+from grpo_tir.checkpoint.save import Saver, copy_to_cpu, make_writable
 from grpo_tir.config import Config
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.errors import CheckpointError, OutputError
 from grpo_tir.testing import byte_tokenizer
-from tiny_policy import tiny_qwen2
+from grpo_tir.utils.files import Writer, write_atomically
+from tiny_policy import change, tiny_qwen2
 
 
 def save(folder: Path, step: int, keep: int = 0, seed: int = 0) -> Path:
@@ -46,9 +36,12 @@ def save(folder: Path, step: int, keep: int = 0, seed: int = 0) -> Path:
     model, optimizer = runtime.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1), 1.0)
     sum(p.sum() for p in model.parameters()).backward()
     runtime.step(model, optimizer)
-    snapshot = take_snapshot(step, model, optimizer, {"step": step}, runtime)
-    make_partial(folder, step)
-    return save_checkpoint(folder, snapshot, model, tokenizer, Config(), keep)
+    config = change(Config(), train__save_total_limit=keep)
+    saver = Saver(folder, config, Journal(folder / "none", 0, "", Writer("log"), False), print, runtime)
+    saver.save(step, model, tokenizer, optimizer, {"step": step})
+    saver.close()
+    saver.check()
+    return folder / f"step_{step:06d}"
 
 
 def test_checkpoint_loads_with_plain_transformers_and_samples_as_training_did(tmp_path: Path) -> None:
@@ -140,19 +133,20 @@ FAULTS = {
 
 @pytest.mark.parametrize("how", FAULTS)
 def test_damaged_checkpoint_is_named_and_the_one_before_it_is_used(how: str, tmp_path: Path) -> None:
-    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    good, bad = save(tmp_path / "checkpoints", 1), save(tmp_path / "checkpoints", 2)
     damage(bad, how)
     said: list[str] = []
-    assert last_good_checkpoint(tmp_path, said.append) == good
+    assert find_start(tmp_path, True, said.append) == good
     assert len(said) == 1 and str(bad) in said[0] and FAULTS[how] in said[0]
 
 
 def test_nothing_whole_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nothing to resume from"):
-        last_good_checkpoint(tmp_path, print)
-    damage(save(tmp_path, 1), "corrupt")
-    with pytest.raises(CheckpointError, match="no intact checkpoint"):
-        last_good_checkpoint(tmp_path, print)
+    said: list[str] = []
+    assert find_start(tmp_path, True, said.append) is None
+    assert len(said) == 1 and "has no checkpoint yet" in said[0]
+    damage(save(tmp_path / "checkpoints", 1), "corrupt")
+    with pytest.raises(CheckpointError, match=r"nothing to resume from.*no intact checkpoint"):
+        find_start(tmp_path, True, print)
 
 
 def test_half_written_checkpoint_is_never_seen_and_cleared_by_the_next_save(tmp_path: Path) -> None:
@@ -208,6 +202,8 @@ def test_full_disk_at_any_point_of_a_save_leaves_the_old_checkpoint_good(small_d
         with pytest.raises(OutputError, match="earlier checkpoints are untouched") as caught:
             save(small_disk / "run", 2)
         assert "\n" not in str(caught.value)
+        del caught
+        gc.collect()  # the error holds a file open, so that its space is not free
         assert find_fault(old) is None
         assert [p.name for p in (small_disk / "run").iterdir()] == ["step_000001"]
 

@@ -97,8 +97,8 @@ def test_steps_before_a_checkpoint_and_after_a_new_turn_are_forgotten(tmp_path: 
     for step in (1, 2, 3, 4):
         left_behind(tmp_path, rollout_of("a"), step=step)
     resumed = journal(tmp_path, step=3)
-    resumed.drop_through(1)
-    resumed.drop_after(3)
+    resumed.drop(last=1)
+    resumed.drop(first=4)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step_000002.rank0.jsonl",
         "step_000003.rank0.jsonl",
