@@ -425,15 +425,8 @@ def change(config: Config, settings: Mapping[str, Any]) -> Config:
     return config
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return the resolved recipe as nested dicts, in the order of config.py."""
-    plain = asdict(config)
-    plain["optim"]["betas"] = list(plain["optim"]["betas"])
-    return plain
-
-
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved recipe as YAML. `utils.recipe.load_config` reads it back as an equal `Config`."""
     import yaml  # not at the top: `run_code` works without it
 
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from grpo_tir.config import Config, check_for_training, save_config, to_dict
+from grpo_tir.config import Config, check_for_training, save_config
 from grpo_tir.errors import ConfigError
 from grpo_tir.utils.recipe import load_config, parse_overrides
 from grpo_tir.utils.resources import recipes_dir
@@ -59,7 +59,7 @@ def test_every_packaged_recipe_loads() -> None:
 
 
 def test_every_setting_has_its_words_and_a_default() -> None:
-    plain = to_dict(Config())
+    plain = dataclasses.asdict(Config())
     for section in dataclasses.fields(Config):
         assert section.name in plain
 

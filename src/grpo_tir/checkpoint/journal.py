@@ -27,7 +27,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from grpo_tir.config import Config, to_dict
+from grpo_tir.config import Config
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.tools.protocol import Session
 from grpo_tir.types import Problem, Reward, Rollout, Segment, Stamp, ToolCall, ToolResult
@@ -97,8 +97,8 @@ class Journal:
     ) -> None:
         """Wait until the batch of `step` is written on all ranks. All ranks must call it together.
 
-        If a rank had to sample, the journals of later steps no longer belong to this run and are deleted. This rank
-        sampled `sampled` of its `number` rollouts; the others came from the journal.
+        If a rank had to sample, the journals of later steps no longer belong to this run and are deleted. This
+        rank sampled `sampled` of its `number` rollouts. The others came from the journal.
         """
         self.writer.flush()
         sampled, number = map(int, runtime.sum([sampled, number]))
@@ -140,7 +140,7 @@ class Journal:
 
 def digest(config: Config) -> str:
     """Hash all settings that influence sampling. Executor and logging settings do not."""
-    plain = to_dict(config)
+    plain = dataclasses.asdict(config)
     kept = {name: plain[name] for name in ("model", "data", "rollout", "tool", "reward", "algorithm", "optim")}
     kept["train"] = {name: plain["train"][name] for name in ("seed", "deterministic")}
     if config.optim.schedule != "constant":

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,11 @@ FAILED_WRITE = ("os error", "unexpected pos", "file write failed")
 """Parts of the messages of safetensors, tokenizers and torch about a full disk. None raises an OSError."""
 
 
+Snapshot = tuple[dict[str, torch.Tensor], GenerationConfig, dict[str, Any] | None]
+"""Weights, on the main process only; generation config with the special tokens only, so that `generate` samples as
+in training; this rank's optimizer state, or None if the main process holds the same."""
+
+
 class Saver:
     """Write checkpoints in a background thread, one at a time. An error of the thread is raised at the next call.
 
@@ -50,6 +54,9 @@ class Saver:
     ) -> None:
         self.folder, self.config, self.journal, self.log = folder, config, journal, log
         self.runtime = runtime
+        self.parts = runtime.world if runtime.stage else 1
+        self.part = f"optimizer-{runtime.rank}-of-{self.parts}.pt"
+        """Number of optimizer files, and name of this rank's."""
         self.writer = Writer("checkpoint")
         self.check, self.flush, self.close = self.writer.check, self.writer.flush, self.writer.close
 
@@ -73,25 +80,28 @@ class Saver:
                 partial.mkdir(parents=True)
         self.runtime.barrier()
         background = self.config.train.save_in_background
-        snapshot = take_snapshot(model, optimizer, trainer, self.runtime, copy=background)
+        *_, moments = snapshot = take_snapshot(model, optimizer, self.runtime, copy=background)
         if self.runtime.is_main:
-            self.writer.do(self._write, partial, step, snapshot, model, tokenizer)
-        elif snapshot.moments is not None:
-            self.writer.do(save_part, partial, snapshot)
+            self.writer.do(self._write, partial, step, model, tokenizer, snapshot, trainer)
+        elif moments is not None:
+            self.writer.do(self._write_part, partial, moments)
         if not background:
             self.writer.flush()
 
-    def _write(self, partial: Path, step: int, snapshot: Snapshot, model: Any, tokenizer: Any) -> None:
-        """Write all but the parts of other ranks. `model` gives config and file format, `snapshot` the weights."""
+    def _write(
+        self, partial: Path, step: int, model: Any, tokenizer: Any, snapshot: Snapshot, trainer: dict[str, Any]
+    ) -> None:
+        """Write all but the parts of other ranks. `model` gives config and file format only."""
+        weights, generation, moments = snapshot
         final = self.folder / f"step_{step:06d}"
         with explained_write_errors(partial):
-            _save_weights(partial, model, snapshot.weights)
+            _save_weights(partial, model, weights)
             tokenizer.save_pretrained(partial)
-            snapshot.generation.save_pretrained(partial)
-            torch.save(snapshot.trainer, partial / TRAINER)
+            generation.save_pretrained(partial)
+            torch.save(trainer, partial / TRAINER)
             save_config(self.config, partial / "recipe.yaml")
-            save_part(partial, snapshot)
-            _wait_for_parts(partial, snapshot.parts)
+            self._write_part(partial, moments)
+            _wait_for_parts(partial, self.parts)
             _write_manifest(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
@@ -99,19 +109,14 @@ class Saver:
         self.tidy(step)
         self.log(f"saved {final}")
 
-
-def save_part(partial: Path, snapshot: Snapshot) -> None:
-    """Write this rank's part of the optimizer state atomically.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    if not partial.is_dir():
-        raise OutputError(f"{partial} does not exist on this node: all nodes must share train.output_dir")
-    with explained_write_errors(partial):
-        hidden = partial / f".{snapshot.part}"
-        torch.save(snapshot.moments, hidden)
-        hidden.rename(partial / snapshot.part)
+    def _write_part(self, partial: Path, moments: Any) -> None:
+        """Write this rank's part of the optimizer state atomically."""
+        if not partial.is_dir():
+            raise OutputError(f"{partial} does not exist on this node: all nodes must share train.output_dir")
+        with explained_write_errors(partial):
+            hidden = partial / f".{self.part}"
+            torch.save(moments, hidden)
+            hidden.rename(partial / self.part)
 
 
 @contextmanager
@@ -185,37 +190,15 @@ def _write_manifest(folder: Path) -> None:
     sync(folder)
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """Content of a checkpoint. Its tensors are copies, unless training waits."""
-
-    weights: dict[str, torch.Tensor]
-    """Weights on the main process; empty on other ranks."""
-    generation: GenerationConfig
-    """Generation config with the special tokens only, so that `generate` samples as in training."""
-    moments: dict[str, Any] | None
-    """This rank's optimizer state; None if the main process holds the same state."""
-    part: str
-    """Name of this rank's optimizer file."""
-    parts: int
-    """Number of optimizer files."""
-    trainer: dict[str, Any]
-    """Position of the sampler and counters of the run."""
-
-
-def take_snapshot(
-    model: Any, optimizer: Any, trainer: dict[str, Any], runtime: Runtime, copy: bool = True
-) -> Snapshot:
+def take_snapshot(model: Any, optimizer: Any, runtime: Runtime, copy: bool) -> Snapshot:
     """Copy the state of a run to the CPU, or reference it without `copy`. All ranks must call it together."""
     with runtime.full_weights(model):
         weights = model.state_dict() if runtime.is_main else {}
         if copy or runtime.stage == 3:  # ZeRO-3 releases gathered weights at the end of this block
             weights = copy_to_cpu(weights)
-    parts = runtime.world if runtime.stage else 1
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
     generation = GenerationConfig(**{name: getattr(model.generation_config, name) for name in special})
-    moments, part = runtime.read_state(model, optimizer, copy), f"optimizer-{runtime.rank}-of-{parts}.pt"
-    return Snapshot(weights, generation, moments, part, parts, trainer)
+    return weights, generation, runtime.read_state(model, optimizer, copy)
 
 
 def copy_to_cpu(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -34,7 +34,7 @@ MAX_SOURCES = 12
 
 def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
     """Summarize one rollout as the numbers that the metrics need. Ranks exchange only these summaries."""
-    model = [segment.text for segment in rollout.segments if segment.kind == "model"]
+    model, tool = ([s.text for s in rollout.segments if s.kind == kind] for kind in ("model", "tool"))
     executed = [call.result for call in rollout.calls if call.result is not None]
     return {
         "group": rollout.group,
@@ -63,7 +63,7 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
         "passed": sum(result.status == "ok" for result in executed),
         "wait": sum(call.seconds for call in rollout.calls),
         "wanted_after_limit": _wanted_after_limit(rollout, model, max_tool_calls),
-        "fake_outputs": count_fake_outputs(rollout),
+        "fake_outputs": fake_outputs(model, tool, len(rollout.calls)),
         "failed": sum(call.failed for call in rollout.calls),
         "recovered": _recovered(rollout),
         "contradicts": _contradicts(rollout, model),
@@ -72,15 +72,9 @@ def summarize(rollout: Rollout, max_tool_calls: int) -> dict[str, Any]:
     }
 
 
-def count_fake_outputs(rollout: Rollout) -> int:
-    """Count output blocks that the model opened and filled itself, without a call of the tool."""
-    model, tool = ([s.text for s in rollout.segments if s.kind == kind] for kind in ("model", "tool"))
-    return fake_outputs(model, tool, len(rollout.calls))
-
-
 def fake_outputs(model: Sequence[str], tool: Sequence[str], calls: int) -> int:
-    """Count invented outputs in the model's turns. Each of the first `calls` turns has one marker of its call,
-    unless the tool's texts begin with it (`tool.format: fence`)."""
+    """Count output blocks that the model opened and filled itself. Each of its first `calls` turns has one marker
+    of its call, unless the tool's texts begin with it (`tool.format: fence`)."""
     if tool and tool[0].lstrip("\n").startswith(OUTPUT_MARKER):
         calls = 0
     return sum(
@@ -141,13 +135,8 @@ def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]
 
 
 def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: float) -> dict[str, float]:
-    """Compute the metrics of the optimizer steps on one rollout batch: means over the tokens of all ranks.
-
-    Args:
-        totals: sums over all ranks (`Learner.report`).
-        updates: number of optimizer steps on a batch, according to the recipe.
-        learning_rate: learning rate of the last optimizer step.
-    """
+    """Compute the metrics of the `updates` optimizer steps on one rollout batch from the sums of all ranks
+    (`UpdateStatistics`)."""
     tokens, steps, responses = (max(totals[name], 1.0) for name in ("tokens", "steps", "responses"))
     metrics = {
         "loss": totals["loss"] / updates,

@@ -30,6 +30,10 @@ if TYPE_CHECKING:  # reading or writing a log does not import torch
     from grpo_tir.monitor.console import Console
 
 
+RESULT = ("status", "stdout", "stderr", "exit_code", "signal")
+"""What a trajectory keeps of the result of a call."""
+
+
 def describe_run(config: Config, tool: Tool | None) -> dict[str, Any]:
     """Collect the facts needed to repeat a run."""
     executor = getattr(tool, "executor", None)
@@ -68,7 +72,11 @@ def trajectory(rollout: Rollout, step: int) -> dict[str, Any]:
         ],
         "stamps": rollout.stamps,
         "calls": [
-            {"code": call.code, "seconds": round(call.seconds, 4), **(_brief(call.result) if call.result else {})}
+            {
+                "code": call.code,
+                "seconds": round(call.seconds, 4),
+                **{name: getattr(call.result, name) for name in RESULT if call.result},
+            }
             for call in rollout.calls
         ],
         "finish_reason": rollout.finish_reason,
@@ -81,14 +89,8 @@ def trajectory(rollout: Rollout, step: int) -> dict[str, Any]:
 
 
 class RunLog:
-    """Write the files of a run, on the main process only.
-
-    Args:
-        folder: folder of the run.
-        report_to: names of the trackers besides metrics.jsonl.
-        resume_at: last step to keep. Lines and files of later steps are deleted. -1 means a new run.
-        writer: writes in a background thread.
-    """
+    """Write the files of a run, on the main process only. Lines and files of steps after `resume_at` are deleted;
+    -1 means a new run. `report_to` names the trackers besides metrics.jsonl."""
 
     def __init__(
         self, folder: Path, report_to: Sequence[str], resume_at: int = -1, writer: Writer | None = None
@@ -97,7 +99,9 @@ class RunLog:
         (folder / "rollouts").mkdir(parents=True, exist_ok=True)
         self.files = [folder / "metrics.jsonl", folder / "problem_rewards.jsonl"]
         for path in self.files:
-            _keep_steps(path, resume_at)
+            kept = [row for row in read_jsonl(path) if row["step"] <= resume_at]
+            if path.exists():
+                write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
         for path in (folder / "rollouts").glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > resume_at:
                 path.unlink()
@@ -149,14 +153,7 @@ class RunLog:
 
 
 class Recorder:
-    """Measure each training step on all ranks, and write it to the run's log on the main process.
-
-    Args:
-        config: recipe of the run.
-        runtime: gathers from the ranks.
-        log: log of the run on the main process; None on other ranks.
-        console: prints the line of a step.
-    """
+    """Measure each training step on all ranks, and write it on the main process. `log` is None on other ranks."""
 
     def __init__(self, config: Config, runtime: Runtime, log: RunLog | None, console: Console) -> None:
         self.config, self.runtime, self.log, self.console = config, runtime, log, console
@@ -184,9 +181,8 @@ class Recorder:
 
         Args:
             groups: this rank's rollout batch.
-            step: training step, from 1.
             learned: metrics of the update (`Learner.report`).
-            seconds: seconds of sampling and of the update.
+            seconds: of sampling, and of the update.
             idle: seconds of sampling in which all rows of this rank waited for their tool.
             choice: the decode step, if it was measured. It is written once.
             problems: number of training problems, from which the epoch follows.
@@ -283,14 +279,3 @@ def _old_logprobs(rollout: Rollout) -> list[list[float]]:
 
 def _rounded(logprobs: Iterable[float]) -> list[float]:
     return [round(logprob, 4) for logprob in logprobs]
-
-
-def _keep_steps(path: Path, last: int) -> None:
-    """Delete the lines of steps after `last`."""
-    if path.exists():
-        kept = [row for row in read_jsonl(path) if row["step"] <= last]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
-def _brief(result: Any) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in ("status", "stdout", "stderr", "exit_code", "signal")}

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from grpo_tir.monitor.metrics import (
-    count_fake_outputs,
     eval_metrics,
     step_metrics,
     summarize,
@@ -84,7 +83,7 @@ NATIVE = '<tool_call>{"name": "python", "arguments": {"code": "1"}}</tool_call>'
     ],
 )
 def test_outputs_that_the_model_made_up(turns: list[str], calls: list[ToolCall], fake: int) -> None:
-    assert count_fake_outputs(rollout_of(*turns, calls=calls)) == fake
+    assert summarize(rollout_of(*turns, calls=calls), 1)["fake_outputs"] == fake
 
 
 @pytest.mark.parametrize(
@@ -246,7 +245,7 @@ def test_outputs_made_up_where_the_tool_writes_the_marker(
     turns: list[str], calls: list[ToolCall], fake: int
 ) -> None:
     """With `tool.stop: fence`."""
-    assert count_fake_outputs(rollout_of(*turns, calls=calls)) == fake
+    assert summarize(rollout_of(*turns, calls=calls), 1)["fake_outputs"] == fake
 
 
 def test_means_of_an_update_by_hand() -> None:

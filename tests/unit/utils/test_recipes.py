@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import random
@@ -16,7 +17,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from grpo_tir import cli
-from grpo_tir.config import Config, check_for_training, save_config, to_dict
+from grpo_tir.config import Config, check_for_training, save_config
 from grpo_tir.data.problems import load_problems
 from grpo_tir.data.prompts import make_renderer
 from grpo_tir.rollouts.rewards import make_reward
@@ -237,7 +238,7 @@ def test_an_ablation_differs_from_its_control_in_what_it_is_named_for() -> None:
 
 
 def flat(config: Config) -> dict[str, object]:
-    sections = {name: part for name, part in to_dict(config).items() if name != "deviations"}
+    sections = {name: part for name, part in dataclasses.asdict(config).items() if name != "deviations"}
     settings = {f"{name}.{key}": value for name, part in sections.items() for key, value in part.items()}
     return {key: value for key, value in settings.items() if key != "train.output_dir"}
 
