@@ -79,11 +79,7 @@ def _rows(path: Path, bad: list[str], *, skip: bool) -> Iterator[dict[str, Any]]
 
 
 def _row(row: Any) -> dict[str, Any]:
-    """Check one row.
-
-    Raises:
-        ValueError: what is wrong with it.
-    """
+    """Check one row. Raises ValueError with what is wrong with it."""
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, dict):

@@ -17,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,37 +39,27 @@ COMMIT_EVERY = 500
 """Rows between two commits: at most so many are read again after a kill."""
 
 
+@dataclass
 class Build:
-    """Build one data set: `run` reads all sources and writes the files.
+    """Build one data set: `run` reads all sources and writes the files."""
 
-    Args:
-        sources: raw data, read in this order; of two equal problems the first is kept.
-        benchmarks: the data sets that must not be trained on, named in the card.
-        forbidden: index of the problems of `benchmarks`.
-        out: file to write.
-        settings: what decides on each row.
-        on_bad: `stop` or `skip`: what to do at a row that cannot be used.
-        workers: grader processes.
-        log: prints a line.
-    """
+    sources: list[Source]
+    """Raw data, read in this order; of two equal problems the first is kept."""
+    benchmarks: list[Source]
+    """The data sets that must not be trained on, named in the card."""
+    forbidden: Benchmarks
+    """Index of the problems of `benchmarks`."""
+    out: Path
+    settings: Settings
+    on_bad: str = "stop"
+    """`stop` or `skip`: what to do at a row that cannot be used."""
+    workers: int = 2
+    """Grader processes."""
 
-    def __init__(
-        self,
-        sources: list[Source],
-        benchmarks: list[Source],
-        forbidden: Benchmarks,
-        out: Path,
-        settings: Settings,
-        on_bad: str = "stop",
-        workers: int = 2,
-        log: Callable[[str], None] = print,
-    ) -> None:
-        self.sources, self.benchmarks, self.out = sources, benchmarks, out
-        self.settings, self.on_bad, self.log = settings, on_bad, log
-        self.workers = max(1, workers)
+    def __post_init__(self) -> None:
         self.grader = Grader(self.workers, GOLD_SECONDS)
-        names = [source.name for source in sources]
-        self.examiner = Examiner(names, forbidden, settings, partial(answers_differ, self.grader))
+        names = [source.name for source in self.sources]
+        self.examiner = Examiner(names, self.forbidden, self.settings, partial(answers_differ, self.grader))
 
     def run(self) -> dict[str, Any]:
         """Build the data set and return its card.
@@ -102,13 +92,13 @@ class Build:
         store = Store(path, self._same_answer)
         begun = store.settings(mine)
         if begun is not None and begun != mine:
-            self.log(f"starting over: the unfinished build of {self.out} had other sources or settings")
+            print(f"starting over: the unfinished build of {self.out} had other sources or settings")
             store.close()
             _delete(path)
             return self._open_store(path)
         if begun is not None:
             done = sum(store.done(number) for number in range(len(self.sources)))
-            self.log(f"continuing after {done} rows of an unfinished build")
+            print(f"continuing after {done} rows of an unfinished build")
         store.commit()
         return store
 

@@ -80,12 +80,8 @@ class Benchmarks:
         self._stems = _Index([text.stems for text in self._prints])
 
     def find(self, training: Fingerprint, differs: Callable[[str], bool] = lambda gold: False) -> Overlap | None:
-        """Return the most similar benchmark problem; None if none is similar enough.
-
-        Args:
-            training: fingerprint of the training problem.
-            differs: True if the answer of the training problem differs from that of a benchmark problem.
-        """
+        """Return the benchmark problem that is most similar to a training problem; None if none is similar enough.
+        `differs` tells whether the answer of the training problem differs from a benchmark problem's."""
         numbers = set(training.numerals)
         reworded = {n for n in self._stems.candidates(training.stems) if self._numbers[n] <= numbers}
         found = [

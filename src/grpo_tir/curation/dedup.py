@@ -61,11 +61,7 @@ COLUMNS = "source, place, id, problem, answer, origin, difficulty, reason, detai
 
 
 class Store:
-    """The database of one build.
-
-    Args:
-        path: SQLite file; created if it does not exist.
-        equal: decides whether two answers are equal.
+    """The database of one build, a SQLite file. `equal` decides whether two answers are equal.
 
     Raises:
         DataError: another build is writing to the file, or it is no database.

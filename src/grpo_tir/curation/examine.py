@@ -42,35 +42,29 @@ class Settings:
     """Seed of the draw for `balance`."""
 
 
+@dataclass
 class Examiner:
     """Examine rows one by one. The result depends only on the row and the settings.
-
-    Args:
-        names: names of the sources, by number.
-        forbidden: index of the benchmark problems.
-        settings: columns, tokenizer and limits.
-        differ: True if two answers differ.
 
     Raises:
         DataError, TemplateError: the tokenizer or the template cannot be loaded.
     """
 
-    def __init__(
-        self, names: list[str], forbidden: Benchmarks, settings: Settings, differ: Callable[[str, str], bool]
-    ) -> None:
-        self.names, self.forbidden, self.settings, self.differ = names, forbidden, settings, differ
-        self.tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer else None
+    names: list[str]
+    """Names of the sources, by number."""
+    forbidden: Benchmarks
+    settings: Settings
+    differ: Callable[[str, str], bool]
+    """True if two answers differ."""
+
+    def __post_init__(self) -> None:
+        place = self.settings.tokenizer
+        self.tokenizer = load_tokenizer(place) if place else None
         self.tokenizer_sha256 = self.tokenizer and hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
-        self.render = make_renderer(settings.template)
+        self.render = make_renderer(self.settings.template)
 
     def examine(self, number: int, place: str, raw: Any) -> SourceRow:
-        """Check one row, without the other rows.
-
-        Args:
-            number: number of the source.
-            place: file and line, for messages.
-            raw: the row, or the ValueError that its reader made.
-        """
+        """Check one row of source `number`. `raw` is the row, or the ValueError that its reader made."""
         settings, name = self.settings, self.names[number]
         row = SourceRow(number, place)
         try:

@@ -44,12 +44,8 @@ class Unfit(Exception):
 
 
 def read_problem(row: dict[str, Any], problem_field: str, answer_field: str) -> tuple[str, str]:
-    """Return the cleaned problem and answer of a row of NuminaMath, MATH, DeepScaleR or a similar data set.
-
-    Args:
-        row: columns by name.
-        problem_field: column of the problem.
-        answer_field: column of the answer; where it is empty, the box in `solution` is used.
+    """Return the cleaned problem and answer of a row of NuminaMath, MATH, DeepScaleR or a similar data set. If the
+    column of the answer is empty, the box in `solution` is used.
 
     Raises:
         Unfit: the row is rejected by the filter.

@@ -58,10 +58,7 @@ def lim_scores(visits: Mapping[str, Mapping[int, float]]) -> LimScores:
     """Compute the LIM score of every problem.
 
     A missing value is taken from the problem's next epoch, as the reference does. A problem with a value missing
-    in two epochs running, or in the last one, is dropped.
-
-    Args:
-        visits: accuracy in [0, 1] by problem and epoch.
+    in two epochs running, or in the last one, is dropped. `visits` are accuracies in [0, 1] by problem and epoch.
     """
     # 1. Leave out epochs that cover too few problems.
     seen = Counter(epoch for by_epoch in visits.values() for epoch in by_epoch)

@@ -67,10 +67,7 @@ class Source:
 
 
 def open_source(argument: str) -> Source:
-    """Find and pin a source.
-
-    Args:
-        argument: one of the forms above.
+    """Find and pin a source, written in one of the forms above.
 
     Raises:
         DataError: it is neither a file nor a data set that can be reached.
@@ -99,13 +96,8 @@ def open_source(argument: str) -> Source:
 def open_benchmark(
     argument: str, folder: str | None, problem_field: str, answer_field: str
 ) -> tuple[Source, list[tuple[str, str, str, str]]]:
-    """Read a benchmark to keep out. Returns its source and (benchmark, id, problem, answer) of each row.
-
-    Args:
-        argument: name of a pinned benchmark, or a source.
-        folder: folder with NAME.jsonl of the pinned benchmarks; None: read them from the Hub.
-        problem_field: column of the problem.
-        answer_field: column of the answer, which may be missing.
+    """Read a benchmark to keep out: a source, or a pinned one by its name, from `folder` or the Hub. Its column of
+    answers may be missing. Returns its source and (benchmark, id, problem, answer) of each row.
 
     Raises:
         DataError: it does not exist, does not match its pin, or has a row without a problem.

@@ -22,13 +22,8 @@ MARKS = {"fine": "ok   ", "warning": "warn ", "fault": "FAULT"}
 
 
 def diagnose(config: Config | None, bench_dir: str | None = None, with_model: bool = True) -> Iterator[Finding]:
-    """Yield the findings of all checks, in the order of the picture above.
-
-    Args:
-        config: the recipe; None: check grader and executor only.
-        bench_dir: folder of the benchmark files; None: the Hub.
-        with_model: whether to load the model and check it.
-    """
+    """Yield the findings of all checks, in the order of the picture above; without a recipe those of grader and
+    executor. `bench_dir` is the folder of the benchmark files; None: the Hub."""
     # Imported here: torch and sympy load slowly, and `--help` must start at once.
     from grpo_tir.diagnostics.executor import check_executor
     from grpo_tir.diagnostics.grader import check_grader

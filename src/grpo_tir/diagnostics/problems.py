@@ -12,10 +12,8 @@ from grpo_tir.types import Problem
 
 
 def check_problems(config: Config, into: list[Problem], bench_dir: str | None = None) -> Iterator[Finding]:
-    """Read and compare training and held-out problems; training problems are added to `into`.
-
-    `bench_dir` is the folder of the benchmark files; None: the Hub.
-    """
+    """Read and compare training and held-out problems; training problems are added to `into`. `bench_dir` is the
+    folder of the benchmark files; None: the Hub."""
     from grpo_tir.data.load import read_all_problems
 
     lines: list[str] = []

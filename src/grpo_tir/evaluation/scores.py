@@ -51,25 +51,19 @@ def majority(answers: Sequence[tuple[str | None, bool]], same: Same) -> float:
     return 1.0 / (1 + sizes.count(top)) if right == top and top else 0.0
 
 
-def bootstrap(scores: Sequence[float]) -> Interval:
-    """Return the 95% interval of the mean. If all scores are 0 or all are 1, resampling has no spread; then return
-    the exact binomial bound (Clopper-Pearson)."""
-    bound = ((1 - LEVEL) / 2) ** (1 / len(scores))
-    if not any(scores):
-        return 0.0, 1 - bound
-    return (bound, 1.0) if all(score == 1 for score in scores) else _interval(_means(scores))
-
-
-def bootstrap_average(parts: Sequence[Sequence[float]]) -> Interval:
-    """Return the 95% interval of the unweighted mean over benchmarks. Each benchmark is resampled by itself. If
-    none has any spread, return the mean of their exact bounds, which is wide."""
+def bootstrap(*parts: Sequence[float]) -> Interval:
+    """Return the 95% interval of a mean, of several benchmarks that of the unweighted mean. Each is resampled by
+    itself. If all scores of each are 0 or all are 1, resampling has no spread; then return the mean of their exact
+    binomial bounds (Clopper-Pearson)."""
     if all(score in (0, 1) and score == scores[0] for scores in parts for score in scores):
-        bounds = [bootstrap(scores) for scores in parts]
-        return float(np.mean([low for low, _ in bounds])), float(np.mean([high for _, high in bounds]))
+        bounds = [((1 - LEVEL) / 2) ** (1 / len(scores)) for scores in parts]
+        ends = [(bound, 1.0) if scores[0] else (0.0, 1 - bound) for scores, bound in zip(parts, bounds)]
+        low, high = np.mean(ends, axis=0)
+        return float(low), float(high)
     return _interval(np.mean([_means(scores, stream) for stream, scores in enumerate(parts)], axis=0))
 
 
-def _means(scores: Sequence[float], stream: int = 0) -> Any:
+def _means(scores: Sequence[float], stream: int) -> Any:
     """Return the means of the resamples, (RESAMPLES,). Works in pieces to bound memory."""
     values, rng = np.asarray(scores, dtype=float), np.random.default_rng([SEED, stream])
     size = max(1, (1 << 22) // len(values))

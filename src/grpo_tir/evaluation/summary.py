@@ -8,14 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_tir.evaluation.scores import (
-    Same,
-    bootstrap,
-    bootstrap_average,
-    difference,
-    majority,
-    pass_at_k,
-)
+from grpo_tir.evaluation.scores import Same, bootstrap, difference, majority, pass_at_k
 from grpo_tir.monitor.metrics import source_metrics, tool_metrics
 
 Result = dict[str, Any]
@@ -59,8 +52,7 @@ def _counts(rows: Sequence[dict[str, Any]]) -> Result:
 
 def average(results: dict[str, Result]) -> Result:
     """Compute the unweighted mean over benchmarks, as in the paper's last column."""
-    parts = [list(result["scores"].values()) for result in results.values()]
-    low, high = bootstrap_average(parts)
+    low, high = bootstrap(*([*result["scores"].values()] for result in results.values()))
     return {"score": float(np.mean([result["score"] for result in results.values()])), "low": low, "high": high}
 
 

@@ -28,11 +28,12 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
+from queue import LifoQueue
 from typing import Any, Literal, TypeVar
 
 from grpo_tir.errors import GraderOutage
@@ -48,6 +49,8 @@ GOLD_SECONDS = 10.0
 """Time limit to check one gold: five times that of training, so that a busy machine does not change the result."""
 AHEAD = 16
 """Items for each worker that `Grader.each` reads before the first of them is judged."""
+KNOWN_GOLDS = 10_000
+"""Maximum number of golds whose check is remembered."""
 _COUNTED = 3
 """Minimum number of digits of a rounded answer that is counted (`Grade.rounded`) if no rounding is accepted."""
 NO_ANSWER = {"", "none", "null", "nan", "n/a", "na", "notfound", "not found", "no answer", "unknown"}
@@ -76,11 +79,13 @@ class Grader:
     def __init__(self, workers: int = 2, timeout: float = 2.0) -> None:
         self.workers = max(1, workers)
         self.timeout = timeout
-        self._free = threading.Semaphore(self.workers)
+        self._free: LifoQueue[Worker | None] = LifoQueue()
+        """Workers that have nothing to do; None: one that is not started."""
+        for _ in range(self.workers):
+            self._free.put(None)
         self._lock = threading.Lock()
-        self._idle: list[Worker] = []
         self._all: set[Worker] = set()
-        self._golds: OrderedDict[str, str] = OrderedDict()
+        self._golds: dict[str, str] = {}
         self._closed = False
         self._process = os.getpid()
 
@@ -96,8 +101,7 @@ class Grader:
         Args:
             answer: the extracted answer; None if there was no box.
             gold: the gold answer.
-            rounding: minimum number of digits of a correctly rounded decimal that is accepted for an exact gold;
-                0 accepts none.
+            rounding: minimum number of digits of a rounded decimal that is accepted for an exact gold; 0: none is.
         """
         began = time.perf_counter()
         quick = _quick(answer, gold)
@@ -148,23 +152,21 @@ class Grader:
             return "the gold is empty"
         if len(gold) <= 1000 and _PLAIN_NUMBER.fullmatch(gold.strip()):
             return ""
-        with self._lock:
-            if gold in self._golds:
-                return self._golds[gold]
+        if (known := self._golds.get(gold)) is not None:
+            return known
         outcome, reason, _ = self._ask({"answer": None, "gold": gold, "digits": 0})
         fault = "" if outcome == "right" else reason or f"the grader fails on the gold alone ({outcome})"
         if outcome != "died":  # it may have been killed from outside
-            with self._lock:
-                self._golds[gold] = fault
-                while len(self._golds) > 10_000:
-                    self._golds.popitem(last=False)
+            if len(self._golds) >= KNOWN_GOLDS:
+                self._golds.clear()
+            self._golds[gold] = fault
         return fault
 
     def close(self) -> None:
         """End the workers. May be called again."""
         with self._lock:
             self._closed = True
-            workers, self._all, self._idle = self._all, set(), []
+            workers, self._all = self._all, set()
         for worker in workers if self._process == os.getpid() else ():  # a forked child has only the handles
             worker.kill()
 
@@ -174,50 +176,40 @@ class Grader:
         Raises:
             GraderOutage: the second worker did not run either.
         """
-        with self._free:
-            death: WorkerDied | None = None
+        worker, death = self._free.get(), None
+        try:
             for _ in range(2):
-                worker = self._take()
+                worker = worker or self._start()
                 try:
                     worker.wait_until_ready()
                     began = time.perf_counter()
                     reply = worker.ask(job, self.timeout)
-                    self._give_back(worker)
                     return reply["outcome"], reply["reason"], time.perf_counter() - began
                 except WorkerLate:
-                    self._replace(worker)
+                    worker = self._replace(worker)
                     return "late", f"no verdict within {self.timeout:g} s", time.perf_counter() - began
                 except WorkerDied as error:
-                    self._replace(worker)
-                    death = error
-            if isinstance(death, WorkerOutage):
-                raise GraderOutage(str(death))
-            return "died", str(death), 0.0
+                    worker, death = self._replace(worker), error
+        finally:
+            self._free.put(worker)
+        if isinstance(death, WorkerOutage):
+            raise GraderOutage(str(death))
+        return "died", str(death), 0.0
 
-    def _take(self) -> Worker:
+    def _start(self) -> Worker:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the grader is closed")
-            if self._idle:
-                return self._idle.pop()
             worker = Worker()
             self._all.add(worker)
             return worker
 
-    def _give_back(self, worker: Worker) -> None:
-        with self._lock:
-            if worker in self._all:
-                self._idle.append(worker)
-
-    def _replace(self, worker: Worker) -> None:
+    def _replace(self, worker: Worker) -> Worker | None:
         """Kill a worker and start a new one at once, so that its imports overlap with other work."""
         worker.kill()
         with self._lock:
             self._all.discard(worker)
-            if not self._closed:
-                fresh = Worker()
-                self._all.add(fresh)
-                self._idle.append(fresh)
+        return None if self._closed else self._start()
 
 
 def _quick(answer: str | None, gold: str) -> tuple[Outcome, str] | None:
@@ -258,10 +250,5 @@ def default_grader() -> Grader:
 
 
 def grade(output: str, answer: str) -> Grade:
-    """Grade a model's output against a gold answer.
-
-    Args:
-        output: text that the model wrote; its last `\\boxed{…}` outside of code is the answer.
-        answer: the gold answer.
-    """
+    """Grade a model's output by its last `\\boxed{…}` outside of code. `answer` is the gold answer."""
     return default_grader().grade(extract_answer(output), answer)

@@ -30,13 +30,7 @@ MAX_CHUNK_CHARACTERS = 45_000_000
 
 
 def write_report(runs: list[Path], out: Path, *, title: str | None = None, before: str = "") -> Path:
-    """Write one page about one or several runs, atomically.
-
-    Args:
-        runs: folders of runs.
-        out: HTML file to write.
-        title: heading of the page; None: the names of the runs.
-        before: HTML above the figures.
+    """Write one page about runs, atomically. Its default title is their names. `before` is HTML above the figures.
 
     Raises:
         UserError: a folder is not a run, or `out` cannot be written.

@@ -13,7 +13,6 @@ import pytest
 from grpo_tir.evaluation import paper
 from grpo_tir.evaluation.scores import (
     bootstrap,
-    bootstrap_average,
     difference,
     majority,
     pass_at_k,
@@ -76,11 +75,11 @@ def test_none_right_of_thirty_is_no_proof_of_zero() -> None:
     low, high = bootstrap([0.0] * 30)
     assert low == 0 and (1 - high) ** 30 == pytest.approx(0.025)  # the exact binomial bound
     assert bootstrap([1.0] * 30) == pytest.approx((1 - high, 1.0))
-    assert bootstrap_average([[0.0] * 30, [0.0] * 30]) == pytest.approx((0, high))
+    assert bootstrap([0.0] * 30, [0.0] * 30) == pytest.approx((0, high))
 
 
 def test_average_weighs_benchmarks_not_problems() -> None:
-    low, high = bootstrap_average([[1.0, 0.0] * 20, [0.0] * 999 + [1.0]])
+    low, high = bootstrap([1.0, 0.0] * 20, [0.0] * 999 + [1.0])
     assert low < 0.25 < high and high - low > 0.1  # the mean of 0.5 and 0.001, as unsure as its small half
 
 
