@@ -3,8 +3,6 @@
 `__init__.pyi` lists the library. Each name is imported when it is first used, so `import grpo_tir` loads no torch.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import os

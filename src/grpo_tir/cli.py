@@ -1,7 +1,5 @@
 """Parse the command line. Heavy packages are imported only by the command that needs them, so help is instant."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import errno

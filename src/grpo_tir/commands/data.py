@@ -1,7 +1,5 @@
 """`grpo-tir data check | build | limr`: check, build and select training problems."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

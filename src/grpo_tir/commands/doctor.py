@@ -1,7 +1,5 @@
 """`grpo-tir doctor`: find what would go wrong before training starts."""
 
-from __future__ import annotations
-
 import argparse
 
 from grpo_tir.diagnostics.doctor import MARKS, diagnose

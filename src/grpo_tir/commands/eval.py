@@ -1,7 +1,5 @@
 """`grpo-tir eval MODEL [MODEL …] --bench aime24,math500 --data FILE`: measure accuracy with intervals."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Sequence

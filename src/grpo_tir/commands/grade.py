@@ -5,8 +5,6 @@ Out: one object a line, in the same order, with `id`, `outcome` (right | wrong |
      content of the last box, or null) and `seconds`. The file appears under its name when it is complete.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Check whether a recipe fits: `grpo-tir plan RECIPE --gpus N --gpu-memory 80GB`; else name settings that fit."""
 
-from __future__ import annotations
-
 import argparse
 
 from grpo_tir.diagnostics.fit import check_plan

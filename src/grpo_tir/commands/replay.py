@@ -1,7 +1,5 @@
 """`grpo-tir replay`: compare one recorded response with the executor, the model and the loss mask."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The recipe is that of GRPO: `data.train` names the traces, `rollout.prompts_per_
 and `train.steps` the number of batches. The model is saved once, at the end, in `train.output_dir`/model.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from grpo_tir.utils.recipe import find_recipe, load_config

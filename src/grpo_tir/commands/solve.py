@@ -1,7 +1,5 @@
 """`grpo-tir solve "problem" --model M`: sample one response and print it as it is made."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """`grpo-tir train RECIPE [--section.key VALUE …] [--resume]`: train a recipe."""
 
-from __future__ import annotations
-
 import argparse
 
 from grpo_tir.errors import ConfigError

@@ -1,7 +1,5 @@
 """`grpo-tir watch`: serve the report of a running job."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -5,8 +5,6 @@ that the wanted total is reached. A class with fewer problems than the quota is 
 larger class are drawn by a hash of their id, so the draw does not depend on the order of the rows or on a library.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping

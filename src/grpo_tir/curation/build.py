@@ -12,8 +12,6 @@ bytes, also after a kill: all rows that were read are in one database (dedup.Sto
 behind them. Only the grader runs in parallel: a worker process judges a gold while the next rows are read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sqlite3

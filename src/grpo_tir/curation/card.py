@@ -3,8 +3,6 @@
 The card has no date and no machine name, so the same input gives the same card, byte for byte.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -21,8 +21,6 @@ them. A text that is a part of a benchmark problem is detected by the share of i
 reports how many copies this finds and how many other problems it rejects.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

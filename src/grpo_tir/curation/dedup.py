@@ -12,8 +12,6 @@ Near duplicates are looked up by a key made of their numbers and answer. A row i
 earlier rows that have its key, the latest first.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

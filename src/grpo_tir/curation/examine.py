@@ -1,7 +1,5 @@
 """Check one raw row on its own: is it a usable problem, unlike those of the benchmarks, with a short prompt?"""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass

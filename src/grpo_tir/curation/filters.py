@@ -10,8 +10,6 @@ a row is rejected, with a reason, if
 Kept rows are cleaned of typesetting only: a change to a gold answer would give wrong rewards.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from typing import Any

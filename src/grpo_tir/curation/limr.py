@@ -11,8 +11,6 @@ Two inputs are read: the `problem_rewards.jsonl` of a run, from which scores are
 finished scores, a JSON object {id: score}.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -10,8 +10,6 @@ A benchmark can be given by its name (aime24). Then its content must match the p
 A source is pinned before its first row is read: a file by its hash, a data set by its commit. Rows are streamed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import re

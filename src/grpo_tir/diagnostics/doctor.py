@@ -7,8 +7,6 @@ Every check reports what it found. A fault comes with its remedy, and checks tha
 Without a recipe, only grader and executor are checked. Exit code: 0 no fault, 1 at least one fault.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path

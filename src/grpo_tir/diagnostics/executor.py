@@ -4,8 +4,6 @@ Isolation is checked by four attacks. An attack is a program that prints BREACH 
 form of tests/sandbox: they show that isolation is active on this machine, not that it has no hole.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket

@@ -1,7 +1,5 @@
 """Findings of the doctor's checks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial

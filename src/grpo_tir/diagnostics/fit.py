@@ -4,8 +4,6 @@ The search varies only what changes memory and not the gradient: activation chec
 limit of the KV cache, ZeRO stage and number of GPUs. It prefers the fewest changes, then the fewest GPUs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from typing import Any

@@ -1,7 +1,5 @@
 """Check that the grader runs, and that it can judge the gold answers of the training problems."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from grpo_tir.diagnostics.finding import Finding, fault, fine

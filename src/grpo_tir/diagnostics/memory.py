@@ -20,8 +20,6 @@ confirmed on a GPU.
 Only `shape_of` needs torch, to count parameters.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Check the model: template, tool markers, end-of-text ids, sampling, memory and disk space."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Check that the problems can be read, and that no held-out or benchmark problem is trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 

@@ -9,8 +9,6 @@ Outputs of programs that read the clock or draw random numbers without a seed di
 equal, 1 different.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable
 from pathlib import Path

@@ -5,8 +5,6 @@ the share of right answers; penalties of the reward do not count (bug 17 of the 
 does not depend on the other responses (bugs 2 and 19).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from grpo_tir.config import Config

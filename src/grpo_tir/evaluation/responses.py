@@ -6,8 +6,6 @@ The key of a line is (cell, benchmark, problem, sample). `cell` is the hash of e
 on, so several evaluations can share one folder.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

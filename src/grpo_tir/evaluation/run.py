@@ -8,8 +8,6 @@ size changes the last bits of the logits; in float64 it does not change a greedy
 Draws are keyed by (seed, benchmark, problem, sample). They depend neither on the batch nor on other evaluations.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Sequence

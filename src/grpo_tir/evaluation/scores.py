@@ -8,8 +8,6 @@ Intervals are 95% percentile bootstraps over problems. Differences between two m
 both find the same problems hard, and pairing removes this shared variance.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

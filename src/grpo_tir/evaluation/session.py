@@ -1,7 +1,5 @@
 """Run an evaluation: load each model once, sample its cells, write the result."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -4,8 +4,6 @@ benchmarks ──► waves of rows ──► graded rollouts ──► stored re
                  (run)             (held_out)          (responses)       (summary)    (tables)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from grpo_tir.config import Config

@@ -1,7 +1,5 @@
 """Compute accuracies, intervals and differences from graded responses."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ A response that could not be judged (unusable gold) and a prompt too long for th
 listed. Only `times` and `command` may differ between two equal evaluations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Extract the final answer from the text of a response."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

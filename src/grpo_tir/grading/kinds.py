@@ -6,8 +6,6 @@ Named      x = 5   f(x) = x+1   "Area" = 12               Equation  x^2+y^2 = 13
 Ratio      1:2                                            (clock times, dates, bases: see units)
 """
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import Any

@@ -16,8 +16,6 @@ With `worked_out=True` a constant must be evaluated. Arithmetic that golds do no
     a number  -7   0.5   \frac{2}{4}   1\frac12   3\cdot10^8   \sqrt{12}   \frac{1+\sqrt5}{2}   2^{2/3}\pi   3-4i
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

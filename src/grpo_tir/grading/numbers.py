@@ -8,8 +8,6 @@ A set of reals is one of sympy. The ends of its intervals are rounded to 40 digi
 written differently are the same rational number.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any

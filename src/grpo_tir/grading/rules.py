@@ -14,8 +14,6 @@ The rules:
 - Any other answer is wrong. A policy would exploit every false positive; a false negative costs little.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import re

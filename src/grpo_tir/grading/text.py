@@ -10,8 +10,6 @@ m. Numbers in \text{…} are unwrapped. A comma between digits is kept, because 
 both readings. This module uses regular expressions only.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import unicodedata

@@ -5,8 +5,6 @@ ratios, brackets, and last one expression with its unit. A pair in round bracket
 it to an open interval if the other side is a Region.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import re

@@ -3,8 +3,6 @@
 They are compared as text, without case, articles and punctuation, and never as products of variables.
 """
 
-from __future__ import annotations
-
 import re
 
 from grpo_tir.grading import units

@@ -11,8 +11,6 @@ its default action runs no Python code, so a loop in C cannot delay it. A child 
 new process then shows whether the answer was the cause, or memory that earlier requests had left.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

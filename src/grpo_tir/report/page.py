@@ -11,8 +11,6 @@ embedded as compressed JSON and is shown as text only.
 All data is embedded as base64 of gzip. The figures are decoded at once, a group of trajectories when it is opened.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import html

@@ -5,8 +5,6 @@ can show them. If a step is logged twice (an evaluation line, or steps repeated 
 each key is kept. Only a folder with nothing to show is an error.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

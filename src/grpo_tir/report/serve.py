@@ -7,8 +7,6 @@ The server listens on 127.0.0.1 and rejects requests for other host names, so th
 run through the browser (DNS rebinding). From another machine: `ssh -L 8008:127.0.0.1:8008 machine`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import html

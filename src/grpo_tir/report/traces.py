@@ -13,8 +13,6 @@ Within a step the problems that were drawn most often come first, so that one pr
 training.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter, defaultdict
