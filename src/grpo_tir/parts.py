@@ -15,7 +15,7 @@ from grpo_tir.checkpoint.load import find_start, load_optimizer, load_trainer
 from grpo_tir.checkpoint.save import Saver, make_writable
 from grpo_tir.config import Config, check_for_training, save_config
 from grpo_tir.data.load import read_all_problems
-from grpo_tir.data.prompts import encode
+from grpo_tir.data.tokens import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
 from grpo_tir.distributed.watchdog import Watchdog

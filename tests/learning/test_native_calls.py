@@ -10,7 +10,9 @@ import torch
 
 from chat_models import CHATML_TOKENS, QWEN, bpe_tokenizer
 from grpo_tir.config import Config
-from grpo_tir.data.prompts import apply_chat, encode, make_renderer
+from grpo_tir.data.chat import apply_chat
+from grpo_tir.data.prompts import make_renderer
+from grpo_tir.data.tokens import encode
 from grpo_tir.tools.open import tool_schemas
 from grpo_tir.train import Trainer
 from grpo_tir.types import Problem

@@ -5,10 +5,12 @@ An answer to a call is inserted exactly as the template writes a tool message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from grpo_tir.data.tokens import encode
 from grpo_tir.errors import TemplateError
+from grpo_tir.types import Problem
 
 DATE = "26 Jul 2024"
 """Date for chat templates that show one: prompts must be the same when a run resumes."""
@@ -20,6 +22,43 @@ def apply_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) 
         messages, tokenize=False, add_generation_prompt=True, date_string=DATE, **settings
     )
     return text
+
+
+def chat_renderer(tokenizer: Any, system: str, tools: Sequence[dict[str, Any]]) -> Callable[[Problem], str]:
+    """Make a function that renders a problem as the user's message, after the `system` message if there is one."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise TemplateError("data.template `chat` needs a tokenizer with a chat template; use `torl` or `plain`")
+    settings: dict[str, Any] = {"tools": list(tools)} if tools else {}
+
+    def render(problem: Problem) -> str:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": problem.problem})
+        return apply_chat(tokenizer, messages, **settings)
+
+    return render
+
+
+def encode_answer(tokenizer: Any, outputs: Sequence[str], ended: bool, answer: str = "") -> tuple[list[int], str]:
+    """Encode the answer to a turn. Special tokens in an output are split.
+
+    Args:
+        tokenizer: the policy's.
+        outputs: one for each call.
+        ended: True if the turn was sampled with its end-of-text token, which is then left out of the answer.
+        answer: text around each output, with `{result}`; "" means what the chat template writes.
+    """
+    before, _, after = answer.partition("{result}")
+    own = [part for output in outputs for part in (before, output, after, "")]
+    parts = own if answer else tool_answer(tokenizer, outputs)
+    text = "".join(parts)
+    if all(encode(tokenizer, output) == encode(tokenizer, output, literal=True) for output in parts[1::2]):
+        ids = encode(tokenizer, text)  # in one piece, as the rendered conversation would be
+    else:
+        ids = [i for n, part in enumerate(parts) for i in encode(tokenizer, part, literal=n % 2 == 1)]
+    if ended and ids and ids[0] in tokenizer.all_special_ids:
+        text = text.removeprefix(tokenizer.decode(ids[:1]))
+        ids = ids[1:]
+    return ids, text
 
 
 def tool_answer(tokenizer: Any, outputs: Sequence[str]) -> list[str]:

@@ -12,12 +12,11 @@ import torch
 from grpo_tir.checkpoint.save import make_writable
 from grpo_tir.config import Config
 from grpo_tir.data.chat import apply_chat, tool_answer
-from grpo_tir.data.prompts import encode
+from grpo_tir.data.tokens import decode, encode
 from grpo_tir.diagnostics.finding import Finding, fault, fine, guarded, warning
 from grpo_tir.diagnostics.fit import check_plan
 from grpo_tir.diagnostics.memory import GIB, Hardware, plan, shape_of
 from grpo_tir.distributed.runtime import Runtime
-from grpo_tir.generation.stopping import decode
 from grpo_tir.learning.batching import collate, to_row
 from grpo_tir.learning.certificate import SINGLE, TOLERANCE
 from grpo_tir.learning.logprobs import TokenLogprobs

@@ -16,7 +16,7 @@ from typing import Any
 
 from grpo_tir.config import Config
 from grpo_tir.data.benchmarks import Benchmark
-from grpo_tir.data.prompts import encode
+from grpo_tir.data.tokens import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.errors import ExecutorOutage
 from grpo_tir.evaluation.held_out import EVALUATION, complete

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
+from grpo_tir.data.tokens import decode
 from grpo_tir.tools.formats import CODE_FORMATS, OPENING, load_format
 
 
@@ -108,13 +109,6 @@ class CodeBlockStopping(StoppingCriteria):
 def can_close(token: str, marker: str) -> bool:
     """True if `marker` can end inside `token` after some earlier text."""
     return marker in token or any(token.startswith(marker[-k:]) for k in range(1, len(marker) + 1))
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """Decode tokens without changes: special tokens and spaces are kept."""
-    text = tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text
 
 
 def _token_texts(tokenizer: PreTrainedTokenizerBase, keep: str) -> list[str]:

@@ -26,8 +26,8 @@ import torch
 
 from grpo_tir.checkpoint.save import make_writable
 from grpo_tir.config import AlgorithmConfig, Config, check_for_training, save_config
-from grpo_tir.data.prompts import encode
 from grpo_tir.data.rows import read_rows
+from grpo_tir.data.tokens import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.errors import ConfigError, DataError
 from grpo_tir.learning.learner import Learner

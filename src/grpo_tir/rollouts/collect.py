@@ -24,7 +24,7 @@ from typing import Any
 from grpo_tir.checkpoint.journal import Journal, from_line, to_line
 from grpo_tir.config import Config
 from grpo_tir.data.problems import ProblemSampler
-from grpo_tir.data.prompts import encode
+from grpo_tir.data.tokens import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
 from grpo_tir.errors import ConfigError, DataError, ExecutorOutage, GraderOutage

@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_tir.config import Config, ExecutorConfig
-from grpo_tir.data.prompts import Renderer, encode, encode_answer, make_renderer
+from grpo_tir.data.chat import encode_answer
+from grpo_tir.data.prompts import Renderer, make_renderer
+from grpo_tir.data.tokens import decode, encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.generation.protocol import Generator, Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
-from grpo_tir.generation.stopping import decode
 from grpo_tir.rollouts.policy import Policy, load_policy
-from grpo_tir.tools.formats import CODE_FORMATS, load_format
+from grpo_tir.tools.formats import load_format
 from grpo_tir.tools.open import open_tool, tool_schemas
 from grpo_tir.tools.protocol import Session, Tool, open_session
 from grpo_tir.types import Problem, Rollout, RolloutGroup, Segment, ToolCall, ToolResult
@@ -325,12 +326,8 @@ class RolloutLoop:
         rollout = self.rollouts[row]
         # 1. Encode the answer, cut to the remaining budget.
         room = max(self.limits.max_completion_length - len(rollout.token_ids), 0)
-        if self.format.name in CODE_FORMATS:
-            text = "".join(outputs)
-            token_ids = encode(self.tokenizer, text, literal=True)
-        else:
-            ended = not self.format.marker
-            token_ids, text = encode_answer(self.tokenizer, outputs, ended, self.format.answer)
+        ended = not self.format.marker
+        token_ids, text = encode_answer(self.tokenizer, outputs, ended, self.format.answer)
         if len(token_ids) >= room:
             token_ids = token_ids[:room]
             text = decode(self.tokenizer, token_ids)

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import yaml
 
 from grpo_tir.errors import ConfigError
-from grpo_tir.tools.python import FENCE, OUTPUT_MARKER, code_blocks, find_code
+from grpo_tir.tools.python import CALL_MARKER, FENCE, OUTPUT_MARKER, code_blocks, find_code
 from grpo_tir.utils.resources import find_file
 
 CODE_FORMATS = ("output", "fence")
@@ -59,13 +59,12 @@ class Format:
     @property
     def marker(self) -> str:
         """Return the text that pauses a row; "" if the end of a turn pauses it."""
-        own = self.closing if self.pause == "closing" else ""
-        return {"output": OUTPUT_MARKER, "fence": FENCE}.get(self.name, own)
+        return self.closing if self.pause == "closing" else ""
 
     @property
     def by_template(self) -> bool:
         """Return True if the chat template renders the answers."""
-        return self.name not in CODE_FORMATS and not self.answer
+        return not self.answer
 
     def find(self, text: str) -> list[str]:
         """Return the calls of a segment, in order. With `pause: turn`, a call without its closing text counts."""
@@ -77,14 +76,22 @@ class Format:
         return between(text, self.opening, self.closing, self.pause == "turn")
 
 
+BUILT_IN = {
+    "output": Format("output", CALL_MARKER, OUTPUT_MARKER, answer="{result}"),
+    "fence": Format("fence", CALL_MARKER, FENCE, answer="{result}"),
+    "tool_call": Format("tool_call", pause="turn"),
+}
+"""Formats by name. For the first two, `PythonTool.observe` writes the fences around an output."""
+
+
 def load_format(name: str) -> Format:
     """Return a format by its name, or read it from a YAML file.
 
     Raises:
         ConfigError: no such format or file, or a field that it cannot have.
     """
-    if name in (*CODE_FORMATS, "tool_call"):
-        return Format(name, pause="turn" if name == "tool_call" else "closing")
+    if name in BUILT_IN:
+        return BUILT_IN[name]
     path = find_file(name)
     if path is None:
         raise ConfigError(f"tool.format `{name}` is neither output, fence, tool_call nor a YAML file")

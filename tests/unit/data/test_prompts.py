@@ -15,8 +15,9 @@ from chat_models import (
     bpe_tokenizer,
     llama_tokenizer,
 )
-from grpo_tir.data.chat import apply_chat, check_chat_template, tool_answer
-from grpo_tir.data.prompts import encode, encode_answer, make_renderer
+from grpo_tir.data.chat import apply_chat, check_chat_template, encode_answer, tool_answer
+from grpo_tir.data.prompts import make_renderer
+from grpo_tir.data.tokens import encode
 from grpo_tir.errors import TemplateError
 from grpo_tir.testing import EOS, byte_tokenizer
 from grpo_tir.tools.formats import native_calls, read_call

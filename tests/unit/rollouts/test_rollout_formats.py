@@ -22,7 +22,7 @@ from chat_models import (
 )
 from grpo_tir.checkpoint.journal import Journal
 from grpo_tir.config import Config
-from grpo_tir.data.prompts import apply_chat
+from grpo_tir.data.chat import apply_chat
 from grpo_tir.evaluation.tool_ablation import AlteredTool, blank
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.monitor.metrics import summarize, tool_metrics
