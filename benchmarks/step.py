@@ -49,6 +49,7 @@ from workload import (
     Answer,
     Cost,
     Row,
+    RowBudget,
     alternate,
     make_rows,
     print_table,
@@ -59,7 +60,6 @@ from workload import (
 from grpo_tir.config import Config, ExecutorConfig, OptimConfig, RolloutConfig
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.executor.open import open_executor
-from grpo_tir.generation.generate import RowBudget
 from grpo_tir.learning.advantages import assign_advantages
 from grpo_tir.learning.learner import Learner
 from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup, Segment

@@ -27,13 +27,19 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch.nn.functional import linear
-from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from grpo_tir.engine.decode_weights import BlockedWeights
 from grpo_tir.engine.engine import Engine
 from grpo_tir.engine.scheduler import SequenceState
 from grpo_tir.engine.support import kv_shape
-from grpo_tir.generation.generate import RowBudget
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.learning.batching import TrainingSample, collate, plan_micro_batches
@@ -56,6 +62,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": {"vocab_size": 152_064, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
                    "num_key_value_heads": 4, "intermediate_size": 18_944, "tie_word_embeddings": False},
 }  # fmt: skip
+
+
+class RowBudget(StoppingCriteria):
+    """Stop each row of a plain `generate` when its budget is spent."""
+
+    def __init__(self, widths: list[int]) -> None:
+        self.widths = torch.tensor(widths)  # (B,) width, padding included, at which the budget ends
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **_: Any) -> torch.BoolTensor:
+        """Map `input_ids` (B, T) to (B,) bool: True where the budget is spent."""
+        return (input_ids.shape[1] >= self.widths).to(input_ids.device)  # type: ignore[return-value]
 
 
 def random_model(shape: str = "small", device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:

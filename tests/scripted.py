@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import CausalLMOutput
 
-from grpo_tir.generation.generate import GenerateRounds, find_eos_ids
+from grpo_tir.data.tokens import find_eos_ids
+from grpo_tir.generation.generate import GenerateRounds
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning.batching import to_row

@@ -19,7 +19,7 @@ from grpo_tir.grading.grader import Grader as Grader
 from grpo_tir.grading.grader import grade as grade
 from grpo_tir.learning.advantages import group_advantages as group_advantages
 from grpo_tir.learning.loss import grpo_loss as grpo_loss
-from grpo_tir.rollouts.rollout import rollout as rollout
+from grpo_tir.rollouts.library import rollout as rollout
 from grpo_tir.tools.protocol import Tool as Tool
 from grpo_tir.tools.python import PythonTool as PythonTool
 from grpo_tir.train import Trainer as Trainer

@@ -14,7 +14,7 @@ from grpo_tir.checkpoint.journal import Journal, digest
 from grpo_tir.checkpoint.load import find_start, load_optimizer, load_trainer
 from grpo_tir.checkpoint.save import Saver, make_writable
 from grpo_tir.config import Config, check_for_training, save_config
-from grpo_tir.data.load import read_all_problems
+from grpo_tir.data.load import keep_fitting, read_all_problems
 from grpo_tir.data.tokens import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
@@ -24,13 +24,11 @@ from grpo_tir.learning.learner import Learner
 from grpo_tir.learning.lora import add_adapters
 from grpo_tir.monitor.console import Console
 from grpo_tir.monitor.run_log import Recorder, RunLog, describe_run
-from grpo_tir.rollouts.collect import Collector, keep_fitting
+from grpo_tir.rollouts.collect import Collector
 from grpo_tir.rollouts.policy import Policy, load_policy, load_reference
 from grpo_tir.rollouts.rewards import RewardFunction, make_reward
-from grpo_tir.tools.formats import CODE_FORMATS
 from grpo_tir.tools.open import open_tool
 from grpo_tir.tools.protocol import Tool
-from grpo_tir.tools.python import CALL_MARKER
 from grpo_tir.types import Problem
 from grpo_tir.utils.files import Writer
 from grpo_tir.utils.objects import Objects
@@ -96,8 +94,8 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         reference = load_reference(config, runtime.full_weights, given.model)
         policy = _open_policy(config, checkpoint, runtime, console, given)
         calls = tool is not None and config.tool.name == "python"
-        openings = {**dict.fromkeys(CODE_FORMATS, CALL_MARKER), "tool_call": policy.stopping.needed}
-        opening = openings.get(config.tool.format, policy.stopping.format.opening)
+        stopping = policy.stopping
+        opening = stopping.needed if config.tool.format == "tool_call" else stopping.format.opening
         call_token = encode(policy.tokenizer, opening)[0] if calls and opening else None
         learner = Learner(runtime, policy.model, config, reference, call_token, console.log)
         reward = make_reward(config.reward, config.rollout.max_completion_length, given.reward)
@@ -105,7 +103,7 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         journal = Journal(folder / "journal", runtime.rank, digest(config), writer, resume)
         saver = Saver(folder / "checkpoints", config, journal, console.log, runtime)
         opened.callback(saver.close)
-        fitting = keep_fitting(train, config, policy, console.log)
+        fitting = keep_fitting(train, config, policy.tokenizer, policy.render, console.log)
         collector = Collector(config, runtime, policy, tool, reward, fitting, journal, stop, console)
         opened.callback(collector.close)
         # 5. Restore the checkpoint. Files of the run are changed only if this succeeds.

@@ -139,7 +139,7 @@ def measure(trainer: Any, temperature: float) -> list[dict[str, Any]]:
     from grpo_tir.evaluation.held_out import EVALUATION, complete
     from grpo_tir.generation.sampling import Sampling
     from grpo_tir.monitor.metrics import summarize
-    from grpo_tir.rollouts.rollout import make_groups
+    from grpo_tir.rollouts.sample import make_groups
 
     parts, config = trainer.parts, trainer.config
     groups = make_groups(parts.held_out, parts.policy.render, parts.policy.tokenizer, 1, EVALUATION)

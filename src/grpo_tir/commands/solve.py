@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from grpo_tir.grading.extract import model_answer
     from grpo_tir.monitor.console import Console
     from grpo_tir.rollouts.policy import load_policy, sampling_of
-    from grpo_tir.rollouts.rollout import make_groups, sample_responses
+    from grpo_tir.rollouts.sample import make_groups, sample_responses
     from grpo_tir.tools.open import open_tool
     from grpo_tir.types import Problem
 

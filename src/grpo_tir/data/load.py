@@ -1,11 +1,15 @@
-"""Read the problems that a recipe names."""
+"""Read the problems that a recipe names, and leave out those with long prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from grpo_tir.config import Config
 from grpo_tir.data.problems import load_problems
+from grpo_tir.data.prompts import Renderer
+from grpo_tir.data.tokens import encode
+from grpo_tir.errors import DataError
 from grpo_tir.types import Problem
 from grpo_tir.utils.objects import Objects, as_problems
 
@@ -38,3 +42,24 @@ def read_problems(config: Config, path: str, log: Callable[[str], None]) -> list
     if skipped:
         log(f"{path}: {len(skipped)} rows skipped, the first: {skipped[0]}")
     return problems
+
+
+def keep_fitting(
+    train: list[Problem], config: Config, tokenizer: Any, render: Renderer, log: Callable[[str], None]
+) -> list[Problem]:
+    """Return the problems whose prompts are short enough; log the number of the others.
+
+    Raises:
+        DataError: no problem is short enough.
+    """
+    lengths = [len(encode(tokenizer, render(p))) for p in train]
+    limit = config.data.max_prompt_length
+    fitting = [p for p, length in zip(train, lengths, strict=True) if length <= limit]
+    if len(fitting) < len(train):
+        log(f"{len(train) - len(fitting)} of {len(train)} problems left out: prompts over data.max_prompt_length")
+    if not fitting:
+        raise DataError(
+            f"{config.data.train}: no problem is short enough: the shortest prompt has "
+            f"{min(lengths, default=0)} tokens, data.max_prompt_length is {limit}"
+        )
+    return fitting

@@ -1,4 +1,4 @@
-"""Encode text to token ids, and decode them."""
+"""Encode text to token ids, decode them, and find those that end a response."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
     text = tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
+
+
+def find_eos_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Return every id that ends a response, from tokenizer, config and generation_config, in this order."""
+    found: list[int] = []
+    for source in (tokenizer, model.config, model.generation_config):
+        ids = getattr(source, "eos_token_id", None)
+        found += [ids] if isinstance(ids, int) else list(ids or [])
+    return list(dict.fromkeys(found))

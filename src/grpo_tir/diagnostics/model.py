@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from grpo_tir.checkpoint.save import make_writable
-from grpo_tir.config import Config
+from grpo_tir.config import Config, change
 from grpo_tir.data.chat import apply_chat, tool_answer
 from grpo_tir.data.tokens import decode, encode
 from grpo_tir.diagnostics.finding import Finding, fault, fine, guarded, warning
@@ -21,7 +21,7 @@ from grpo_tir.learning.batching import collate, to_row
 from grpo_tir.learning.certificate import SINGLE, TOLERANCE
 from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.rollouts.policy import Policy, load_policy
-from grpo_tir.rollouts.rollout import Limits, make_groups, sample_responses
+from grpo_tir.rollouts.sample import make_groups, sample_responses
 from grpo_tir.tools.formats import read_call
 from grpo_tir.tools.open import tool_schemas
 from grpo_tir.tools.python import OUTPUT_MARKER
@@ -194,8 +194,9 @@ def check_sampling(
         k: v for k, v in settings.items() if k in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     }
     (group,) = make_groups([next(iter(problems), SAMPLE)], policy.render, policy.tokenizer, ROWS, 0)
-    limits = Limits(min(TOKENS, config.rollout.max_completion_length), max_tool_calls=0)
-    sample_responses(group.rollouts, policy, None, config, runtime, limits=limits)
+    tokens = min(TOKENS, config.rollout.max_completion_length)
+    short = change(config, {"rollout.max_completion_length": tokens, "tool.max_tool_calls": 0})
+    sample_responses(group.rollouts, policy, None, short, runtime)
     gaps, tolerance = logprob_gaps(policy, group.rollouts, runtime, config)
     gap, tolerance = gaps.mean().item(), SINGLE * tolerance
     ignored = f"; its generation_config sets {own}, which is ignored" if own else ""

@@ -14,7 +14,7 @@ from grpo_tir.generation.sampling import Sampling
 from grpo_tir.monitor.metrics import eval_metrics, summarize
 from grpo_tir.rollouts.policy import Policy
 from grpo_tir.rollouts.rewards import RewardFunction
-from grpo_tir.rollouts.rollout import make_groups, prompt_length, sample_responses
+from grpo_tir.rollouts.sample import cost, make_groups, sample_responses
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, Rollout
 
@@ -41,7 +41,7 @@ def evaluate(
         Interrupted: on all ranks, as soon as one rank got a signal.
     """
     groups = make_groups(problems, policy.render, policy.tokenizer, 1, first_group=EVALUATION)
-    groups = runtime.share(groups, cost=prompt_length)
+    groups = runtime.share(groups, cost)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     with stop.abandonable(), policy.gathered(runtime, config):
         parts = policy, tool, reward, config, runtime

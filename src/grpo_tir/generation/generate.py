@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from transformers import (
@@ -25,7 +24,6 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
 
@@ -50,17 +48,6 @@ class KeyedDraw(LogitsProcessor):
         ids, logprobs = draw(scores, u, self.sampling)
         self.logprobs.append(logprobs.tolist())
         return torch.full_like(scores, -torch.inf).scatter(1, ids[:, None], 0.0)  # type: ignore[return-value]
-
-
-class RowBudget(StoppingCriteria):
-    """Stop each row when its budget is spent."""
-
-    def __init__(self, widths: list[int]) -> None:
-        self.widths = torch.tensor(widths)  # (B,) width, padding included, at which the budget ends
-
-    def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **_: Any) -> torch.BoolTensor:
-        """Map `input_ids` (B, T) to (B,) bool: True where the budget is spent."""
-        return (input_ids.shape[1] >= self.widths).to(input_ids.device)  # type: ignore[return-value]
 
 
 class _Row:
@@ -137,7 +124,7 @@ class GenerateRounds:
         pad = self.eos_ids[0]  # not read back: every row is cut at its own length
         inputs = torch.tensor([[pad] * (width - len(ids)) + ids for ids in sequences])  # (B, T)
         attention = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences])  # (B, T)
-        # 3. Generate, with a draw, a stop and a budget for each row.
+        # 3. Generate, with draws and stops of each row. `_stop` drops what exceeds the budget of a row.
         sampler = KeyedDraw([r.request.key for r in rows], [len(r.response) for r in rows], width, self.sampling)
         self.stopping.begin(width, [row.may_call for row in rows])
         with _only_our_settings(self.model, self.eos_ids, pad):
@@ -146,7 +133,7 @@ class GenerateRounds:
                 attention_mask=attention.to(self.model.device),
                 max_new_tokens=max(row.left for row in rows),
                 logits_processor=LogitsProcessorList([sampler]),
-                stopping_criteria=StoppingCriteriaList([self.stopping, RowBudget([width + r.left for r in rows])]),
+                stopping_criteria=StoppingCriteriaList([self.stopping]),
             )
         new = output[:, width:].tolist()
         return [self._stop(row, new[i], self.stopping.stopped_at[i], i, sampler) for i, row in enumerate(rows)]
@@ -181,12 +168,3 @@ def _only_our_settings(model: PreTrainedModel, eos_ids: list[int], pad: int) -> 
         yield
     finally:
         model.generation_config = previous
-
-
-def find_eos_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """Return every id that ends a response, from tokenizer, config and generation_config, in this order."""
-    found: list[int] = []
-    for source in (tokenizer, model.config, model.generation_config):
-        ids = getattr(source, "eos_token_id", None)
-        found += [ids] if isinstance(ids, int) else list(ids or [])
-    return list(dict.fromkeys(found))

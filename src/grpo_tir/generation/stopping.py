@@ -52,11 +52,9 @@ class CodeBlockStopping(StoppingCriteria):
         # a model whose template writes <tool_call> must not learn the bare JSON of Llama
         template = str(getattr(tokenizer, "chat_template", None))
         self.needed = OPENING if stop == "tool_call" and OPENING in template else ""
+        self.closers = frozenset([tokenizer.eos_token_id] if eos_ids is None else eos_ids)
         if self.marker:
-            texts = _token_texts(tokenizer, keep="" if stop in CODE_FORMATS else self.marker)
-            self.closers = frozenset(i for i, text in enumerate(texts) if can_close(text, self.marker))
-        else:
-            self.closers = frozenset([tokenizer.eos_token_id] if eos_ids is None else eos_ids)
+            self.closers = find_closers(tokenizer, self.marker, special=stop not in CODE_FORMATS)
         self.begin(start)
 
     def begin(self, start: int | None, may_stop: Sequence[bool] | None = None) -> None:
@@ -106,16 +104,13 @@ class CodeBlockStopping(StoppingCriteria):
         return decode(self.tokenizer, token_ids)
 
 
+def find_closers(tokenizer: PreTrainedTokenizerBase, marker: str, special: bool) -> frozenset[int]:
+    """Return the tokens in which `marker` can end. If `special`, a special token may be the marker."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+    excluded = {i for i in tokenizer.all_special_ids if not special or texts[i] != marker}
+    return frozenset(i for i, text in enumerate(texts) if can_close(text, marker)) - excluded
+
+
 def can_close(token: str, marker: str) -> bool:
     """True if `marker` can end inside `token` after some earlier text."""
     return marker in token or any(token.startswith(marker[-k:]) for k in range(1, len(marker) + 1))
-
-
-def _token_texts(tokenizer: PreTrainedTokenizerBase, keep: str) -> list[str]:
-    """Return the text of each token. Special tokens cannot be part of a marker and get an empty text, unless one
-    is the marker `keep`."""
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
-    for special in tokenizer.all_special_ids:
-        if not keep or texts[special] != keep:
-            texts[special] = ""
-    return texts

@@ -14,28 +14,26 @@ over: they are dealt to the ranks anew, with fewer new groups, and continued wit
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from grpo_tir.checkpoint.journal import Journal, from_line, to_line
 from grpo_tir.config import Config
 from grpo_tir.data.problems import ProblemSampler
-from grpo_tir.data.tokens import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import StopRequest
-from grpo_tir.errors import ConfigError, DataError, ExecutorOutage, GraderOutage
 from grpo_tir.learning.advantages import is_flat
 from grpo_tir.learning.turns import resample_on_correct
 from grpo_tir.monitor.console import Console
+from grpo_tir.rollouts.batch import Batch, check_outage
 from grpo_tir.rollouts.policy import Policy
 from grpo_tir.rollouts.rewards import RewardFunction
-from grpo_tir.rollouts.rollout import make_groups, prompt_length, sample_responses
+from grpo_tir.rollouts.sample import cost, make_groups, sample_responses
+from grpo_tir.tools.open import check_resumable
 from grpo_tir.tools.protocol import Tool
-from grpo_tir.types import Problem, Reward, Rollout, RolloutGroup
+from grpo_tir.types import Problem, Rollout, RolloutGroup
 
 
 class Collector:
@@ -56,25 +54,15 @@ class Collector:
         self.config, self.runtime, self.policy = config, runtime, policy
         self.tool, self.reward, self.journal = tool, reward, journal
         self.stop, self.console = stop, console
-        if config.rollout.carry_over and hasattr(tool, "session") and not getattr(tool, "resumable", False):
-            raise ConfigError(
-                "rollout.carry_over: the tool has sessions, which end with the step: set carry_over to 0, or give "
-                "the tool `resumable = True` if session(rollout) restores all state from rollout.calls"
-            )
+        check_resumable(tool, config)
         self.problems = ProblemSampler(problems, config.train.seed, config.data.shuffle)
         self.step, self.next_group = 0, 0
         self.carried: list[RolloutGroup] = []
         """Groups that are not whole: between batches those of all ranks, ordered by their numbers."""
-        self.batch_rollouts: list[Rollout] = []
-        self.left: Counter[int] = Counter()
-        """Number of rollouts of each group of the current batch that have not ended."""
-        self.needed = 0
-        """Number of whole groups with which the current batch ends."""
-        self.grading: dict[int, Future[Reward | None]] = {}
-        self.expected = self.finished = self.sampled = 0
+        self.graders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reward")
+        self.current = Batch([], 0.0, reward, self.graders)
         self.idle = 0.0
         """Seconds of the current batch in which all rows waited for their tool."""
-        self.graders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="reward")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the problems, the number of groups so far, and the carried rollouts."""
@@ -127,22 +115,19 @@ class Collector:
             self.next_group,
         )
         self.next_group += number
-        mine = self.runtime.share(self.carried + groups, cost=length_so_far)
-        rollouts = [rollout for group in mine for rollout in group.rollouts if not rollout.ended]
-        self.batch_rollouts, self.left = rollouts, Counter(rollout.group for rollout in rollouts)
-        self.needed = math.ceil((settings.carry_over or 1.0) * len(mine) - 1e-9)  # .7 of 10 is 7
-        self.grading, self.expected, self.finished, self.sampled = {}, len(rollouts), 0, 0
+        mine = self.runtime.share(self.carried + groups, cost)
+        self.current = batch = Batch(mine, settings.carry_over or 1.0, self.reward, self.graders)
         with self.stop.abandonable(), self.policy.gathered(self.runtime, self.config):
-            for wave in self._waves(rollouts):
+            for wave in self._waves(batch.rollouts):
                 # 2. Restore from the journal what an interrupted attempt had finished.
                 missing = self.journal.recall(wave, whole=self.config.train.deterministic)
                 for rollout in wave:
                     if rollout.ended:
-                        self._grade(rollout)
+                        batch.finish(rollout)
                 # 3. Sample the rest.
-                if not self._enough():
+                if not batch.enough():
                     self._decode(missing)
-                    self.sampled += len(missing)
+                    batch.sampled += len(missing)
         self.carried = [group for group in mine if not group.whole]
         return [group for group in mine if group.whole]
 
@@ -155,14 +140,11 @@ class Collector:
             Interrupted: a rank was asked to stop.
             ExecutorOutage, GraderOutage: more rollouts were lost than `executor.max_outage` allows.
         """
-        rollouts = [rollout for rollout in self.batch_rollouts if rollout.ended]
+        batch = self.current
         with self.stop.abandonable():
-            for rollout in rollouts:
-                self.stop.check()
-                rollout.reward = self.grading[id(rollout)].result() if rollout.valid else None
-                rollout.valid = rollout.reward is not None
-        self.journal.end_batch(self.step, self.sampled, self.expected, self.runtime, self.console.log)
-        self._check_outage(rollouts)
+            ended = batch.assign_rewards(self.stop.check)
+        self.journal.end_batch(self.step, batch.sampled, len(batch.rollouts), self.runtime, self.console.log)
+        check_outage(ended, self.runtime, self.config.executor.max_outage)
         if self.config.rollout.carry_over:
             carried = self.runtime.gather(self.carried)
             self.carried = sorted(carried, key=lambda group: group.rollouts[0].group)
@@ -180,17 +162,16 @@ class Collector:
         attempts, wanted = self.config.algorithm.dynamic_sampling, self.config.rollout.prompts_per_step
         if not attempts:
             return groups
-        kept = [group for group in groups if not is_flat(group.rewards)]
-        flat_groups = [group for group in groups if is_flat(group.rewards)]
-        for _ in range(attempts - 1):
+        kept, flat_groups = list[RolloutGroup](), list[RolloutGroup]()
+        for attempt in range(1, attempts + 1):
+            kept += [group for group in groups if not is_flat(group.rewards)]
+            flat_groups += [group for group in groups if is_flat(group.rewards)]
             missing = wanted - int(self.runtime.sum([len(kept)])[0])
             if missing <= 0:
                 return kept
-            more = self.sample_rollouts(missing)
-            self.assign_rewards(more)
-            kept += [group for group in more if not is_flat(group.rewards)]
-            flat_groups += [group for group in more if is_flat(group.rewards)]
-        missing = wanted - int(self.runtime.sum([len(kept)])[0])
+            if attempt < attempts:
+                groups = self.sample_rollouts(missing)
+                self.assign_rewards(groups)
         chosen = self.runtime.gather([group.rollouts[0].group for group in flat_groups])[:missing]
         return kept + [group for group in flat_groups if group.rollouts[0].group in chosen]
 
@@ -215,7 +196,7 @@ class Collector:
             run_tool=self.journal.run,
             on_finish=self._finish,
             check=self._between_tokens,
-            enough=self._enough,
+            enough=self.current.enough,
             version=self.step if self.config.rollout.carry_over or self.carried else 0,
         )
         for rollout in rollouts:
@@ -224,60 +205,8 @@ class Collector:
 
     def _finish(self, rollout: Rollout) -> None:
         self.journal.record(rollout)
-        self._grade(rollout)
-
-    def _enough(self) -> bool:
-        """True if so many groups are whole that the batch ends."""
-        return sum(not left for left in self.left.values()) >= self.needed
-
-    def _grade(self, rollout: Rollout) -> None:
-        self.finished += 1
-        self.left[rollout.group] -= 1
-        if rollout.valid:
-            self.grading[id(rollout)] = self.graders.submit(self.reward, rollout.problem, rollout)
+        self.current.finish(rollout)
 
     def _between_tokens(self, finished: int, waiting: int) -> None:
-        self.console.progress(self.finished, self.expected, waiting)
+        self.console.progress(self.current.finished, len(self.current.rollouts), waiting)
         self.stop.check()
-
-    def _check_outage(self, rollouts: list[Rollout]) -> None:
-        """Raise an outage if more than `executor.max_outage` of the rollouts were lost or could not be graded."""
-        lost = sum(r.finish_reason == "aborted" for r in rollouts)
-        unjudged = sum(not r.valid for r in rollouts) - lost
-        lost, unjudged, number = self.runtime.sum([lost, unjudged, len(rollouts)])  # type: ignore[assignment]
-        limit = self.config.executor.max_outage
-        if number and lost / number > limit:
-            raise ExecutorOutage(
-                f"{lost:.0f} of {number:.0f} rollouts were lost to the executor (executor.max_outage {limit}): "
-                "see `grpo-tir sandbox status`, then continue with --resume"
-            )
-        if number and unjudged / number > limit:
-            raise GraderOutage(
-                f"{unjudged:.0f} of {number:.0f} rollouts could not be judged: check their gold answers"
-            )
-
-
-def length_so_far(group: RolloutGroup) -> float:
-    """Estimate the cost of a group, by its prompt and the responses of a carried group."""
-    return prompt_length(group) + sum(len(rollout.token_ids) for rollout in group.rollouts)
-
-
-def keep_fitting(
-    train: list[Problem], config: Config, policy: Policy, log: Callable[[str], None]
-) -> list[Problem]:
-    """Return the problems whose prompts are short enough; log the number of the others.
-
-    Raises:
-        DataError: no problem is short enough.
-    """
-    lengths = [len(encode(policy.tokenizer, policy.render(p))) for p in train]
-    limit = config.data.max_prompt_length
-    fitting = [p for p, length in zip(train, lengths, strict=True) if length <= limit]
-    if len(fitting) < len(train):
-        log(f"{len(train) - len(fitting)} of {len(train)} problems left out: prompts over data.max_prompt_length")
-    if not fitting:
-        raise DataError(
-            f"{config.data.train}: no problem is short enough: the shortest prompt has "
-            f"{min(lengths, default=0)} tokens, data.max_prompt_length is {limit}"
-        )
-    return fitting

@@ -15,12 +15,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from grpo_tir.config import Config, RolloutConfig
 from grpo_tir.data.prompts import Renderer, make_renderer
+from grpo_tir.data.tokens import find_eos_ids
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.engine.choose_step import Choice, choose_step
 from grpo_tir.engine.decode_weights import gather_decode_copy, make_decode_copy, refresh_decode_copy
 from grpo_tir.engine.engine import Engine, unsupported_reason
 from grpo_tir.errors import ConfigError, ModelError
-from grpo_tir.generation.generate import GenerateRounds, find_eos_ids
+from grpo_tir.generation.generate import GenerateRounds
 from grpo_tir.generation.protocol import Generator, Request
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import CodeBlockStopping
@@ -30,6 +31,8 @@ from grpo_tir.tools.open import tool_schemas
 from grpo_tir.types import Rollout
 from grpo_tir.utils import hub
 
+NOTED_SETUP = 5.0
+"""Seconds of compilation in a batch, over which the console tells of it."""
 FullWeights = Callable[[Any], AbstractContextManager[None]]
 """Type of `distributed.Runtime.full_weights`."""
 
@@ -130,6 +133,24 @@ class Policy:
             self.choice = choose_step(engine, requests)
             self.log(self.choice.describe())
         return engine(self.choice.mode if self.choice else "eager")
+
+    @contextmanager
+    def generating(
+        self, config: Config, sampling: Sampling | None, rollouts: Sequence[Rollout]
+    ) -> Iterator[Generator]:
+        """Open the generator of a batch in a context. At its end, log what the engine compiled or gave up."""
+        generator = self.generator(config, sampling, rollouts)
+        try:
+            yield generator
+        finally:
+            generator.close()
+        if isinstance(generator, Engine):
+            self.pool_tokens = generator.pool_tokens
+            if generator.setup_seconds > NOTED_SETUP:
+                seconds = f"{generator.setup_seconds:.0f} s"
+                self.log(f"decode step: compiled and captured in {seconds}; later batches do not need it")
+            if generator.failed:
+                self.log(f"decode step: eager from here on ({generator.failed})")
 
 
 def sampling_of(settings: RolloutConfig) -> Sampling:

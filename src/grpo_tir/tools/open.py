@@ -41,6 +41,19 @@ def open_tool(config: Config, log: Callable[[str], None]) -> Tool | None:
     return made
 
 
+def check_resumable(tool: Tool | None, config: Config) -> None:
+    """Check that `rollout.carry_over` can open the sessions of a tool again in a later step.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if config.rollout.carry_over and hasattr(tool, "session") and not getattr(tool, "resumable", False):
+        raise ConfigError(
+            "rollout.carry_over: the tool has sessions, which end with the step: set carry_over to 0, or give "
+            "the tool `resumable = True` if session(rollout) restores all state from rollout.calls"
+        )
+
+
 def tool_schemas(config: Config) -> list[dict[str, Any]]:
     """Return the JSON schemas that the chat template shows. Empty if the chat template does not render answers.
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
+from grpo_tir.data.tokens import find_eos_ids
 from grpo_tir.engine.fast_draw import fast_draw
-from grpo_tir.generation.generate import GenerateRounds, find_eos_ids
+from grpo_tir.generation.generate import GenerateRounds
 from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.sampling import Sampling, draw, row_key, uniforms
 from grpo_tir.generation.stopping import CodeBlockStopping

@@ -20,7 +20,7 @@ from grpo_tir.engine.choose_step import Choice
 from grpo_tir.evaluation import held_out
 from grpo_tir.monitor.metrics import summarize, tool_metrics
 from grpo_tir.rollouts.policy import Policy
-from grpo_tir.rollouts.rollout import sample_responses
+from grpo_tir.rollouts.sample import sample_responses
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.train import train
 from grpo_tir.types import Rollout, ToolCall, ToolResult

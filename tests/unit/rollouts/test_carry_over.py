@@ -120,7 +120,7 @@ def test_without_it_nothing_is_recorded_that_was_not_before(tmp_path: Path) -> N
 def test_a_step_ends_with_the_share_of_groups_rounded_up(share: float, needed: int, tmp_path: Path) -> None:
     collector = make_collector(tmp_path, rollout__carry_over=share, algorithm__importance_cap=2.0)
     groups = collect(collector, 1)
-    assert collector.needed == needed <= len(groups)
+    assert collector.current.needed == needed <= len(groups)
 
 
 @pytest.mark.parametrize("step", ["eager", "plain"])
@@ -171,7 +171,7 @@ def test_a_call_under_way_at_the_cut_is_awaited_and_answered_once() -> None:
     tool, scripts = PythonTool(executor, state="replay"), {"A": [CALL, CALL, "\\boxed{42}"], "B": ["yes"]}
 
     def enough() -> bool:
-        pending.append(len(first.waiting))
+        pending.append(len(first.turns))
         return first.finished == 1
 
     first = make_loop(script_model(scripts), tool, c=2, enough=enough, version=4)
@@ -215,7 +215,7 @@ def test_the_journal_holds_what_was_carried(deterministic: bool, tmp_path: Path)
     first = [content(collect(collector, step)) for step in (1, 2)]
     again = make_collector(tmp_path, resume=True, **settings)
     for step in (1, 2):
-        assert content(collect(again, step)) == first[step - 1] and again.sampled == 0
+        assert content(collect(again, step)) == first[step - 1] and again.current.sampled == 0
     assert again.carried == collector.carried
     assert content(collect(again, 3)) == content(collect(collector, 3))
 

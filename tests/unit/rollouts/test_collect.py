@@ -12,6 +12,7 @@ import pytest
 
 from grpo_tir.checkpoint.journal import Journal, digest
 from grpo_tir.config import Config
+from grpo_tir.data.load import keep_fitting
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import Interrupted, StopRequest
 from grpo_tir.errors import DataError, ExecutorOutage, GraderOutage
@@ -20,7 +21,7 @@ from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning.advantages import assign_advantages
 from grpo_tir.monitor.console import Console
 from grpo_tir.rollouts import rollout as rollout_module
-from grpo_tir.rollouts.collect import Collector, keep_fitting
+from grpo_tir.rollouts.collect import Collector
 from grpo_tir.rollouts.policy import Policy
 from grpo_tir.rollouts.rewards import RewardFunction
 from grpo_tir.testing import ScriptedExecutor
@@ -99,7 +100,7 @@ def test_resample_on_correct_draws_twice_as_many_and_keeps_g(tmp_path: Path) -> 
     rewards = {"A": [1, 0, 0, 1], "B": [0, 0, 0, 0], "C": [1, 1, 1, 0]}
     collector = make_collector(tmp_path, rewards, algorithm__resample_on_correct=True)
     first = collect(collector)
-    assert collector.expected == 8, "two problems, 2 x 2 samples each"
+    assert len(collector.current.rollouts) == 8, "two problems, 2 x 2 samples each"
     assert [sorted(group.rewards) for group in first] == [[0, 1], [0, 0]]
     assert sorted(collect(collector, 2)[0].rewards) == [1, 1]
 
@@ -150,7 +151,7 @@ def test_what_an_interrupted_attempt_had_finished_is_not_sampled_again(tmp_path:
     first = collect(make_collector(tmp_path, FLAT_AND_MIXED))
     resumed = make_collector(tmp_path, FLAT_AND_MIXED, resume=True)
     again = collect(resumed)
-    assert (resumed.sampled, resumed.finished) == (0, 4)
+    assert (resumed.current.sampled, resumed.current.finished) == (0, 4)
     for ours, theirs in zip(again, first, strict=True):
         assert ours.rewards == theirs.rewards
         assert [vars(r)["segments"] for r in ours.rollouts] == [vars(r)["segments"] for r in theirs.rollouts]
@@ -160,10 +161,10 @@ def test_a_prompt_of_exactly_the_limit_is_kept() -> None:
     """Prompts of 1, 4 and 5 tokens; a byte is a token here."""
     problems = [Problem(text, text, "yes") for text in ("a", "four", "fives")]
     config, said = change(Config(), data__max_prompt_length=4), list[str]()
-    kept = keep_fitting(problems, config, make_policy(["a"]), said.append)
+    kept = keep_fitting(problems, config, BYTES, lambda problem: problem.problem, said.append)
     assert [problem.id for problem in kept] == ["a", "four"] and "1 of 3 problems left out" in said[0]
     with pytest.raises(DataError, match=r"the shortest prompt has 5 tokens, data\.max_prompt_length is 4"):
-        keep_fitting(problems[2:], config, make_policy(["a"]), said.append)
+        keep_fitting(problems[2:], config, BYTES, lambda problem: problem.problem, said.append)
 
 
 def test_an_abandoned_batch_is_drawn_again(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from grpo_tir.data.prompts import make_renderer
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import row_key
-from grpo_tir.rollouts.rollout import Limits, RolloutLoop, make_groups
+from grpo_tir.rollouts.rollout import Limits, RolloutLoop
+from grpo_tir.rollouts.sample import make_groups
 from grpo_tir.testing import ScriptedExecutor
 from grpo_tir.tools.python import PythonTool
 from grpo_tir.types import Problem, ToolResult
