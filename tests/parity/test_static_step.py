@@ -23,7 +23,7 @@ from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.rollouts.policy import Policy
-from grpo_tir.rollouts.rollout import sample_responses
+from grpo_tir.rollouts.sample import sample_responses
 from grpo_tir.types import Problem, Rollout
 from parity.engine_models import FAMILIES, make_model, make_requests, make_tokenizer, run, run_with_tool
 
@@ -121,12 +121,12 @@ def test_pages_come_back() -> None:
     cache.allocate(20)
     cache.resize(3, 0, 0)
     assert cache.grow(0, 9) and not cache.grow(1, 9) and cache.grow(1, 8)  # 3 + 2 of 5 pages
-    cache.trim(1, 0)
+    cache.clear(1)
     assert cache.copy(0, 2, 9) == 9  # two shared pages and a copy of the third
     assert cache.tables[2][:2] == cache.tables[0][:2] and cache.tables[2][2] != cache.tables[0][2]
-    cache.trim(0, 0)
+    cache.clear(0)
     assert len(cache.free) == 2
-    cache.trim(2, 0)
+    cache.clear(2)
     assert sorted(cache.free) == [1, 2, 3, 4, 5] and not any(cache.users)
 
 

@@ -69,7 +69,7 @@ class KVCache:
         """Return whether the slots are `length` tokens wide. Only `resize` widens them."""
         return length <= self.width
 
-    def trim(self, slot: int, length: int) -> None:
+    def clear(self, slot: int) -> None:
         """Do nothing: an empty slot keeps its memory."""
 
     def copy(self, source: int, target: int, length: int) -> int:
@@ -77,8 +77,6 @@ class KVCache:
         for layer in self.layers:
             layer[:, target, :, :length] = layer[:, source, :, :length]
         return length
-
-    move = copy
 
     def permute(self, order: list[int], live: int) -> None:
         """For every i, move the first `live` tokens of slot `order[i]` to slot i."""
@@ -88,7 +86,7 @@ class KVCache:
     def swap(self, a: int, b: int, length_a: int, length_b: int) -> None:
         """Exchange the first `length_a` tokens of slot `a` with the first `length_b` of slot `b`."""
         for layer in self.layers:
-            kept = layer[:, a, :, :length_a].clone()
+            kept = layer[:, a, :, :length_a].clone() if length_b else layer[:, a, :, :length_a]
             layer[:, a, :, :length_b] = layer[:, b, :, :length_b]
             layer[:, b, :, :length_a] = kept
 

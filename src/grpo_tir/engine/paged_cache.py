@@ -95,14 +95,13 @@ class PagedCache:
             table.append(self._take())
         return True
 
-    def trim(self, slot: int, length: int) -> None:
-        """Give back the pages after the first `length` tokens. A page is free when no slot has it any more."""
-        keep = -(-length // self.page)
-        for page in self.tables[slot][keep:]:
+    def clear(self, slot: int) -> None:
+        """Give back the pages of a slot. A page is free when no slot has it any more."""
+        for page in self.tables[slot]:
             self.users[page] -= 1
             if not self.users[page]:
                 self.free.append(page)
-        del self.tables[slot][keep:]
+        self.tables[slot] = []
 
     def resize(self, slots: int, width: int, live: int) -> None:
         """Set the number of slots. The pool stays as it is."""
@@ -111,7 +110,7 @@ class PagedCache:
     def copy(self, source: int, target: int, length: int) -> int:
         """Give `target` the first `length` tokens of `source`: full pages are shared, the last one is copied, if a
         page is free. Returns the number of tokens that it got."""
-        self.trim(target, 0)
+        self.clear(target)
         full, rest = divmod(length, self.page)
         for page in self.tables[source][:full]:
             self.users[page] += 1
@@ -124,10 +123,6 @@ class PagedCache:
                 pages[:, :, new] = pages[:, :, old]
             return length
         return full * self.page
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Move a slot to an empty one."""
-        self.swap(source, target, length, 0)
 
     def swap(self, a: int, b: int, length_a: int, length_b: int) -> None:
         """Exchange two slots."""
