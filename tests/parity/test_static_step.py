@@ -15,7 +15,7 @@ from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.engine import decode_weights
 from grpo_tir.engine import engine as engine_module
 from grpo_tir.engine.choose_step import TRIAL_TOKENS, choose_step, time_step
-from grpo_tir.engine.engine import Engine
+from grpo_tir.engine.engine import Engine, may_call_next
 from grpo_tir.engine.paged_cache import PagedCache
 from grpo_tir.engine.static_step import STEPS, StaticStep
 from grpo_tir.generation.generate import GenerateRounds
@@ -136,10 +136,9 @@ def test_the_host_reads_once_a_block_and_at_every_token_near_a_marker() -> None:
     run(engine, [Request(0, [1], 0, 65, False)])
     assert engine.counts["forwards"] == 65 and engine.counts["blocks"] == 5
     stopping = CodeBlockStopping(make_tokenizer())
-    assert stopping.may_stop_next([1, 21]) and stopping.may_stop_next([21, 22][:1])  # "```"
-    assert not stopping.may_stop_next([1, 2]) and not stopping.may_stop_next(
-        [20]
-    )  # the whole marker: it has stopped
+    assert may_call_next(stopping, [1, 21]) and may_call_next(stopping, [21])  # "```"
+    assert not may_call_next(stopping, [1, 2])
+    assert not may_call_next(stopping, [20])  # the whole marker: it has stopped
 
 
 def test_compiled_steps_are_one_graph_a_bucket_without_breaks() -> None:

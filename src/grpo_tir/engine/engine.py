@@ -26,6 +26,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from grpo_tir.data.tokens import decode
 from grpo_tir.engine.decode_weights import BlockedWeights
 from grpo_tir.engine.fast_draw import fast_draw
 from grpo_tir.engine.kv_cache import RaggedBatch
@@ -301,7 +302,7 @@ class Engine:
         """Return the number of steps before the host reads the tokens. It is 1 if over a quarter of the rows may
         complete a call with the next token: a stopped row wastes the rest of the block."""
         near = sum(
-            row.may_call and self.stopping is not None and self.stopping.may_stop_next(row.tokens[row.start :])
+            row.may_call and self.stopping is not None and may_call_next(self.stopping, row.tokens[row.start :])
             for row in rows
         )
         if 4 * near > len(rows):
@@ -361,6 +362,14 @@ class Engine:
                     tokens = max(wanted if wanted <= free else most, *limits)
         self.pool_tokens = tokens
         cache.allocate(tokens)
+
+
+def may_call_next(stopping: CodeBlockStopping, token_ids: list[int]) -> bool:
+    """True if a segment ends in a part of the marker, so that one more token may complete a call. False without a
+    marker."""
+    marker = stopping.marker
+    tail = decode(stopping.tokenizer, token_ids[-len(marker) :]) if marker else ""
+    return any(tail.endswith(marker[:n]) for n in range(1, len(marker)))
 
 
 def _unit(tokens: int) -> int:

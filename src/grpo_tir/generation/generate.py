@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from transformers import (
@@ -50,20 +51,6 @@ class KeyedDraw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, ids[:, None], 0.0)  # type: ignore[return-value]
 
 
-class _Row:
-    """One request and its response so far."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.response = list(request.response)
-        self.may_call = request.may_call
-        self.waiting = False
-
-    @property
-    def left(self) -> int:
-        return self.request.budget - len(self.response)
-
-
 class GenerateRounds:
     """Implement `Generator` with `model.generate`. A round takes at most `max_rows` rows; 0 means all."""
 
@@ -81,7 +68,8 @@ class GenerateRounds:
         self.eos_ids = list(eos_ids)
         self.max_rows = max_rows
         self.ready: Callable[[], bool] = lambda: False  # a round cannot be left early
-        self.rows: dict[int, _Row] = {}
+        self.rows: dict[int, Request] = {}  # with their responses so far
+        self.parked: set[int] = set()
 
     def submit(self, request: Request) -> None:
         """Add a row.
@@ -91,56 +79,58 @@ class GenerateRounds:
         """
         if request.cut:
             raise ConfigError("the engine began some responses of the checkpoint: set rollout.generator to engine")
-        self.rows[request.row] = _Row(request)
+        self.rows[request.row] = request
 
     def resume(self, row: int, token_ids: list[int], may_call: bool) -> None:
         """Insert tokens into a parked row and resume it."""
-        state = self.rows[row]
-        state.response += token_ids
-        state.may_call, state.waiting = may_call, False
+        request = self.rows[row]
+        self.rows[row] = replace(request, response=[*request.response, *token_ids], may_call=may_call)
+        self.parked.remove(row)
 
     def drawn(self, row: int) -> tuple[list[int], list[float]]:
         """Return nothing: between rounds, a row that is not parked has not been sampled further."""
         return [], []
 
     def release(self, row: int) -> None:
-        """Remove a row."""
+        """Remove a parked row."""
         del self.rows[row]
+        self.parked.remove(row)
 
     def close(self) -> None:
         """Remove all rows."""
         self.rows.clear()
+        self.parked.clear()
 
     @torch.no_grad()
     def step(self) -> list[Stopped]:
         """Run one round. Returns all its rows: each has called the tool, ended, or spent its budget."""
         # 1. Choose the rows of the round.
-        rows = [row for row in self.rows.values() if not row.waiting][: self.max_rows or None]
+        rows = [row for row in self.rows.values() if row.row not in self.parked][: self.max_rows or None]
         if not rows:
             return []
         # 2. Left-pad them to one width.
-        sequences = [row.request.prompt_ids + row.response for row in rows]
+        sequences = [row.prompt_ids + row.response for row in rows]
         width = max(map(len, sequences))
         pad = self.eos_ids[0]  # not read back: every row is cut at its own length
         inputs = torch.tensor([[pad] * (width - len(ids)) + ids for ids in sequences])  # (B, T)
         attention = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences])  # (B, T)
         # 3. Generate, with draws and stops of each row. `_stop` drops what exceeds the budget of a row.
-        sampler = KeyedDraw([r.request.key for r in rows], [len(r.response) for r in rows], width, self.sampling)
+        sampler = KeyedDraw([row.key for row in rows], [len(row.response) for row in rows], width, self.sampling)
         self.stopping.begin(width, [row.may_call for row in rows])
         with _only_our_settings(self.model, self.eos_ids, pad):
             output = self.model.generate(
                 inputs.to(self.model.device),
                 attention_mask=attention.to(self.model.device),
-                max_new_tokens=max(row.left for row in rows),
+                max_new_tokens=max(row.budget - len(row.response) for row in rows),
                 logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([self.stopping]),
             )
         new = output[:, width:].tolist()
         return [self._stop(row, new[i], self.stopping.stopped_at[i], i, sampler) for i, row in enumerate(rows)]
 
-    def _stop(self, row: _Row, new: list[int], stopped_at: int | None, i: int, sampler: KeyedDraw) -> Stopped:
+    def _stop(self, row: Request, new: list[int], stopped_at: int | None, i: int, sampler: KeyedDraw) -> Stopped:
         """Cut a row at its first end. Padding never counts as an end (bug 6)."""
-        ends = {"length": row.left}
+        ends = {"length": row.budget - len(row.response)}
         first_eos = next((n + 1 for n, token in enumerate(new) if token in self.eos_ids), None)
         if first_eos is not None:
             ends["eos"] = first_eos
@@ -150,12 +140,13 @@ class GenerateRounds:
         # an end-of-text token can complete a call; both take precedence over `length`
         reason = next(name for name in ("call", "eos", "length") if ends.get(name) == length)
         tokens = new[:length]
-        row.response += tokens
-        row.waiting = reason == "call"
-        if not row.waiting:
-            del self.rows[row.request.row]
+        if reason == "call":
+            self.rows[row.row] = replace(row, response=[*row.response, *tokens])
+            self.parked.add(row.row)
+        else:
+            del self.rows[row.row]
         logprobs = [sampler.logprobs[n][i] for n in range(length)]
-        return Stopped(row.request.row, tokens, logprobs, reason)  # type: ignore[arg-type]
+        return Stopped(row.row, tokens, logprobs, reason)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -79,12 +79,6 @@ class CodeBlockStopping(StoppingCriteria):
         find = self.format.find
         return bool(find(self._decode(token_ids))) and not find(self._decode(token_ids[:-1]))
 
-    def may_stop_next(self, token_ids: Sequence[int]) -> bool:
-        """True if the segment ends in a part of the marker, so that one more token may complete a call. False
-        without a marker."""
-        tail = self._decode(token_ids[-len(self.marker) :]) if self.marker else ""
-        return any(tail.endswith(self.marker[:n]) for n in range(1, len(self.marker)))
-
     def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **_: Any) -> torch.BoolTensor:
         """Map `input_ids` (B, T) to (B,) bool: True for rows that have stopped."""
         width = input_ids.shape[1]

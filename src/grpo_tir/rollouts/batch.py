@@ -35,6 +35,11 @@ class Batch:
         """Number of rollouts of each group that have not ended."""
         self.grading: dict[int, Future[Reward | None]] = {}
 
+    def waves(self, size: int) -> list[list[Rollout]]:
+        """Split the rollouts into waves of `size`; 0 means one wave."""
+        size = size or max(1, len(self.rollouts))
+        return [self.rollouts[start : start + size] for start in range(0, len(self.rollouts), size)]
+
     @property
     def finished(self) -> int:
         """Number of rollouts that have ended."""

@@ -107,18 +107,14 @@ class Collector:
         settings = self.config.rollout
         number = max(0, settings.prompts_per_step - len(self.carried)) if number is None else number
         # 1. Draw problems. All ranks draw the same ones, and each rank takes its share.
-        groups = make_groups(
-            self.problems.next(number),
-            self.policy.render,
-            self.policy.tokenizer,
-            self.config.sampled_per_prompt,
-            self.next_group,
-        )
+        policy, samples = self.policy, self.config.sampled_per_prompt
+        drawn = self.problems.next(number)
+        groups = make_groups(drawn, policy.render, policy.tokenizer, samples, self.next_group)
         self.next_group += number
         mine = self.runtime.share(self.carried + groups, cost)
         self.current = batch = Batch(mine, settings.carry_over or 1.0, self.reward, self.graders)
-        with self.stop.abandonable(), self.policy.gathered(self.runtime, self.config):
-            for wave in self._waves(batch.rollouts):
+        with self.stop.abandonable(), policy.gathered(self.runtime, self.config):
+            for wave in batch.waves(settings.max_rows if self.config.train.deterministic else 0):
                 # 2. Restore from the journal what an interrupted attempt had finished.
                 missing = self.journal.recall(wave, whole=self.config.train.deterministic)
                 for rollout in wave:
@@ -178,11 +174,6 @@ class Collector:
     def close(self) -> None:
         """End the grading threads."""
         self.graders.shutdown(wait=False, cancel_futures=True)
-
-    def _waves(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
-        size = self.config.rollout.max_rows if self.config.train.deterministic else 0
-        size = size or max(1, len(rollouts))
-        return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
 
     def _decode(self, rollouts: list[Rollout]) -> None:
         """Sample rollouts to their end with a new generator, so that a wave does not depend on earlier waves."""
