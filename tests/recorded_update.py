@@ -22,7 +22,6 @@ from grpo_tir.checkpoint.load import load_optimizer
 from grpo_tir.checkpoint.save import Saver
 from grpo_tir.config import Config
 from grpo_tir.distributed.runtime import Runtime
-from grpo_tir.engine import decode_weights
 from grpo_tir.generation.protocol import Request
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning.batching import TrainingSample
@@ -167,13 +166,18 @@ def record_gradients(learner: Learner) -> list[torch.Tensor]:
 def decode_in_bf16(learner: Learner) -> dict[str, Any]:
     """Sample between two updates from the copy that a GPU decodes with."""
     policy_module.decodes_in_bf16 = lambda model: True
-    decode_weights.GATHERED = 3000  # elements: about a third of a layer
-    runtime, sizes = learner.runtime, []
-    gathered = runtime.gathered
-    runtime.gathered = lambda parameters: (  # type: ignore[method-assign]
-        sizes.append(sum(parameter.ds_numel for parameter in parameters)),
-        gathered(parameters),
-    )[1]
+    runtime, sizes = learner.runtime, list[int]()
+    if runtime.stage == 3:
+        from deepspeed import zero
+
+        from grpo_tir.distributed import zero as ours
+
+        ours.GATHERED = 3000  # elements: about a third of a layer
+        gather = zero.GatheredParameters
+        zero.GatheredParameters = lambda parameters: (
+            sizes.append(sum(parameter.ds_numel for parameter in parameters)),
+            gather(parameters),
+        )[1]
     model = learner.module.model
     policy = policy_module.Policy(model, None, CodeBlockStopping(byte_tokenizer([])), str, [VOCABULARY - 1])
     with policy.gathered(runtime, learner.config):
@@ -184,7 +188,8 @@ def decode_in_bf16(learner: Learner) -> dict[str, Any]:
         rows = []
         while generator.scheduler.rows:
             rows += generator.step()
-    del runtime.gathered
+    if runtime.stage == 3:
+        zero.GatheredParameters = gather
     weights = weights_of(learner).float().bfloat16().double()
     return {
         "same": torch.equal(copied, weights),

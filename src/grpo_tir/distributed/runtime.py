@@ -101,10 +101,10 @@ class Runtime:
             self.progress.enter("gathering the weights")
         return self._zero.full_weights(model, self._engine) if self._zero else nullcontext()
 
-    def gathered(self, parameters: list[Any]) -> AbstractContextManager[None]:
-        """Gather some of ZeRO-3's parameters on this rank. All ranks must enter together."""
+    def gather_decode_copy(self, model: Any) -> Any:
+        """Make a bf16 copy of a model that ZeRO-3 has sharded, to decode with. All ranks must call it together."""
         self.progress.enter("gathering the weights")
-        return self._zero.gathered(parameters)
+        return self._zero.gather_decode_copy(model)
 
     def hold_sync(self, module: Any, hold: bool) -> AbstractContextManager[Any]:
         """Skip the gradient exchange if `hold`: for every micro-batch of an optimizer step but the last."""

@@ -11,18 +11,24 @@ forward passes use DeepSpeed's own autocast.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.integrations import unset_hf_deepspeed_config
 
 from grpo_tir.distributed.optimizer_state import ParamShard
 from grpo_tir.errors import ConfigError
+from grpo_tir.learning.prepare import Float32Head, use_float32_head
+
+GATHERED = 250_000_000
+"""Largest number of elements that are gathered at a time; a larger matrix is gathered alone."""
 
 
 def prepare() -> None:
@@ -120,12 +126,39 @@ def full_weights(model: torch.nn.Module, engine: Any = None) -> Iterator[None]:
                 _restore_hooks(offload)
 
 
-def gathered(parameters: list[Any]) -> AbstractContextManager[None]:
-    """Gather some sharded parameters on this rank, in a context. All ranks must enter together."""
+@torch.no_grad()
+def gather_decode_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Make the copy of `engine.decode_weights.make_decode_copy` from a sharded model without adapters. At no time
+    are all float32 weights on this rank. All ranks must call it together."""
     import deepspeed
 
-    context: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(parameters)
-    return context
+    # 1. Make the same model with empty parameters. Buffers are not sharded, and are shared.
+    with torch.device("meta"):
+        decode_copy = type(model)(copy.deepcopy(model.config)).eval()
+    float32 = isinstance(model.get_output_embeddings(), Float32Head)
+    if float32:
+        use_float32_head(decode_copy)
+    made: dict[int, tuple[torch.nn.Parameter, Any]] = {}  # by id: tied matrices are one parameter
+    for ours, theirs in zip(decode_copy.modules(), model.modules(), strict=True):
+        ours._buffers.update(theirs._buffers)
+        parameter: Any  # DeepSpeed adds attributes to it
+        for name, parameter in theirs._parameters.items():
+            if parameter is not None and id(parameter) not in made:
+                kind = torch.float32 if float32 and type(theirs) is not torch.nn.Linear else torch.bfloat16
+                empty = torch.empty(parameter.ds_shape, dtype=kind, device=model.device)
+                made[id(parameter)] = torch.nn.Parameter(empty, requires_grad=False), parameter
+            ours._parameters[name] = made[id(parameter)][0] if parameter is not None else None
+    # 2. Fill them.
+    parts: list[list[tuple[torch.nn.Parameter, Any]]] = [[]]
+    for pair in made.values():
+        if parts[-1] and sum(each.numel() for each, _ in (*parts[-1], pair)) > GATHERED:
+            parts.append([])
+        parts[-1].append(pair)
+    for part in parts:
+        copies, trained = map(list, zip(*part, strict=True))
+        with deepspeed.zero.GatheredParameters(trained):
+            torch._foreach_copy_(copies, trained)
+    return decode_copy
 
 
 def _remove_hooks(offload: Any) -> None:

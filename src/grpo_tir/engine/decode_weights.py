@@ -9,8 +9,8 @@ float32 weights in oneDNN's layout (`BlockedWeights`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import library
 from transformers import PreTrainedModel
 
-from grpo_tir.learning.prepare import Float32Head, use_float32_head
+from grpo_tir.learning.prepare import Float32Head
 
 
 def make_decode_copy(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
@@ -49,54 +49,6 @@ def refresh_decode_copy(decode_copy: PreTrainedModel, model: PreTrainedModel) ->
     copies, trained = (dict(each.named_parameters(remove_duplicate=False)) for each in (decode_copy, model))
     names = [name for name in dict(decode_copy.named_parameters()) if copies[name] is not trained[name]]
     torch._foreach_copy_([copies[name] for name in names], [trained[name] for name in names])
-
-
-GATHERED = 250_000_000
-"""Largest number of elements that are gathered at a time; a larger matrix is gathered alone."""
-
-
-@torch.no_grad()
-def gather_decode_copy(
-    model: PreTrainedModel,
-    gather: Callable[[list[Any]], AbstractContextManager[None]],
-    dtype: torch.dtype = torch.bfloat16,
-) -> PreTrainedModel:
-    """Make the copy of a model that ZeRO-3 has sharded. At no time are all float32 weights on this rank. All ranks
-    must call it together.
-
-    Args:
-        model: without adapters.
-        gather: context in which some of its parameters are complete.
-        dtype: as in `make_decode_copy`.
-    """
-    # 1. Make the same model with empty parameters. Buffers are not sharded, and are shared.
-    with torch.device("meta"):
-        decode_copy = type(model)(copy.deepcopy(model.config)).eval()
-    float32 = isinstance(model.get_output_embeddings(), Float32Head)
-    if float32:
-        use_float32_head(decode_copy)
-    made: dict[int, tuple[torch.nn.Parameter, Any]] = {}  # by id: tied matrices are one parameter
-    for ours, theirs in zip(decode_copy.modules(), model.modules(), strict=True):
-        ours._buffers.update(theirs._buffers)
-        for name, parameter in theirs._parameters.items():
-            if parameter is not None and id(parameter) not in made:
-                kind = torch.float32 if float32 and type(theirs) is not torch.nn.Linear else dtype
-                empty = torch.empty(
-                    getattr(parameter, "ds_shape", parameter.shape), dtype=kind, device=model.device
-                )
-                made[id(parameter)] = torch.nn.Parameter(empty, requires_grad=False), parameter
-            ours._parameters[name] = made[id(parameter)][0] if parameter is not None else None
-    # 2. Fill them.
-    parts: list[list[tuple[torch.nn.Parameter, Any]]] = [[]]
-    for pair in made.values():
-        if parts[-1] and sum(each.numel() for each, _ in (*parts[-1], pair)) > GATHERED:
-            parts.append([])
-        parts[-1].append(pair)
-    for part in parts:
-        copies, trained = map(list, zip(*part, strict=True))
-        with gather(trained):
-            torch._foreach_copy_(copies, trained)
-    return decode_copy
 
 
 WORTH_A_CALL = 100_000

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -17,8 +17,7 @@ from grpo_tir.config import Config, RolloutConfig
 from grpo_tir.data.prompts import Renderer, make_renderer
 from grpo_tir.data.tokens import find_eos_ids
 from grpo_tir.distributed.runtime import Runtime
-from grpo_tir.engine.choose_step import Choice, choose_step
-from grpo_tir.engine.decode_weights import gather_decode_copy, make_decode_copy, refresh_decode_copy
+from grpo_tir.engine.decode_weights import make_decode_copy, refresh_decode_copy
 from grpo_tir.engine.engine import Engine, unsupported_reason
 from grpo_tir.errors import ConfigError, ModelError
 from grpo_tir.generation.generate import GenerateRounds
@@ -30,6 +29,9 @@ from grpo_tir.learning.prepare import use_float32_head
 from grpo_tir.tools.open import tool_schemas
 from grpo_tir.types import Rollout
 from grpo_tir.utils import hub
+
+if TYPE_CHECKING:
+    from grpo_tir.engine.choose_step import Choice
 
 NOTED_SETUP = 5.0
 """Seconds of compilation in a batch, over which the console tells of it."""
@@ -80,7 +82,7 @@ class Policy:
             with runtime.full_weights(self.model):
                 yield
             return
-        self.decode_copy = gather_decode_copy(self.model, runtime.gathered)
+        self.decode_copy = runtime.gather_decode_copy(self.model)
         try:
             yield
         finally:
@@ -124,6 +126,8 @@ class Policy:
         if decoder.device.type != "cuda" or config.train.deterministic:
             return engine("eager")  # a choice by time could differ from run to run
         if self.choice is None and rollouts:
+            from grpo_tir.engine.choose_step import choose_step  # needed once, and only on a GPU
+
             budget = settings.max_completion_length
             requests = [
                 Request(row, each.prompt_ids, row_key(config.train.seed, each.group, each.sample), budget, False)
