@@ -11,8 +11,8 @@ from grpo_tir.config import RolloutConfig as RolloutConfig
 from grpo_tir.config import ToolConfig as ToolConfig
 from grpo_tir.config import TrainConfig as TrainConfig
 from grpo_tir.engine.engine import Engine as Engine
+from grpo_tir.executor.library import run_code as run_code
 from grpo_tir.executor.open import open_executor as open_executor
-from grpo_tir.executor.open import run_code as run_code
 from grpo_tir.generation.stopping import CodeBlockStopping as CodeBlockStopping
 from grpo_tir.grading.grader import Grade as Grade
 from grpo_tir.grading.grader import Grader as Grader

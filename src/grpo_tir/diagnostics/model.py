@@ -22,7 +22,7 @@ from grpo_tir.learning.certificate import SINGLE, TOLERANCE
 from grpo_tir.learning.logprobs import TokenLogprobs
 from grpo_tir.rollouts.policy import Policy, load_policy
 from grpo_tir.rollouts.sample import make_groups, sample_responses
-from grpo_tir.tools.formats import read_call
+from grpo_tir.tools.arguments import read_call
 from grpo_tir.tools.open import tool_schemas
 from grpo_tir.tools.python import OUTPUT_MARKER
 from grpo_tir.types import Problem, Rollout

@@ -33,19 +33,10 @@ class KVCache:
     def __init__(
         self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype, tokens: int = 0
     ) -> None:
+        self.device, self.dtype = device, dtype
         self.slots, self.width, self.tokens = 0, 0, tokens
         empty = torch.zeros(2, 0, kv_heads, 0, head_dim, device=device, dtype=dtype)
         self.layers = [empty] * layers  # each (2, S, K, L, D)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the cache."""
-        return self.layers[0].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of keys and values."""
-        return self.layers[0].dtype
 
     def resize(self, slots: int, width: int, live: int) -> None:
         """Resize to `slots` x `width`. The first `live` tokens of each remaining slot are kept."""

@@ -26,16 +26,7 @@ PAGE, CPU_PAGE = 128, 32
 
 
 class PagedCache:
-    """Hold a pool of pages for each layer. `allocate` sets its size.
-
-    Args:
-        layers: number of layers.
-        kv_heads: K.
-        head_dim: D.
-        device: device of the pool.
-        dtype: type of keys and values.
-        page: tokens of a page.
-    """
+    """Hold a pool of pages of `page` tokens for each layer. `allocate` sets its size."""
 
     def __init__(
         self, layers: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype, page: int

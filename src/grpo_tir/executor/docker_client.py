@@ -7,6 +7,7 @@ processes, and one small tmpfs for each slot. It is attached by stdin and stdout
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -16,7 +17,6 @@ from typing import Any
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorUnavailable
-from grpo_tir.executor.wire import runner_version
 from grpo_tir.utils.resources import sandbox_dir
 
 PROCESSES = 32
@@ -24,6 +24,8 @@ PROCESSES = 32
 FOLDER_MB, FOLDER_FILES = 16, 1024
 LABEL = "grpo-tir.owner"
 """Label of our containers, for `docker ps --filter label=grpo-tir.owner`: host and process id of the run."""
+
+RUNNER_FILES = ("runner.py", "zygote.py", "child.py", "kernel.py", "usage.py", "packages.py")
 
 
 def connect(host: str | None) -> Any:
@@ -148,6 +150,14 @@ class DockerHost:
 
     def close(self) -> None:
         self.client.close()
+
+
+def runner_version() -> str:
+    """Hash the runner's files. An image made from other files is refused."""
+    digest = hashlib.sha256()
+    for name in RUNNER_FILES:
+        digest.update((sandbox_dir() / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def find_image(client: Any, name: str, engine: str) -> str:

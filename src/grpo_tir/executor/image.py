@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_tir.errors import DataError, ExecutorUnavailable
-from grpo_tir.executor.docker_client import connect, first_line
-from grpo_tir.executor.wire import RUNNER_FILES, runner_version
+from grpo_tir.executor.docker_client import RUNNER_FILES, connect, first_line, runner_version
 from grpo_tir.utils.resources import sandbox_dir
 
 LOOK = """

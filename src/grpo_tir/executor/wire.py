@@ -5,12 +5,9 @@ A frame is a JSON object after its length in four bytes, big-endian (sandbox/pro
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from typing import Any, Protocol
-
-from grpo_tir.utils.resources import sandbox_dir
 
 Frame = dict[str, Any]
 FRAME = 32 << 20
@@ -66,14 +63,3 @@ def frames(read: Callable[[], bytes]) -> Any:
         while len(buffer) >= 4 and len(buffer) >= (end := 4 + int.from_bytes(buffer[:4], "big")):
             yield json.loads(buffer[4:end])
             del buffer[:end]
-
-
-RUNNER_FILES = ("runner.py", "zygote.py", "child.py", "kernel.py", "usage.py", "packages.py")
-
-
-def runner_version() -> str:
-    """Hash the runner's files. An image made from other files is refused."""
-    digest = hashlib.sha256()
-    for name in RUNNER_FILES:
-        digest.update((sandbox_dir() / name).read_bytes())
-    return digest.hexdigest()[:16]

@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from grpo_tir.config import Config
 from grpo_tir.executor.protocol import Executor
-from grpo_tir.tools.formats import check_call, load_format, read_call
+from grpo_tir.tools.arguments import check_call, read_call
+from grpo_tir.tools.formats import load_format
 from grpo_tir.tools.functions import call_function, load_functions, program_of, schema_of
 from grpo_tir.tools.python import NO_OUTPUT, observation
 from grpo_tir.types import Rollout, ToolCall, ToolResult

@@ -20,7 +20,8 @@ from grpo_tir.data.prompts import make_renderer
 from grpo_tir.data.tokens import encode
 from grpo_tir.errors import TemplateError
 from grpo_tir.testing import EOS, byte_tokenizer
-from grpo_tir.tools.formats import native_calls, read_call
+from grpo_tir.tools.arguments import read_call
+from grpo_tir.tools.formats import native_calls
 from grpo_tir.tools.functions import calculator, schema_of
 from grpo_tir.types import Problem
 from scripted import BYTES, ids, read

@@ -13,7 +13,8 @@ from grpo_tir.config import Config, check
 from grpo_tir.errors import ConfigError
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.testing import byte_tokenizer
-from grpo_tir.tools.formats import check_call, load_format, native_calls, read_call, read_json
+from grpo_tir.tools.arguments import check_call, read_call
+from grpo_tir.tools.formats import load_format, native_calls, read_json
 from grpo_tir.tools.functions import calculator, python, schema_of
 from scripted import ids, read
 from tiny_policy import change
