@@ -1,18 +1,9 @@
 """Define all exceptions of this package, in one tree.
 
     GrpoTirError
-    ├── UserError            bad input: the message is one line with fault, location and remedy; exit code 2
-    │   ├── ConfigError          an unknown key, a value of the wrong type, or values that contradict each other
-    │   ├── DataError            a row, with its file and line
-    │   ├── ModelError           a model or tokenizer that cannot be loaded or used
-    │   ├── TemplateError        a prompt template that does not render
-    │   ├── CheckpointError      no complete checkpoint to resume from, or it belongs to another run
-    │   ├── OutputError          a folder that cannot be written, or a full disk
-    │   └── ExecutorUnavailable  the requested executor cannot be started here
-    ├── ExecutorOutage       too large a share of tool calls was lost: the run stops, nothing is scored
-    ├── GraderOutage         the same, for grading
-    ├── CertificateError     trained tokens are not the sampled tokens
-    └── TrainingDiverged     too many optimizer steps in a row had no finite gradient
+    ├── UserError: ConfigError, DataError, ModelError, TemplateError, CheckpointError, OutputError,
+    │              ExecutorUnavailable
+    └── ExecutorOutage, GraderOutage, CertificateError, TrainingDiverged
 
 A failure of the *model's* code raises no exception. It is data (`types.ToolResult`).
 """
@@ -27,17 +18,17 @@ class GrpoTirError(Exception):
 
 
 class UserError(GrpoTirError):
-    """Bad input. The command line prints the message without a traceback."""
+    """Bad input. The message is one line with fault, location and remedy; it is printed without a traceback."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """A recipe or an override that cannot be run."""
+    """An unknown key, a value of the wrong type, or values that contradict each other."""
 
 
 class DataError(UserError):
-    """A problem file that cannot be used."""
+    """A problem file or a row that cannot be used, with file and line."""
 
 
 class ModelError(UserError):
@@ -49,11 +40,11 @@ class TemplateError(UserError):
 
 
 class CheckpointError(UserError):
-    """There is no checkpoint to resume from, or it belongs to another run."""
+    """There is no complete checkpoint to resume from, or it belongs to another run."""
 
 
 class OutputError(UserError):
-    """The output folder cannot be written."""
+    """A folder cannot be written, or the disk is full."""
 
 
 class ExecutorUnavailable(UserError):

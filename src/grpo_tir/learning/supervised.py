@@ -78,13 +78,9 @@ def fine_tune(config: Config) -> Path:
 
 
 def read_traces(path: str, policy: Policy, config: Config) -> tuple[list[Rollout], int]:
-    """Read and encode the traces of a JSONL file.
-
-    Each segment is encoded separately, as a rollout is. An end-of-text token follows the last one, unless the
-    trace is a recorded rollout that was cut off (`finish_reason`).
-
-    Returns:
-        The traces, and the number of those left out because prompt or response is longer than the recipe allows.
+    """Read and encode the traces of a JSONL file, each segment separately, as a rollout is. An end-of-text token
+    follows the last one, unless the trace is a recorded rollout that was cut off (`finish_reason`). Returns the
+    traces, and the number of those left out because prompt or response is longer than the recipe allows.
 
     Raises:
         DataError: the file cannot be read, a line is no trace, or none is left.
@@ -139,12 +135,10 @@ def for_likelihood(config: Config) -> Config:
 
 
 def supervised_step(learner: Learner, traces: Sequence[Rollout], step: int, dump: Path) -> dict[str, float]:
-    """Take one optimizer step on this rank's traces. All ranks must call it together.
+    """Take one optimizer step on this rank's traces; `step` counts from 0. All ranks must call it together.
 
     Args:
         learner: made with `for_likelihood`.
-        traces: this rank's share of the batch.
-        step: from 0; sets the learning rate.
         dump: folder for batches without a finite gradient.
 
     Returns:

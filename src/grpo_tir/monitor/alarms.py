@@ -11,9 +11,8 @@ a hundred rollouts is too noisy.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from grpo_tir.config import Config
 
@@ -61,8 +60,8 @@ def find_alarms(history: Sequence[Line], config: Config) -> list[Alarm]:
         return []
     # A rule sees the first `WINDOW` steps too: a slow decay is seen only against the start of the run.
     seen = [*trained[:WINDOW], *trained[WINDOW:][-MEMORY:]]
-    texts = {name: rule(seen, config) for name, rule in RULES.items()}
-    return [Alarm(name, text) for name, text in texts.items() if text]
+    found = _code_alarms(seen, config) | _entropy_alarms(seen) | _batch_alarms(seen, config)
+    return [Alarm(name, text) for name, text in found.items()]
 
 
 def grad_norm_spiked(history: Sequence[Line]) -> bool:
@@ -72,117 +71,91 @@ def grad_norm_spiked(history: Sequence[Line]) -> bool:
     return bool(usual and norms[-1] > SPIKE * usual)
 
 
-def _code(history: Sequence[Line], config: Config) -> str | None:
+def _code_alarms(history: Sequence[Line], config: Config) -> dict[str, str]:
+    found: dict[str, str] = {}
     ratios = _known(history[-MEMORY:], "tools/code_ratio")
-    if not config.tool.max_tool_calls or len(ratios) < 2 * WINDOW:
-        return None
-    now = statistics.fmean(ratios[-WINDOW:])
-    best = max(statistics.fmean(ratios[i : i + WINDOW]) for i in range(len(ratios) - WINDOW))
-    if best >= 0.2 and now < COLLAPSED_CODE * best:
-        return (
-            f"the policy stops writing code: {now:.0%} of responses over {WINDOW} steps, {best:.0%} at best. "
-            "Check whether its programs fail (tools/pass_ratio) or code is penalized (reward.code_penalty)"
-        )
-    if best < 0.01 and now < 0.01:
-        return (
-            f"almost no response has code ({now:.1%}), so the policy cannot learn to use it. Check that the "
-            "prompt asks for a ```python block (data.template)"
-        )
-    return None
+    if config.tool.max_tool_calls and len(ratios) >= 2 * WINDOW:
+        now = statistics.fmean(ratios[-WINDOW:])
+        best = max(statistics.fmean(ratios[i : i + WINDOW]) for i in range(len(ratios) - WINDOW))
+        if best >= 0.2 and now < COLLAPSED_CODE * best:
+            found["code ratio"] = (
+                f"the policy stops writing code: {now:.0%} of responses over {WINDOW} steps, {best:.0%} at best. "
+                "Check whether its programs fail (tools/pass_ratio) or code is penalized (reward.code_penalty)"
+            )
+        elif best < 0.01 and now < 0.01:
+            found["code ratio"] = (
+                f"almost no response has code ({now:.1%}), so the policy cannot learn to use it. Check that the "
+                "prompt asks for a ```python block (data.template)"
+            )
+    return found
 
 
-def _entropy(history: Sequence[Line], config: Config) -> str | None:
-    values, right = _known(history[-MEMORY:], "entropy"), _known(history, "accuracy")[-WINDOW:]
-    if len(values) < 2 * WINDOW or not right:
-        return None
-    first, now = statistics.fmean(values[:WINDOW]), statistics.fmean(values[-WINDOW:])
-    if now < COLLAPSED_ENTROPY * first and statistics.fmean(right) < SOLVED:
-        return (
-            f"entropy has collapsed: {now:.3f} nats, {first:.3f} at first, with {statistics.fmean(right):.0%} "
-            "right: the samples of a group become equal. Lower optim.lr, or raise algorithm.clip_high"
-        )
+def _entropy_alarms(history: Sequence[Line]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    values, accuracies = _known(history[-MEMORY:], "entropy"), _known(history, "accuracy")[-WINDOW:]
+    if len(values) < 2 * WINDOW or not accuracies:
+        return found
+    first, now, right = map(statistics.fmean, (values[:WINDOW], values[-WINDOW:], accuracies))
     start = statistics.fmean(_known(history, "entropy")[:WINDOW])
-    if now < DEAD_ENTROPY * start:
-        return (
-            f"entropy has died: {now:.3g} nats, {start:.3f} at the start of the run, with "
-            f"{statistics.fmean(right):.0%} right: nothing new is tried. Take harder problems, or end the run"
+    if now < COLLAPSED_ENTROPY * first and right < SOLVED:
+        found["entropy"] = (
+            f"entropy has collapsed: {now:.3f} nats, {first:.3f} at first, with {right:.0%} right: the samples of "
+            "a group become equal. Lower optim.lr, or raise algorithm.clip_high"
         )
-    if start and now > RISEN_ENTROPY * start:
-        return (
+    elif now < DEAD_ENTROPY * start:
+        found["entropy"] = (
+            f"entropy has died: {now:.3g} nats, {start:.3f} at the start of the run, with {right:.0%} right: "
+            "nothing new is tried. Take harder problems, or end the run"
+        )
+    elif start and now > RISEN_ENTROPY * start:
+        found["entropy"] = (
             f"entropy rises: {now:.3f} nats, {start:.3f} at the start of the run: responses become random. Lower "
             "optim.lr or algorithm.clip_high, and look at the samples"
         )
-    return None
+    return found
 
 
-def _call_probability(history: Sequence[Line], config: Config) -> str | None:
-    values, sampled = _known(history, "tools/call_probability")[-WINDOW:], history[-1].get("rollouts/sampled")
-    if len(values) < WINDOW or not sampled or statistics.fmean(values) * sampled >= FEW_CALLS:
-        return None
-    return (
-        f"a response calls the tool with probability {statistics.fmean(values):.1e}: among {sampled:.0f} rollouts "
-        "hardly one does, so the policy cannot learn from it. Check data.template, or return to a checkpoint"
-    )
-
-
-def _cut_off(history: Sequence[Line], config: Config) -> str | None:
-    shares = _known(history, "completions/clipped_ratio")[-WINDOW:]
-    if not shares or statistics.fmean(shares) <= CUT_OFF:
-        return None
-    return (
-        f"{statistics.fmean(shares):.0%} of responses are cut off by rollout.max_completion_length "
-        f"{config.rollout.max_completion_length}: raise it, or check that the policy ends its responses"
-    )
-
-
-def _lost(name: str, text: str, history: Sequence[Line], config: Config) -> str | None:
-    """Return a text if the lost share of the batch is above `LOST` of the limit that stops the run."""
-    lost, sampled = history[-1].get(name), history[-1].get("rollouts/sampled")
-    if not lost or not sampled or lost / sampled <= LOST * config.executor.max_outage:
-        return None
-    stops = f" (the run stops above {config.executor.max_outage:.0%}, executor.max_outage)"
-    return text.format(f"{lost:.0f} of {sampled:.0f} rollouts") + stops
-
-
-def _mismatch(history: Sequence[Line], config: Config) -> str | None:
-    used, gap = (history[-1].get(name) for name in ("certificate/used", MEAN_GAP))
-    if used is None or gap is None or used <= TOLERANCE_USED:
-        return None
-    return (
-        f"generator and learner disagree about log-probs by {gap:.2g} nats per token, {used:.0%} of the tolerance "
-        "at which the run stops. Check that both have the same precision"
-    )
-
-
-def _spike(history: Sequence[Line], config: Config) -> str | None:
-    if not grad_norm_spiked(history):
-        return None
-    norm = history[-1]["grad_norm"]
-    return (
-        f"the gradient norm jumped to {norm:.3g}, more than {SPIKE:.0f} times its median: the batch is saved in "
-        "rollouts/, for `grpo-tir replay`"
-    )
-
-
-def _skipped(history: Sequence[Line], config: Config) -> str | None:
-    skipped = history[-1].get("skipped_updates")
-    if not skipped:
-        return None
-    return f"{skipped:.0f} optimizer step(s) had no finite gradient and were skipped: the batch is saved in dumps/"
-
-
-MEAN_GAP = "sampling/sampling_logp_difference/mean"
-RULES: dict[str, Callable[[Sequence[Line], Config], str | None]] = {
-    "code ratio": _code,
-    "entropy": _entropy,
-    "call probability": _call_probability,
-    "cut off": _cut_off,
-    "outages": partial(_lost, "rollouts/lost", "the executor lost {}: see `grpo-tir sandbox status`"),
-    "unjudged": partial(_lost, "rollouts/unjudged", "the grader could not judge {}: check their gold answers"),
-    "log-prob mismatch": _mismatch,
-    "gradient spike": _spike,
-    "skipped update": _skipped,
-}
+def _batch_alarms(history: Sequence[Line], config: Config) -> dict[str, str]:
+    found: dict[str, str] = {}
+    last = history[-1]
+    calls, sampled = _known(history, "tools/call_probability")[-WINDOW:], last.get("rollouts/sampled")
+    if len(calls) == WINDOW and sampled and statistics.fmean(calls) * sampled < FEW_CALLS:
+        found["call probability"] = (
+            f"a response calls the tool with probability {statistics.fmean(calls):.1e}: among {sampled:.0f} "
+            "rollouts hardly one does, so the policy cannot learn from it. Check data.template, or return to a "
+            "checkpoint"
+        )
+    cut_off = _known(history, "completions/clipped_ratio")[-WINDOW:]
+    if cut_off and statistics.fmean(cut_off) > CUT_OFF:
+        found["cut off"] = (
+            f"{statistics.fmean(cut_off):.0%} of responses are cut off by rollout.max_completion_length "
+            f"{config.rollout.max_completion_length}: raise it, or check that the policy ends its responses"
+        )
+    for name, metric, text in (
+        ("outages", "rollouts/lost", "the executor lost {}: see `grpo-tir sandbox status`"),
+        ("unjudged", "rollouts/unjudged", "the grader could not judge {}: check their gold answers"),
+    ):
+        lost, limit = last.get(metric), config.executor.max_outage
+        if lost and sampled and lost / sampled > LOST * limit:
+            stops = f" (the run stops above {limit:.0%}, executor.max_outage)"
+            found[name] = text.format(f"{lost:.0f} of {sampled:.0f} rollouts") + stops
+    used, gap = last.get("certificate/used"), last.get("sampling/sampling_logp_difference/mean")
+    if used is not None and gap is not None and used > TOLERANCE_USED:
+        found["log-prob mismatch"] = (
+            f"generator and learner disagree about log-probs by {gap:.2g} nats per token, {used:.0%} of the "
+            "tolerance at which the run stops. Check that both have the same precision"
+        )
+    if grad_norm_spiked(history):
+        found["gradient spike"] = (
+            f"the gradient norm jumped to {last['grad_norm']:.3g}, more than {SPIKE:.0f} times its median: the "
+            "batch is saved in rollouts/, for `grpo-tir replay`"
+        )
+    if skipped := last.get("skipped_updates"):
+        found["skipped update"] = (
+            f"{skipped:.0f} optimizer step(s) had no finite gradient and were skipped: the batch is saved in "
+            "dumps/"
+        )
+    return found
 
 
 def trained_lines(history: Sequence[Line]) -> list[Line]:

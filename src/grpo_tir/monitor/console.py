@@ -35,10 +35,10 @@ class Console:
     def __init__(self, active: bool = True) -> None:
         self.active = active
         self.bar: Any = None
-        self.done, self.took = 0, 0.0
-        """Steps taken by this process, and seconds spent on them."""
-        self.last = self.shown = time.monotonic()
-        """Times of the last step and of the last progress update."""
+        self.done = 0
+        """Steps taken since `started`."""
+        self.started = self.shown = time.monotonic()
+        """`shown` is the time of the last line of a step, or of the last progress update."""
         self.reasons: dict[str, int] = {}
         """Last step at which each reason held."""
         self.active_alarms: set[str] = set()
@@ -53,8 +53,8 @@ class Console:
     def start(self, total: int, done: int) -> None:
         """Start the clock and, on a terminal or in a notebook, the bar of all steps, of which `done` were taken
         before."""
-        self.last = self.shown = time.monotonic()
-        self.done, self.took = 0, 0.0
+        self.started = self.shown = time.monotonic()
+        self.done = 0
         if self.active and self.shows_bars:
             self.bar = tqdm(total=total, initial=done, desc="training", bar_format=BAR, file=sys.stderr)
 
@@ -73,14 +73,13 @@ class Console:
         """Print the line of a step and, if its loss is 0 or undefined, the reason."""
         if self.bar is not None:
             self.bar.update()
-        now = time.monotonic()
-        self.done, self.took = self.done + 1, self.took + now - self.last
-        self.last = self.shown = now
+        self.shown = time.monotonic()
+        self.done += 1
         parts = [f"step {step:>4}/{steps}"]
         for label, name, form in COLUMNS:
             value = metrics.get(name)
             parts.append(f"{label} {form.format(value) if value is not None else '-'}")
-        left = self.took / self.done * (steps - step)
+        left = (self.shown - self.started) / self.done * (steps - step)
         self.log("  ".join([*parts, *([f"left {span(left)}"] if steps > step else [])]))
         reason = why_no_loss(metrics)
         if reason:
