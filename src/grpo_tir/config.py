@@ -9,8 +9,6 @@ it is not obvious.
 This module does not import torch, so that `grpo-tir --help` starts fast.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace

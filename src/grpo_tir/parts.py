@@ -1,7 +1,5 @@
 """Make the parts of a training run from its recipe."""
 
-from __future__ import annotations
-
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -5,11 +5,9 @@
 `model.generate`, stopping and tool loop. `ScriptedExecutor` returns results from a function.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Self
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -61,7 +59,7 @@ class ScriptedModel(PreTrainedModel, GenerationMixin):
         self.scripts, self.fence = scripts, fence
 
     @classmethod
-    def from_text(cls, tokenizer: Any, scripts: dict[str, list[str]]) -> ScriptedModel:
+    def from_text(cls, tokenizer: Any, scripts: dict[str, list[str]]) -> Self:
         """Make a model from scripts given as text."""
         encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
         ids = {tuple(encode(prompt)): [encode(turn) for turn in turns] for prompt, turns in scripts.items()}

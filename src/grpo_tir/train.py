@@ -6,13 +6,11 @@
 for them, are in docs/algorithm.md.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from grpo_tir.config import Config
 from grpo_tir.distributed.launcher import lost_contact
@@ -174,7 +172,7 @@ class Trainer:
         """Close executor, threads and process group. A checkpoint being written is finished first."""
         self.parts.opened.close()
 
-    def __enter__(self) -> Trainer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,8 +15,6 @@ ranks. A journal of another recipe is ignored. After a step in which a rollout h
 later steps are ignored too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

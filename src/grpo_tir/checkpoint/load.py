@@ -1,7 +1,5 @@
 """Find, verify and read checkpoints."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

@@ -10,8 +10,6 @@ from a copy in CPU memory, so that training continues meanwhile. On loading, eve
 manifest. A damaged checkpoint is reported, and the one before it is used.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

@@ -6,8 +6,6 @@ Mean and std are over the valid rollouts of a group. A rollout lost to an outage
 mean, std and loss. With `gtpo_gamma` each turn has an advantage of its own (`turns.py`).
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 

@@ -10,8 +10,6 @@ the denominator is that of the full optimizer step.
 Shapes: B rows, T tokens (prompt and response).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -15,8 +15,6 @@ sampled at another temperature, with a penalty, from stale weights, or after ano
 This module imports only the standard library.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The layers share their graphs, and one graph serves all lengths. Packed attentio
 its arguments depend on the lengths of the rows.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

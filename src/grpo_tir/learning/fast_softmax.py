@@ -1,7 +1,5 @@
 """Compute log-softmax in place, with a custom backward pass."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -14,8 +14,6 @@ large gap. With `rollout.carry_over` the generator's log-probs are those of the 
 Shapes: B rows, T tokens.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext

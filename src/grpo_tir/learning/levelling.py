@@ -4,8 +4,6 @@ rank 0   9 5 4 │ 9 4        tokens of its rows, before │ after
 rank 1   6     │ 6 5        the row of 5 is a guest of rank 1, and away from rank 0
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -8,8 +8,6 @@ head runs in chunks that are recomputed in the backward pass. Logits, probabilit
 Shapes: B rows, T tokens, N model tokens, H hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

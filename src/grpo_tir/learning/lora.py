@@ -6,8 +6,6 @@ The model keeps its class, so that every generator can decode the adapted policy
 model with the adapters scaled to 0. A checkpoint holds the merged weights for users, and the adapters to resume.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from contextlib import AbstractContextManager
 from pathlib import Path

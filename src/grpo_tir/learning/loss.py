@@ -20,8 +20,6 @@ The gradients of the micro-batches then sum to that of the step.
 Shapes: B rollouts, T tokens.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -11,14 +11,12 @@ is that of the padded batch (`optim.packing: false`, which is easier to read).
 Shapes: B rows, T tokens, N fed tokens of all rows, M keys of all rows, H query heads, K KV heads, D head size.
 """
 
-from __future__ import annotations
-
 import inspect
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -50,7 +48,7 @@ class Packing:
     @classmethod
     def of(
         cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor, device: torch.device
-    ) -> Packing:
+    ) -> Self:
         """Plan the packing of right-padded rows (B, T) for a model on `device`. `chosen` is True at model tokens;
         the tokens before the first are the prompt. Each row feeds its last prompt token, whose output must predict
         for this row only."""

@@ -1,7 +1,5 @@
 """Prepare a model for learning: no dropout, and a head that computes in float32 if the recipe asks for it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

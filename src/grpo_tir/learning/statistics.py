@@ -4,8 +4,6 @@ and learner agree.
 Shapes: B rows, T tokens.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

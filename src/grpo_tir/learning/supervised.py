@@ -13,8 +13,6 @@ A trace has the keys `problem` and `segments` of `RUN/rollouts/step_*.jsonl`, so
 rollouts are traces too.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterator, Sequence

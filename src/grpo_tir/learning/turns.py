@@ -1,7 +1,5 @@
 """Judge responses by their turns: options that weigh each turn, or that choose among the responses of a group."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random

@@ -8,8 +8,6 @@ A history is the list of lines of metrics.jsonl, in order. Means are over `WINDO
 a hundred rollouts is too noisy.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

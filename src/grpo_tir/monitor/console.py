@@ -7,8 +7,6 @@
 Without a terminal, a long step prints a progress line every minute.
 """
 
-from __future__ import annotations
-
 import builtins
 import sys
 import time

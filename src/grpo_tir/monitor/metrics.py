@@ -11,8 +11,6 @@ A metric that TRL also has keeps TRL's name; `tools/*` are additions. docs/metri
 with denominator 0 is null; only `update_metrics` returns 0 if nothing was trained.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -188,7 +186,7 @@ def time_metrics(tokens: int, sampling: float, learning: float, idle: float) -> 
     }
 
 
-def decode_metrics(choice: Choice | None) -> dict[str, float | None]:
+def decode_metrics(choice: "Choice | None") -> dict[str, float | None]:
     """Return what was measured to choose the decode step: milliseconds of a step of each candidate that agrees
     with the eager step, and 1 for the step that is used, 0 for the others."""
     seconds = choice.seconds if choice else {}

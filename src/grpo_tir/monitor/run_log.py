@@ -1,7 +1,5 @@
 """Write the files of a run: metrics, rewards by problem, rollouts, trackers and metadata."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import json
@@ -155,7 +153,7 @@ class RunLog:
 class Recorder:
     """Measure each training step on all ranks, and write it on the main process. `log` is None on other ranks."""
 
-    def __init__(self, config: Config, runtime: Runtime, log: RunLog | None, console: Console) -> None:
+    def __init__(self, config: Config, runtime: "Runtime", log: RunLog | None, console: "Console") -> None:
         self.config, self.runtime, self.log, self.console = config, runtime, log, console
         self.choice: Choice | None = None  # the last one written
 
@@ -172,7 +170,7 @@ class Recorder:
         learned: dict[str, float],
         seconds: tuple[float, float],
         idle: float,
-        choice: Choice | None,
+        choice: "Choice | None",
         problems: int,
         carried: int = 0,
     ) -> dict[str, float | None]:
