@@ -88,7 +88,7 @@ class Journal:
     def record(self, rollout: Rollout) -> None:
         """Record a rollout that has finished or is carried over, unless it is invalid."""
         if rollout.valid:
-            self.writer.do(append_lines, self.file, _line(rollout))
+            self.writer.do(append_lines, self.file, to_line(rollout))
 
     def end_batch(
         self, step: int, sampled: int, number: int, runtime: Runtime, log: Callable[[str], None]
@@ -147,12 +147,23 @@ def digest(config: Config) -> str:
 
 
 def to_line(rollout: Rollout) -> dict[str, Any]:
-    """Return all data of a carried rollout as plain values, for a checkpoint."""
+    """Return all data of a rollout before its update as plain values, for the journal or a checkpoint."""
     reward = rollout.reward and {
         "value": float(rollout.reward.value),
         "parts": {name: float(value) for name, value in rollout.reward.parts.items()},
     }
-    return {**_line(rollout), "problem": dict(vars(rollout.problem)), "valid": rollout.valid, "reward": reward}
+    return {
+        "rollout": [rollout.group, rollout.sample],
+        "problem": dict(vars(rollout.problem)),
+        "prompt_ids": rollout.prompt_ids,
+        "segments": [dict(vars(segment)) for segment in rollout.segments],
+        "stamps": [list(stamp) for stamp in rollout.stamps],
+        "calls": [dataclasses.asdict(call) for call in rollout.calls],
+        "finish_reason": rollout.finish_reason,
+        "cut": rollout.cut,
+        "valid": rollout.valid,
+        "reward": reward,
+    }
 
 
 def from_line(line: dict[str, Any]) -> Rollout:
@@ -162,18 +173,6 @@ def from_line(line: dict[str, Any]) -> Rollout:
     rollout.reward = line["reward"] and Reward(**line["reward"])
     _fill(rollout, line)
     return rollout
-
-
-def _line(rollout: Rollout) -> dict[str, Any]:
-    return {
-        "rollout": [rollout.group, rollout.sample],
-        "prompt_ids": rollout.prompt_ids,
-        "segments": [dict(vars(segment)) for segment in rollout.segments],
-        "stamps": [list(stamp) for stamp in rollout.stamps],
-        "calls": [dataclasses.asdict(call) for call in rollout.calls],
-        "finish_reason": rollout.finish_reason,
-        "cut": rollout.cut,
-    }
 
 
 def _fill(rollout: Rollout, line: dict[str, Any]) -> None:

@@ -37,10 +37,9 @@ class TrainingSample:
     """(T,) log-probs of the reference policy; None without `kl_coef`."""
     rollout: Rollout | None = None
     """Rollout of this sample; None for an idle row."""
-    certified: bool = False
-    """True if the stamps of the rollout were checked. Only such samples are compared with the generator."""
-    stale: list[bool] = field(default_factory=list)
-    """(T,) True at tokens that earlier weights drew, which are not compared; empty if there are none."""
+    compared: list[bool] = field(default_factory=list)
+    """(T,) True where generator and learner must agree: at model tokens that the current weights drew, once the
+    stamps of the rollout were checked. Empty if there are none."""
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -72,11 +71,8 @@ class MicroBatch:
 
 
 def to_row(rollout: Rollout, version: int = 0) -> TrainingSample:
-    """Join prompt and response of a rollout into one sample. The prompt is never in the loss.
-
-    Args:
-        rollout: a rollout that has ended.
-        version: training step of the current weights. Tokens with an earlier version are `stale`.
+    """Join prompt and response of a rollout that has ended. The prompt is never in the loss. `version` is the
+    training step of the current weights.
 
     Raises:
         CertificateError: the tokens or the loss mask differ from what was sampled.
@@ -93,10 +89,8 @@ def to_row(rollout: Rollout, version: int = 0) -> TrainingSample:
     if rollout.stamps:  # a rollout made by hand, as in tests, has none
         where = f"group {rollout.group}, sample {rollout.sample}"
         check_tokens(rollout.stamps, prompt, row.token_ids, row.loss_mask, where)
-        row.certified = True
-    stale = [0 < drawn < version for drawn in rollout.versions]
-    if any(stale):
-        row.stale = [False] * prompt + stale
+        tokens = zip(rollout.loss_mask, rollout.versions, strict=True)
+        row.compared = [False] * prompt + [bool(mask) and not 0 < drawn < version for mask, drawn in tokens]
     return row
 
 

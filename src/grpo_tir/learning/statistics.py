@@ -83,13 +83,10 @@ class UpdateStatistics:
 
 
 def agreement(batch: MicroBatch, old_logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compare the log-probs (B, T) of learner and generator at the model tokens of certified rows, without stale
-    tokens. Returns the sums of `Agreement`, (7,) float64, and the largest mean gap of a row, (), on the device."""
-    certified = upload(torch.tensor([row.certified for row in batch.rows]), batch.loss_mask.device)
-    kept = batch.loss_mask.bool() & certified[:, None]  # (B, T)
-    if any(row.stale for row in batch.rows):
-        stale = pad([row.stale or [False] * len(row.token_ids) for row in batch.rows], False)
-        kept &= ~upload(stale, kept.device)
+    """Compare the log-probs (B, T) of learner and generator where they must agree. Returns the sums of
+    `Agreement`, (7,) float64, and the largest mean gap of a row, (), both on the device."""
+    compared = [row.compared or [False] * len(row.token_ids) for row in batch.rows]
+    kept = upload(pad(compared, False), batch.loss_mask.device)  # (B, T)
     x, y = (torch.where(kept, values, 0.0).double() for values in (old_logprobs, batch.sampled_logprobs))
     gap = (x - y).abs()
     sums = torch.stack([kept.sum(), gap.sum(), (gap**2).sum(), x.sum(), y.sum(), (x**2).sum(), (x * y).sum()])
