@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from grpo_tir import cli
-from grpo_tir.evaluation.paper import BENCHMARKS
+from grpo_tir.data.benchmarks import PINS
 from grpo_tir.testing import byte_tokenizer
 from grpo_tir.utils.files import read_jsonl
 from grpo_tir.utils.resources import recipes_dir
@@ -82,7 +82,7 @@ def test_the_table_of_the_five_benchmarks_end_to_end(
 ) -> None:
     """Every problem of five benchmarks, here of made problems, is sampled and graded."""
     write_benchmarks(tmp_path, monkeypatch)
-    arguments = ["model0", "--bench", ",".join(BENCHMARKS), "--bench-dir", str(tmp_path)]
+    arguments = ["model0", "--bench", ",".join(PINS), "--bench-dir", str(tmp_path)]
     short = ["--rollout.max_completion_length", "4", "--tool.max_tool_calls", "1", "--compare", "paper"]
     result = run(*arguments, *short, out="five")
     (cell,) = result["cells"]

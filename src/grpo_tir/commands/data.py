@@ -58,7 +58,6 @@ def add_limr_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the action."""
     code: int = args.function(args)
     return code
 

@@ -26,9 +26,9 @@ def run(args: argparse.Namespace) -> int:
     record = find_record(args.run_dir, args.step, args.sample)
     rollout = to_rollout(record)
     print(f"step {args.step}, group {rollout.group}, sample {rollout.sample}: {rollout.problem.problem[:200]!r}")
-    verdicts = [check_stamps(rollout, print)]
+    verdicts = [check_stamps(rollout)]
     if not args.no_logprobs:
-        verdicts.append(check_model(args.run_dir, args.step, rollout, config, print))
+        verdicts.append(check_model(args.run_dir, args.step, rollout, config))
     if not args.no_code:
-        verdicts.append(check_code(record, config, print))
+        verdicts.append(check_code(record, config))
     return 0 if all(verdicts) else 1

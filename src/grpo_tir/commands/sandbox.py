@@ -52,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the action."""
     actions = {"build": build, "status": status, "run": run_programs, "serve": serve}
     return actions[args.sandbox_command](args)
 

@@ -15,7 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train a recipe."""
     bad = ["--data.on_bad", args.on_bad] if args.on_bad else []
     config = load_config(find_recipe(args.recipe), [*args.overrides, *bad])
     if config.model.path == "quickstart":

@@ -171,7 +171,6 @@ class Build:
 
 
 def _delete(work: Path) -> None:
-    """Delete the database and its log."""
     for path in work.parent.glob(f"{work.name}*"):
         path.unlink()
 

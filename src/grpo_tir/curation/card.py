@@ -70,7 +70,6 @@ def overlap(store: Store) -> dict[str, dict[str, int]]:
 
 
 def markdown(name: str, card: dict[str, Any]) -> str:
-    """Return the card as Markdown."""
     table = card["counts"]
     pins = {
         kind: [f"- {p['name']}: {p['location']}, pinned at `{p['pin']}`" for p in card[kind]] or ["- none named"]

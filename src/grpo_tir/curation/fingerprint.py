@@ -88,7 +88,6 @@ class Fingerprint:
 
 
 def fingerprint(text: str) -> Fingerprint:
-    """Return the fingerprint of a problem's text."""
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS).lower()
     figures = _FIGURE.findall(text)
     return Fingerprint(_words(_FIGURE.sub(" ", text) if figures else text), _words(" ".join(figures)))

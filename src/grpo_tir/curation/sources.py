@@ -38,8 +38,6 @@ _DATASET = re.compile(r"(?P<id>[^:@#]+)(?::(?P<config>[\w.-]+))?(?:@(?P<revision
 
 @dataclass(frozen=True)
 class Source:
-    """One pinned source."""
-
     name: str
     location: str
     """Path of a file, or id of a data set."""
@@ -74,9 +72,7 @@ def open_source(argument: str) -> Source:
     name, place = (named[1], named[2]) if named else ("", argument)
     file = find_file(place)
     if file is not None:
-        digest, lines = _digest(file)
-        known = lines if file.suffix == ".jsonl" else None
-        return Source(name or file.stem, str(file), digest, known)
+        return Source(name or file.stem, str(file), *_read_once(file))
     if Path(place).suffix in (".jsonl", ".json", ".parquet"):
         raise DataError(f"cannot read {place}: there is no such file")
     preset = place.partition("@")[0]
@@ -127,24 +123,24 @@ def columns(row: Any) -> dict[str, Any]:
     return row
 
 
-def _digest(file: Path) -> tuple[str, int]:
-    """Return sha256 and number of lines of a file."""
+def _read_once(file: Path) -> tuple[str, int | None]:
+    """Return the sha256 of a file, and the number of its rows if it has one on each line."""
     digest, lines = hashlib.sha256(), 0
     try:
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-                lines += block.count(b"\n")
+            for line in stream:
+                digest.update(line)
+                lines += 1
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or error}") from None
-    return digest.hexdigest(), lines
+    return digest.hexdigest(), lines if file.suffix == ".jsonl" else None
 
 
 def _pin(location: str, config: str | None, revision: str | None, split: str) -> tuple[str, int | None]:
     """Return the commit and, if known, the number of rows. A local folder is pinned by the hash of its files."""
     if Path(location).is_dir():
         files = sorted(path for path in Path(location).rglob("*") if path.is_file())
-        listed = "".join(f"{path.relative_to(location)} {_digest(path)[0]}\n" for path in files)
+        listed = "".join(f"{path.relative_to(location)} {_read_once(path)[0]}\n" for path in files)
         return hashlib.sha256(listed.encode()).hexdigest(), None
     hub.go_offline_if_unreachable()
     try:

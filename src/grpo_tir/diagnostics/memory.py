@@ -73,8 +73,6 @@ class Shape:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Hardware to plan for."""
-
     gpus: int
     memory: float
     """Bytes on each GPU, or of RAM."""

@@ -10,7 +10,6 @@ equal, 1 different.
 """
 
 import difflib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from grpo_tir.errors import CertificateError, DataError
 from grpo_tir.learning.certificate import SINGLE, check_tokens
 from grpo_tir.types import Problem, Rollout, Segment, Stamp, ToolCall, ToolResult
 from grpo_tir.utils.files import read_jsonl
-
-Log = Callable[[str], None]
 
 
 def find_record(run_dir: Path, step: int, sample: str) -> dict[str, Any]:
@@ -58,24 +55,26 @@ def to_rollout(record: dict[str, Any]) -> Rollout:
     return rollout
 
 
-def check_stamps(rollout: Rollout, log: Log) -> bool:
+def check_stamps(rollout: Rollout) -> bool:
     """Check the recorded ids and the mask with the token certificate."""
     prompt, mask = len(rollout.prompt_ids), rollout.loss_mask
     try:
         ids = rollout.prompt_ids + rollout.token_ids
         check_tokens(rollout.stamps, prompt, ids, [0] * prompt + mask, "this record")
     except CertificateError as error:
-        log(f"ids and mask   VIOLATED: {error}")
+        print(f"ids and mask   VIOLATED: {error}")
         return False
-    log(f"ids and mask   as sampled: {sum(mask)} tokens trained, {len(mask) - sum(mask)} of the tool masked")
+    print(f"ids and mask   as sampled: {sum(mask)} tokens trained, {len(mask) - sum(mask)} of the tool masked")
     return True
 
 
-def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, log: Log) -> bool:
+def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config) -> bool:
     """Compare the recorded log-probs with those of the weights that sampled."""
     checkpoint = run_dir / "checkpoints" / f"step_{step - 1:06d}"
     if step > 1 and not checkpoint.is_dir():
-        log(f"log-probs      not recomputed: there is no {checkpoint} (train.save_every, train.save_total_limit)")
+        print(
+            f"log-probs      not recomputed: there is no {checkpoint} (train.save_every, train.save_total_limit)"
+        )
         return True
     from grpo_tir.diagnostics.model import logprob_gaps
     from grpo_tir.distributed.runtime import Runtime
@@ -88,27 +87,27 @@ def check_model(run_dir: Path, step: int, rollout: Rollout, config: Config, log:
     versions = [v for v, trained in zip(rollout.versions, rollout.loss_mask, strict=True) if trained]
     gaps = {n: gap for n, (gap, drawn) in enumerate(zip(found.tolist(), versions)) if drawn in (0, step)}
     if not gaps:
-        log("log-probs      none: these weights wrote nothing")
+        print("log-probs      none: these weights wrote nothing")
         return True
     mean, worst = sum(gaps.values()) / len(gaps), max(gaps, key=gaps.__getitem__)
     fine = mean <= SINGLE * tolerance
-    log(
+    print(
         f"log-probs      {'agree' if fine else 'VIOLATED'}: {mean:.2g} nats a token on average, at most "
         f"{gaps[worst]:.2g} (model token {worst}); {SINGLE * tolerance:g} is allowed on average in one response"
     )
     return fine
 
 
-def check_code(record: dict[str, Any], config: Config, log: Log) -> bool:
+def check_code(record: dict[str, Any], config: Config) -> bool:
     """Run every program of the response again and compare the outputs."""
     calls = [call for call in record["calls"] if call.get("code") is not None]
     if not calls:
-        log("code           none was run")
+        print("code           none was run")
         return True
     from grpo_tir.tools.open import open_tool
     from grpo_tir.tools.protocol import open_session
 
-    tool = open_tool(config, log)
+    tool = open_tool(config, print)
     assert tool is not None, "a recorded call needs a tool in the recipe"
     try:
         rollout = Rollout(Problem("", "", ""), [])
@@ -122,9 +121,11 @@ def check_code(record: dict[str, Any], config: Config, log: Log) -> bool:
     for number, (call, result) in enumerate(zip(calls, results, strict=True), start=1):
         difference = compare(call, result)
         fine = fine and not difference
-        log(f"code {number} of {len(calls)}    " + (f"DIFFERS: now {result.status}" if difference else "the same"))
+        print(
+            f"code {number} of {len(calls)}    " + (f"DIFFERS: now {result.status}" if difference else "the same")
+        )
         for line in difference:
-            log(f"    {line}")
+            print(f"    {line}")
     return fine
 
 

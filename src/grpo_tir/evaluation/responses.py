@@ -19,7 +19,6 @@ Key = tuple[str, str, str, int]
 
 
 def key_of(row: dict[str, Any]) -> Key:
-    """Return the key of a line."""
     return row["cell"], row["benchmark"], row["problem_id"], row["sample"]
 
 

@@ -13,7 +13,7 @@ from grpo_tir.config import Config, change
 from grpo_tir.data.benchmarks import Benchmark
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.distributed.signals import Interrupted, StopRequest
-from grpo_tir.evaluation import paper, summary, tables
+from grpo_tir.evaluation import summary, tables
 from grpo_tir.evaluation.held_out import GREEDY
 from grpo_tir.evaluation.responses import ResponseLog, digest
 from grpo_tir.evaluation.run import Cell, EvalContext, run_cell
@@ -150,7 +150,7 @@ class Session:
         }
         with_paper = self.options.compare == "paper"
         if with_paper:
-            result["paper"] = paper.TABLE
+            result["paper"] = tables.PAPER
         times = {"started": round(started), "seconds": round(time.time() - started, 1)}
         write_atomically(self.folder / "results.json", json.dumps({**result, "times": times}, indent=1) + "\n")
         write_atomically(self.folder / "results.md", tables.page(result))

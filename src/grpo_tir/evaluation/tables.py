@@ -7,8 +7,22 @@ listed. Only `times` and `command` may differ between two equal evaluations.
 from collections.abc import Sequence
 from typing import Any
 
-from grpo_tir.evaluation import paper
+from grpo_tir.data.benchmarks import PINS
 from grpo_tir.evaluation.summary import AVERAGE, Result, points
+
+PAPER: dict[str, tuple[float | None, ...]] = {
+    "Qwen2.5-Math-1.5B-Instruct": (10.0, 10.0, 66.0, 31.0, 62.5, 35.9),
+    "Qwen2.5-Math-1.5B-Instruct-TIR": (13.3, 13.3, 73.8, 41.3, 55.0, 41.3),
+    "ToRL-1.5B": (26.7, 26.7, 77.8, 44.0, 67.5, 48.5),
+    "Qwen2.5-Math-7B-Instruct": (10.0, 16.7, 74.8, 32.4, 65.0, 39.8),
+    "Qwen2.5-Math-7B-Instruct-TIR": (26.7, 16.7, 78.8, 45.0, 70.0, 47.4),
+    "SimpleRL-Zero": (33.3, 6.7, 77.2, 37.6, 62.5, 43.5),
+    "rStar-Math-7B": (26.7, None, 78.4, 47.1, 47.5, None),
+    "Eurus-2-7B-PRIME": (26.7, 13.3, 79.2, 42.1, 57.4, 43.1),
+    "ToRL-7B": (43.3, 30.0, 82.2, 49.9, 75.0, 62.1),
+}
+"""Table 3 of the paper (arXiv 2503.23383) as printed: percent by model, in the order of `PINS`, and their average.
+None where nothing is printed."""
 
 
 def table(cells: Sequence[Result], benchmarks: Sequence[str], with_paper: bool) -> str:
@@ -24,10 +38,10 @@ def table(cells: Sequence[Result], benchmarks: Sequence[str], with_paper: bool) 
             lines.append(
                 [f"  maj@{cell['samples']}", *(_of(found[name], lambda r: r["majority"]) for name in columns)]
             )
-    complete = set(paper.BENCHMARKS) == set(benchmarks)  # else its average is of other columns than ours
+    complete = set(PINS) == set(benchmarks)  # else its average is of other columns than ours
     if with_paper:
         shown = [name if name != AVERAGE or complete else "" for name in columns]
-        lines += [[f"paper: {model}", *(_printed(model, name) for name in shown)] for model in paper.TABLE]
+        lines += [[f"paper: {model}", *(_printed(model, name) for name in shown)] for model in PAPER]
     note = "\n\n✗ the average that the paper prints is not the mean of the scores it prints; (the mean) is."
     return markdown(lines) + (note if with_paper and complete else "")
 
@@ -82,6 +96,18 @@ def _of(result: Result, value: Any) -> str:
 
 
 def _printed(model: str, column: str) -> str:
-    printed = dict(zip((*paper.BENCHMARKS, AVERAGE), paper.TABLE[model])).get(column)
-    mark = f" ✗ ({paper.true_average(model):.1f})" if column == AVERAGE and paper.is_wrong(model) else ""
+    printed = dict(zip((*PINS, AVERAGE), PAPER[model])).get(column)
+    mark = f" ✗ ({true_average(model):.1f})" if column == AVERAGE and is_wrong(model) else ""
     return "-" if printed is None else f"{printed}{mark}"
+
+
+def true_average(model: str) -> float | None:
+    """Return the mean of the five printed scores; None if one is missing."""
+    numbers = [score for score in PAPER[model][:-1] if score is not None]
+    return sum(numbers) / len(numbers) if len(numbers) == len(PINS) else None
+
+
+def is_wrong(model: str) -> bool:
+    """True if the printed average differs from the mean of the printed scores by more than rounding."""
+    printed, mean = PAPER[model][-1], true_average(model)
+    return printed is not None and mean is not None and abs(printed - mean) > 0.051

@@ -59,7 +59,6 @@ def seen(tool: Session, result: ToolResult) -> str:
 
 
 def blank(observation: str, segment: str) -> str:
-    """Return an empty output."""
     return ""
 
 

@@ -34,7 +34,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from queue import LifoQueue
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from grpo_tir.errors import GraderOutage
 from grpo_tir.grading.extract import extract_answer
@@ -59,8 +59,6 @@ NO_ANSWER = {"", "none", "null", "nan", "n/a", "na", "notfound", "not found", "n
 
 @dataclass(frozen=True)
 class Grade:
-    """Grade of one answer."""
-
     outcome: Outcome
     extracted: str | None
     seconds: float
@@ -117,7 +115,7 @@ class Grader:
             outcome, reason, seconds = "unjudged", str(outage), time.perf_counter() - began
         if rounded := outcome == "rounded":
             outcome = "right" if rounding else "wrong"
-        return Grade(_outcome(outcome), answer, seconds, reason, rounded)
+        return Grade(cast(Outcome, outcome), answer, seconds, reason, rounded)
 
     def outcome(self, answer: str, gold: str) -> Outcome:
         """Return the outcome of `grade`, and raise an error after an outage, which `grade` reports as `unjudged`.
@@ -226,10 +224,6 @@ def _quick(answer: str | None, gold: str) -> tuple[Outcome, str] | None:
             return "wrong", "numbers differ"
         return ("right", "equal numbers") if Decimal(mine) == Decimal(theirs) else ("wrong", "numbers differ")
     return None
-
-
-def _outcome(name: str) -> Outcome:
-    return "right" if name == "right" else "wrong" if name == "wrong" else "unjudged"
 
 
 @functools.cache

@@ -158,12 +158,10 @@ class _Reader:
             total = total + term if sign == "+" else total - term
             self.undone |= _terms(total) < apart
         self.depth -= 1
-        if self.command() == "choose":
-            self.at += len("\\choose")
-            return self.binomial(total, self.sum())
-        if self.command() == "over":
-            self.at += len("\\over")
-            return self.quotient(total, self.sum())
+        for name, rule in (("choose", self.binomial), ("over", self.quotient)):
+            if self.command() == name:
+                self.at += len(f"\\{name}")
+                return rule(total, self.sum())
         return total
 
     def signed(self, rule: Any) -> Expr:

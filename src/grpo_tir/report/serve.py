@@ -75,8 +75,6 @@ def make_server(runs: list[Path], port: int) -> ThreadingHTTPServer:
     watched = Watched(runs)
 
     class Handler(BaseHTTPRequestHandler):
-        """Handle requests for the page and its data."""
-
         def do_GET(self) -> None:
             """Send the page, or its data if they are newer than the version in If-None-Match."""
             name = self.headers.get("Host", "").rpartition(":")

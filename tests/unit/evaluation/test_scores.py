@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_tir.evaluation import paper
+from grpo_tir.evaluation import tables
 from grpo_tir.evaluation.scores import (
     bootstrap,
     difference,
@@ -105,7 +105,7 @@ def test_sign_test_by_hand(won: int, lost: int, p: float) -> None:
 
 
 def test_the_papers_wrong_averages_are_found_by_adding_up() -> None:
-    wrong = {model: round(paper.true_average(model) or 0, 1) for model in paper.TABLE if paper.is_wrong(model)}
+    wrong = {model: round(tables.true_average(model) or 0, 1) for model in tables.PAPER if tables.is_wrong(model)}
     assert wrong == {"Qwen2.5-Math-1.5B-Instruct-TIR": 39.3, "Eurus-2-7B-PRIME": 43.7, "ToRL-7B": 56.1}
 
 
