@@ -1,12 +1,23 @@
 """Define all exceptions of this package, in one tree.
 
     GrpoTirError
-    ├── UserError: ConfigError, DataError, ModelError, TemplateError, CheckpointError, OutputError,
-    │              ExecutorUnavailable
-    └── ExecutorOutage, GraderOutage, CertificateError, TrainingDiverged
+    ├── UserError            bad input: the message is one line with fault, location and remedy; exit code 2
+    │   ├── ConfigError          an unknown key, a value of the wrong type, or values that contradict each other
+    │   ├── DataError            a row, with its file and line
+    │   ├── ModelError           a model or tokenizer that cannot be loaded or used
+    │   ├── TemplateError        a prompt template that does not render
+    │   ├── CheckpointError      no complete checkpoint to resume from, or it belongs to another run
+    │   ├── OutputError          a folder that cannot be written, or a full disk
+    │   └── ExecutorUnavailable  the requested executor cannot be started here
+    ├── ExecutorOutage       too large a share of tool calls was lost: the run stops, nothing is scored
+    ├── GraderOutage         the same, for grading
+    ├── CertificateError     trained tokens are not the sampled tokens
+    └── TrainingDiverged     too many optimizer steps in a row had no finite gradient
 
 A failure of the *model's* code raises no exception. It is data (`types.ToolResult`).
 """
+
+from __future__ import annotations
 
 
 class GrpoTirError(Exception):
@@ -16,17 +27,17 @@ class GrpoTirError(Exception):
 
 
 class UserError(GrpoTirError):
-    """Bad input. The message is one line with fault, location and remedy; it is printed without a traceback."""
+    """Bad input. The command line prints the message without a traceback."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """An unknown key, a value of the wrong type, or values that contradict each other."""
+    """A recipe or an override that cannot be run."""
 
 
 class DataError(UserError):
-    """A problem file or a row that cannot be used, with file and line."""
+    """A problem file that cannot be used."""
 
 
 class ModelError(UserError):
@@ -38,11 +49,11 @@ class TemplateError(UserError):
 
 
 class CheckpointError(UserError):
-    """There is no complete checkpoint to resume from, or it belongs to another run."""
+    """There is no checkpoint to resume from, or it belongs to another run."""
 
 
 class OutputError(UserError):
-    """A folder cannot be written, or the disk is full."""
+    """The output folder cannot be written."""
 
 
 class ExecutorUnavailable(UserError):
