@@ -26,7 +26,6 @@ class TokenLogprobs(nn.Module):
         super().__init__()
         self.chunk = self._chunk
         self.model = model
-        model.get_input_embeddings().register_forward_hook(follow_autocast)
         self.temperature = temperature
         self.logits_mb = logits_mb
         self.plain = plain_head(model)
@@ -36,6 +35,8 @@ class TokenLogprobs(nn.Module):
         self.weight: Any = getattr(head, "weight", None)  # (V, H)
         self.bias: Any = getattr(head, "bias", None)  # (V,)
         self.float32 = isinstance(head, Float32Head)
+        if not self.float32:
+            model.get_input_embeddings().register_forward_hook(follow_autocast)
         self.watched: int | None = None
         """Token id; each forward stores its probability at every model token in `watched_probs`, (B, T)."""
 
@@ -102,7 +103,8 @@ class TokenLogprobs(nn.Module):
 
 def follow_autocast(module: nn.Module, inputs: object, hidden: torch.Tensor) -> torch.Tensor:
     """Cast embeddings to the type of autocast. The residual stream then has the precision of the generator's bf16
-    copy, and half the memory traffic. A forward hook; without autocast it does nothing."""
+    copy, and half the memory traffic. A forward hook; without autocast it does nothing. With a float32 head the
+    generator keeps the residual stream in float32, and so does the learner."""
     kind = hidden.device.type
     return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
 

@@ -26,7 +26,7 @@ from transformers import (
 from grpo_tir.learning.batching import collate, to_row
 from grpo_tir.learning.fast_softmax import LogSoftmaxInPlace
 from grpo_tir.learning.logprobs import TokenLogprobs, plain_log_softmax
-from grpo_tir.learning.prepare import plain_head
+from grpo_tir.learning.prepare import plain_head, use_float32_head
 from tiny_policy import VOCABULARY, make_groups, tiny_qwen2
 
 SHAPE: dict[str, Any] = {
@@ -215,13 +215,15 @@ def test_padding_on_the_right_changes_nothing() -> None:
     assert wide[:, 4:].abs().max() == 0
 
 
-@pytest.mark.parametrize("autocast", [True, False])
-def test_the_residual_stream_has_the_type_of_autocast(autocast: bool) -> None:
-    """So that it has the precision of the bf16 copy that the generator decodes with."""
+@pytest.mark.parametrize("autocast,head", [(True, "auto"), (True, "fp32"), (False, "auto")])
+def test_the_residual_stream_has_the_precision_of_the_generators(autocast: bool, head: str) -> None:
+    """The generator decodes from a bf16 copy. With a float32 head, only the linear layers of the copy are bf16."""
     model, found = tiny_qwen2(), set[torch.dtype]()
+    if head == "fp32":
+        use_float32_head(model)
     for layer in model.model.layers:
         layer.register_forward_pre_hook(lambda module, inputs: found.add(inputs[0].dtype))
     ids = torch.tensor([[3, 4, 5]])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         TokenLogprobs(model)(ids, torch.ones_like(ids), torch.ones_like(ids))
-    assert found == {torch.bfloat16 if autocast else torch.float32}
+    assert found == {torch.bfloat16 if autocast and head == "auto" else torch.float32}
