@@ -30,8 +30,9 @@ class ModelConfig:
     """Autocast precision of forward and backward. `auto`: bf16 on a GPU that supports it, else fp32: most CPUs
     emulate bf16. Weights are always fp32, because at lr 1e-6 an update is lost in the rounding of bf16."""
     head_precision: Literal["auto", "fp32"] = "auto"
-    """Precision of the logits in generator and learner. `auto`: as `precision`. `fp32`: on both sides float32 logits
-    (ScaleRL, arXiv 2510.13786) and hidden states between layers; the head's products run at a GPU's float32 rate."""
+    """Precision of the logits in generator and learner. `auto`: as `precision`. `fp32`: on both sides, logits
+    (ScaleRL, arXiv 2510.13786) and hidden states between layers are float32; the head then runs at a GPU's
+    float32 rate."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, but slower, so it is off by default."""
     lora_rank: int = 0
