@@ -17,7 +17,7 @@ from grpo_tir.generation.generate import GenerateRounds
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning.batching import to_row
-from grpo_tir.rollouts.rollout import Limits, RolloutLoop
+from grpo_tir.rollouts.rollout import RolloutLoop
 from grpo_tir.testing import ScriptedConfig, ScriptedExecutor, ScriptedModel, byte_tokenizer
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.tools.python import PythonTool
@@ -66,7 +66,7 @@ def make_loop(
     eos = find_eos_ids(model, tokenizer) if eos_ids is None else eos_ids
     stopping = CodeBlockStopping(tokenizer, tool.stop if tool else "output", eos_ids=eos)
     generator = GenerateRounds(model.eval(), stopping, sampling, eos, max_rows)
-    return RolloutLoop(generator, tool, tokenizer, Limits(budget, c), seed, **hooks)
+    return RolloutLoop(generator, tool, tokenizer, budget, c, seed, **hooks)
 
 
 def script_model(scripts: Mapping[str, Sequence[Turn]], tokenizer: Any = BYTES, **config: Any) -> ScriptedModel:

@@ -30,19 +30,6 @@ RunTool = Callable[[Session, Rollout, str], Future[ToolResult]]
 NOT_RUN = ToolResult("error", stderr="CallLimit: not run, the limit of calls is reached")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a response."""
-
-    max_completion_length: int
-    """Tokens of a response, tool output included."""
-    max_tool_calls: int
-    """c in the paper; with 0, no row is ever paused."""
-    fixed_waves: bool = False
-    """Insert results only when no row can continue, and all at once. The same rows then decode together in every
-    run, so that results repeat to the last bit."""
-
-
 @dataclass
 class Turn:
     """The calls of a stopped segment. They run one after another: a later one may use the state of an earlier."""
@@ -63,8 +50,11 @@ class RolloutLoop:
         generator: decodes the rows.
         tool: finds calls, runs them and formats their output; None only with `max_tool_calls` 0.
         tokenizer: of the policy. It encodes tool output, and decodes tokens only for display and grading.
-        limits: token budget and number of calls.
+        budget: tokens of a response, tool output included (`max_completion_length`).
+        max_tool_calls: c in the paper; with 0, no row is ever paused.
         seed: seed of the run. Every draw is keyed by seed, group, sample and position.
+        fixed_waves: insert results only when no row can continue, and all at once. The same rows then decode
+            together in every run, so that results repeat to the last bit.
         run_tool: runs a call, `(session, rollout, code) -> future`; default: the session's `submit`.
         on_finish: called with each finished rollout at once, so that it is graded while others decode.
         check: called between steps with (finished, waiting); may raise to abandon the batch.
@@ -77,8 +67,10 @@ class RolloutLoop:
         generator: Generator,
         tool: Tool | None,
         tokenizer: Any,
-        limits: Limits,
+        budget: int,
+        max_tool_calls: int,
         seed: int,
+        fixed_waves: bool = False,
         run_tool: RunTool = lambda session, rollout, code: session.submit(code),
         on_finish: Callable[[Rollout], None] = lambda rollout: None,
         check: Callable[[int, int], None] = lambda finished, waiting: None,
@@ -86,7 +78,8 @@ class RolloutLoop:
         version: int = 0,
     ) -> None:
         self.generator, self.tool, self.tokenizer = generator, tool, tokenizer
-        self.limits, self.seed = limits, seed
+        self.budget, self.max_tool_calls = budget, max_tool_calls
+        self.seed, self.fixed_waves = seed, fixed_waves
         self.run_tool, self.on_finish, self.check = run_tool, on_finish, check
         self.enough, self.version = enough, version
         self.rollouts: list[Rollout] = []
@@ -105,13 +98,13 @@ class RolloutLoop:
         """
         self.rollouts, self.finished = rollouts, 0
         self.turns.clear()  # an abandoned batch may have left some
-        if not self.limits.fixed_waves:
+        if not self.fixed_waves:
             self.generator.ready = lambda: any(turn.future.done() for turn in self.turns.values())
         for row, rollout in enumerate(rollouts):
             key = row_key(self.seed, rollout.group, rollout.sample)
             # a checkpoint may hold a longer response than the recipe allows now: it ends with its next token
-            budget = max(self.limits.max_completion_length, len(rollout.token_ids) + 1)
-            may_call = len(rollout.calls) < self.limits.max_tool_calls
+            budget = max(self.budget, len(rollout.token_ids) + 1)
+            may_call = len(rollout.calls) < self.max_tool_calls
             cut = len(rollout.segments[-1].token_ids) if rollout.cut else 0
             self.generator.submit(Request(row, rollout.prompt_ids, key, budget, may_call, rollout.token_ids, cut))
         try:
@@ -154,7 +147,7 @@ class RolloutLoop:
         """Start the next call of a turn. After the last one, or at the limit of calls, answer the turn."""
         rollout, turn, session = self.rollouts[row], self.turns[row], self.sessions[row]
         said = rollout.segments[-1].text
-        while turn.left and len(rollout.calls) < self.limits.max_tool_calls:
+        while turn.left and len(rollout.calls) < self.max_tool_calls:
             code = turn.left.pop(0)
             if code is not None:
                 turn.code, turn.future = code, self.run_tool(session, rollout, code)
@@ -166,8 +159,8 @@ class RolloutLoop:
 
     def _collect(self, block: bool) -> None:
         """Take the results that have come. Wait for results only if no other row can continue."""
-        all_at_once = self.generator.barrier or self.limits.fixed_waves
-        while self.turns and (block or not self.limits.fixed_waves):
+        all_at_once = self.generator.barrier or self.fixed_waves
+        while self.turns and (block or not self.fixed_waves):
             if all_at_once or block:
                 futures = [turn.future for turn in self.turns.values()]
                 since = time.monotonic()
@@ -195,7 +188,7 @@ class RolloutLoop:
         """Insert the outputs of a turn's calls and resume the row, or end it at the end of its budget."""
         rollout = self.rollouts[row]
         # 1. Encode the answer, cut to the remaining budget.
-        room = max(self.limits.max_completion_length - len(rollout.token_ids), 0)
+        room = max(self.budget - len(rollout.token_ids), 0)
         ended = not self.format.marker
         token_ids, text = encode_answer(self.tokenizer, outputs, ended, self.format.answer)
         if len(token_ids) >= room:
@@ -209,7 +202,7 @@ class RolloutLoop:
             self._finish(row, "length")
         else:
             del self.turns[row]
-            self.generator.resume(row, token_ids, len(rollout.calls) < self.limits.max_tool_calls)
+            self.generator.resume(row, token_ids, len(rollout.calls) < self.max_tool_calls)
 
     def _cut(self) -> None:
         """Wait for the calls under way and insert their outputs; then keep what unfinished rollouts have drawn."""

@@ -11,7 +11,7 @@ from grpo_tir.data.tokens import encode
 from grpo_tir.distributed.runtime import Runtime
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.rollouts.policy import Policy
-from grpo_tir.rollouts.rollout import Limits, RolloutLoop
+from grpo_tir.rollouts.rollout import RolloutLoop
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Problem, Rollout, RolloutGroup
 
@@ -53,8 +53,8 @@ def sample_responses(
         config: its sections `rollout`, `tool` and `train.seed` are read.
         runtime: gives the precision of the forward passes.
         sampling: distribution of the draws; default: that of the section `rollout`.
-        fixed_waves: see `Limits`.
-        hooks: `run_tool`, `on_finish`, `check`, `enough` and `version` of `RolloutLoop`.
+        fixed_waves: see `RolloutLoop`, as for the following.
+        hooks: `run_tool`, `on_finish`, `check`, `enough` and `version`.
 
     Returns:
         Seconds in which no row could continue, because all waited for their tool.
@@ -62,8 +62,8 @@ def sample_responses(
     Raises:
         ExecutorOutage: the executor lost so many calls that it gave up.
     """
-    limits = Limits(config.rollout.max_completion_length, config.tool.max_tool_calls, fixed_waves)
+    budget, calls, seed = config.rollout.max_completion_length, config.tool.max_tool_calls, config.train.seed
     with runtime.autocast(), policy.generating(config, sampling, rollouts) as generator:
-        loop = RolloutLoop(generator, tool, policy.tokenizer, limits, config.train.seed, **hooks)
+        loop = RolloutLoop(generator, tool, policy.tokenizer, budget, calls, seed, fixed_waves, **hooks)
         loop.run(rollouts)
     return loop.idle

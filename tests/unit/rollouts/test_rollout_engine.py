@@ -8,7 +8,7 @@ from typing import Any
 from grpo_tir.data.prompts import make_renderer
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import row_key
-from grpo_tir.rollouts.rollout import Limits, RolloutLoop
+from grpo_tir.rollouts.rollout import RolloutLoop
 from grpo_tir.rollouts.sample import make_groups
 from grpo_tir.testing import ScriptedExecutor
 from grpo_tir.tools.python import PythonTool
@@ -79,10 +79,8 @@ class SlowExecutor(ScriptedExecutor):
 def test_in_fixed_waves_results_wait_until_no_row_can_go_on_without() -> None:
     """The tool has answered row 0 at once; still it goes on only together with row 1."""
     generator = Turns({0: turns(0, 1), 1: turns(1, 1), 2: turns(2, 0)})
-    limits = Limits(400, 1, fixed_waves=True)
-    RolloutLoop(generator, PythonTool(ScriptedExecutor(stdout("42"))), BYTES, limits, 0).run(
-        empty_rollouts(["A", "B", "C"])
-    )
+    tool = PythonTool(ScriptedExecutor(stdout("42")))
+    RolloutLoop(generator, tool, BYTES, 400, 1, 0, fixed_waves=True).run(empty_rollouts(["A", "B", "C"]))
     assert generator.log[:5] == [
         *(("stopped", row) for row in (0, 1, 2)),
         *(("resumed", row, False) for row in (0, 1)),
@@ -96,7 +94,7 @@ def test_rows_decode_on_while_another_waits_for_its_tool() -> None:
         if finished == 2 and not executor.open[0].done():
             executor.open[0].set_result(ToolResult("ok", "42"))
 
-    loop = RolloutLoop(generator, PythonTool(executor), BYTES, Limits(400, 1), 0, check=check)
+    loop = RolloutLoop(generator, PythonTool(executor), BYTES, 400, 1, 0, check=check)
     rollouts = empty_rollouts(["A", "B", "C"])
     loop.run(rollouts)
     order = [("stopped", 0), ("stopped", 1), ("stopped", 2), ("resumed", 0, False), ("stopped", 0)]
@@ -124,7 +122,7 @@ def test_fixed_waves_collect_all_results_and_resume_in_the_order_of_rows() -> No
             return future
 
     generator.step = step  # type: ignore[method-assign]
-    loop = RolloutLoop(generator, PythonTool(Backwards()), BYTES, Limits(400, 2, fixed_waves=True), 0)
+    loop = RolloutLoop(generator, PythonTool(Backwards()), BYTES, 400, 2, 0, fixed_waves=True)
     loop.run(empty_rollouts(["A", "B"]))
     assert generator.log == [
         ("resumed", 0, True),
@@ -136,7 +134,7 @@ def test_fixed_waves_collect_all_results_and_resume_in_the_order_of_rows() -> No
 
 def test_a_row_without_room_for_more_is_released_not_resumed() -> None:
     generator = Turns({0: turns(0, 1)})
-    loop = RolloutLoop(generator, PythonTool(ScriptedExecutor(stdout("42"))), BYTES, Limits(len(CALL) + 3, 1), 0)
+    loop = RolloutLoop(generator, PythonTool(ScriptedExecutor(stdout("42"))), BYTES, len(CALL) + 3, 1, 0)
     rollouts = empty_rollouts(["A"])
     loop.run(rollouts)
     assert generator.log == [("stopped", 0), ("released", 0)]
