@@ -12,12 +12,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from grpo_tir.config import Config, RolloutConfig, ToolConfig
 from grpo_tir.distributed.runtime import Runtime
-from grpo_tir.engine import decode_weights
-from grpo_tir.engine import engine as engine_module
+from grpo_tir.engine import decode_weights, static_step
 from grpo_tir.engine.choose_step import TRIAL_TOKENS, choose_step, time_step
-from grpo_tir.engine.engine import Engine, may_call_next
+from grpo_tir.engine.engine import STEPS, Engine, may_call_next
 from grpo_tir.engine.paged_cache import PagedCache
-from grpo_tir.engine.static_step import STEPS, StaticStep
+from grpo_tir.engine.static_step import StaticStep
 from grpo_tir.generation.generate import GenerateRounds
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
@@ -195,7 +194,7 @@ def test_a_step_that_cannot_be_made_gives_way_to_eager(monkeypatch: pytest.Monke
     stopping = CodeBlockStopping(make_tokenizer())
     requests = make_requests(groups=4, samples=4, budget=40, seed=3)
     wanted = run_with_tool(Engine(model, stopping, Sampling(), [11, 12, 13, 14]), requests, INSERTED, calls=2)
-    real, made = engine_module.StaticStep, []
+    real, made = StaticStep, []
 
     def fail_at_the_second(*args: Any) -> Any:
         made.append(args)
@@ -203,7 +202,7 @@ def test_a_step_that_cannot_be_made_gives_way_to_eager(monkeypatch: pytest.Monke
             raise RuntimeError("no memory\nfor the graph")
         return real(*args)
 
-    monkeypatch.setattr(engine_module, "StaticStep", fail_at_the_second)
+    monkeypatch.setattr(static_step, "StaticStep", fail_at_the_second)
     engine = Engine(model, stopping, Sampling(), [11, 12, 13, 14], step="plain", page=4)
     assert run_with_tool(engine, requests, INSERTED, calls=2) == wanted
     assert engine.failed == "RuntimeError: no memory" and engine.counts["blocks"] > 0
@@ -232,7 +231,7 @@ def test_a_trial_does_not_time_the_compilation_for_fewer_rows(monkeypatch: pytes
             clock[0] += args[-1]
             return super().run(*args)
 
-    monkeypatch.setattr(engine_module, "StaticStep", Slow)
+    monkeypatch.setattr(static_step, "StaticStep", Slow)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     requests = [Request(n, [3, 4 + n], row_key(0, 0, n), 6 + 6 * n, False) for n in range(4)]
     engine = Engine(make_model(FAMILIES["qwen2"]), None, Sampling(), [], step="plain", block=4)

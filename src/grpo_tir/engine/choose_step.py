@@ -9,16 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
-from grpo_tir.engine.static_step import STEPS
+from grpo_tir.engine.engine import STEPS, Engine
+from grpo_tir.engine.scheduler import SequenceState
 from grpo_tir.generation.protocol import Request
-
-if TYPE_CHECKING:
-    from grpo_tir.engine.engine import Engine
-    from grpo_tir.engine.scheduler import SequenceState
 
 TRIAL_TOKENS = 2 * STEPS + 1
 """Tokens for each row: one block to compile and capture, one to time. Rows keep their budgets, so that the steps

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -32,17 +32,21 @@ from grpo_tir.engine.fast_draw import fast_draw
 from grpo_tir.engine.kv_cache import RaggedBatch
 from grpo_tir.engine.paged_cache import CPU_PAGE, PAGE, PagedCache
 from grpo_tir.engine.scheduler import Scheduler, SequenceState
-from grpo_tir.engine.static_step import STEPS, Mode, StaticStep
 from grpo_tir.engine.support import decoding, make_cache, unsupported_reason
 from grpo_tir.errors import ConfigError, ModelError
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, uniforms
 from grpo_tir.generation.stopping import CodeBlockStopping
 
+if TYPE_CHECKING:
+    from grpo_tir.engine.static_step import Mode, StaticStep
+
 __all__ = ["Engine", "unsupported_reason"]
 
 SORT_EVERY = 32
 """Forwards between sorts: a sort copies the cache once, but every forward reads it."""
+STEPS = 16
+"""Largest number of static steps between two reads of their tokens."""
 FED_BY_STEPS = 32
 """Largest number of tokens that static steps feed to a row one by one. A longer text gets a forward."""
 SMALLEST_BUCKET = 16
@@ -66,7 +70,7 @@ class Engine:
         max_rows: largest number of rows that run at the same time; 0 means no limit.
         kv_tokens: capacity of the KV cache in tokens, padding included; 0 means as many as the rows need.
         step: `eager`: forwards of all rows, as above. Other values: `static_step.Mode`; see `choose_step`.
-        block: largest number of static steps between two reads of their tokens.
+        block: see `STEPS`.
         page: tokens in a page of the KV cache of static steps; 0 means `PAGE`, on a CPU `CPU_PAGE`.
     """
 
@@ -315,12 +319,14 @@ class Engine:
         rows = max(1 << (running - 1).bit_length(), SMALLEST_BUCKET if on_gpu else 1)
         longest = max(map(_limit, self.scheduler.rows.values()))
         if rows not in self.static or self.static[rows].longest < longest:  # a longer row was submitted since
+            from grpo_tir.engine.static_step import StaticStep  # eager steps do not need it
+
             cache = self.scheduler.cache
             assert isinstance(cache, PagedCache) and self.mode != "eager"
             shared, started = next(iter(self.static.values()), None), time.perf_counter()
             try:
                 self.static[rows] = StaticStep(
-                    self.model, cache, rows, longest, self.sampling, self.eos_ids, self.mode, shared
+                    self.model, cache, rows, longest, self.block, self.sampling, self.eos_ids, self.mode, shared
                 )
             except Exception as error:  # compilers and drivers raise anything
                 self._use_eager(error)

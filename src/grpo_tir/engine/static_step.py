@@ -39,8 +39,6 @@ Mode = Literal["plain", "captured", "compiled"]
 """`plain`: ordinary operators, as a reference. `captured`: the same step as a CUDA graph, with FlexAttention.
 `compiled`: the layers compiled; on CUDA captured too."""
 
-STEPS = 16
-"""Largest number of steps in a block."""
 _STATE = ("token", "position", "key", "first", "limit", "live")
 """State of a row: token to feed and its position, key of the draws, length of the prompt, largest length, and 1
 until the row has ended."""
@@ -124,6 +122,7 @@ class StaticStep:
         cache: the pool. It must not be allocated anew while this object is used.
         rows: B.
         longest: largest number of tokens of a row.
+        block: largest number of steps of a `run`.
         sampling: distribution of the draws.
         eos_ids: tokens that end a row.
         mode: see `Mode`.
@@ -139,6 +138,7 @@ class StaticStep:
         cache: PagedCache,
         rows: int,
         longest: int,
+        block: int,
         sampling: Sampling,
         eos_ids: Iterable[int],
         mode: Mode,
@@ -149,14 +149,14 @@ class StaticStep:
         device = cache.device
         pinned = device.type == "cuda"
         # 1. What the host writes in one copy: the state of each row, then the known tokens of each step.
-        self.host = torch.zeros(len(_STATE) + STEPS, rows, dtype=torch.int64, pin_memory=pinned)
+        self.host = torch.zeros(len(_STATE) + block, rows, dtype=torch.int64, pin_memory=pinned)
         self.width = min(-(-longest // cache.page), cache.pages)  # W
         self.host_table = torch.zeros(rows, self.width, dtype=torch.int32, pin_memory=pinned)
         self.inputs = self.host.to(device)
         # FlexAttention requires tables as wide as the pool. Only the first W columns are used.
         self.table, self.last = torch.zeros(2, rows, cache.pages, dtype=torch.int32, device=device)
-        # 2. What the host reads in one copy: tokens and log-probs, (STEPS, B) each.
-        self.record = torch.zeros(2, STEPS, rows, dtype=torch.int32, device=device)
+        # 2. What the host reads in one copy: tokens and log-probs, (block, B) each.
+        self.record = torch.zeros(2, block, rows, dtype=torch.int32, device=device)
         self.count = torch.zeros(1, dtype=torch.int64, device=device)
         self.ends_row = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=device)
         self.ends_row[torch.tensor(sorted(eos_ids), dtype=torch.int64)] = True
@@ -179,7 +179,7 @@ class StaticStep:
             tables: pages of each row.
             state: the values of each row, in the order of `_STATE`.
             known: tokens that are fed after the first one of each row, instead of drawn ones.
-            steps: number of steps, at most `STEPS`.
+            steps: number of steps, at most `block`.
 
         Returns:
             tokens and their log-probs, (steps, rows) each.
