@@ -158,16 +158,16 @@ class Collector:
         attempts, wanted = self.config.algorithm.dynamic_sampling, self.config.rollout.prompts_per_step
         if not attempts:
             return groups
-        kept, flat_groups = list[RolloutGroup](), list[RolloutGroup]()
         for attempt in range(1, attempts + 1):
-            kept += [group for group in groups if not is_flat(group.rewards)]
-            flat_groups += [group for group in groups if is_flat(group.rewards)]
+            kept = [group for group in groups if not is_flat(group.rewards)]
             missing = wanted - int(self.runtime.sum([len(kept)])[0])
             if missing <= 0:
                 return kept
             if attempt < attempts:
-                groups = self.sample_rollouts(missing)
-                self.assign_rewards(groups)
+                more = self.sample_rollouts(missing)
+                self.assign_rewards(more)
+                groups = groups + more
+        flat_groups = [group for group in groups if is_flat(group.rewards)]
         chosen = self.runtime.gather([group.rollouts[0].group for group in flat_groups])[:missing]
         return kept + [group for group in flat_groups if group.rollouts[0].group in chosen]
 

@@ -35,13 +35,8 @@ if TYPE_CHECKING:
 
 NOTED_SETUP = 5.0
 """Seconds of compilation in a batch, over which the console tells of it."""
-FullWeights = Callable[[Any], AbstractContextManager[None]]
-"""Type of `distributed.Runtime.full_weights`."""
-
-
-def unsharded(model: Any) -> AbstractContextManager[None]:
-    """Do nothing: every rank already holds all weights."""
-    return nullcontext()
+FullWeights = Callable[[Any], AbstractContextManager[Any]]
+"""Type of `distributed.Runtime.full_weights`. With `nullcontext`, every rank already holds all weights."""
 
 
 @dataclass
@@ -172,7 +167,7 @@ def load_policy(
     config: Config,
     path: str,
     device: torch.device,
-    full_weights: FullWeights = unsharded,
+    full_weights: FullWeights = nullcontext,
     prompt_length: int | None = None,
     loaded: tuple[Any, Any] | None = None,
 ) -> Policy:
@@ -223,7 +218,7 @@ def load_policy(
     )
 
 
-def load_reference(config: Config, full_weights: FullWeights = unsharded, given: Any = None) -> Any:
+def load_reference(config: Config, full_weights: FullWeights = nullcontext, given: Any = None) -> Any:
     """Load the frozen initial policy, or copy the `given` model. Returns None without `kl_coef`, and with LoRA
     (turn its adapters off)."""
     if not config.algorithm.kl_coef or config.model.lora_rank:
@@ -237,7 +232,7 @@ def load_reference(config: Config, full_weights: FullWeights = unsharded, given:
     return model.requires_grad_(False).eval()
 
 
-def load_model(path: str, revision: str | None = None, full_weights: FullWeights = unsharded) -> tuple[Any, Any]:
+def load_model(path: str, revision: str | None = None, full_weights: FullWeights = nullcontext) -> tuple[Any, Any]:
     """Load model (float32) and tokenizer.
 
     Raises:
@@ -263,7 +258,7 @@ def load_model(path: str, revision: str | None = None, full_weights: FullWeights
     return model, tokenizer
 
 
-def check_model(name: str, model: Any, tokenizer: Any, full_weights: FullWeights = unsharded) -> None:
+def check_model(name: str, model: Any, tokenizer: Any, full_weights: FullWeights = nullcontext) -> None:
     """Check that a model predicts the next token and fits its tokenizer.
 
     Raises:

@@ -15,8 +15,8 @@ last line (10); a marker without code gets a short notice instead of silently va
 
 from __future__ import annotations
 
-import copy
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from grpo_tir.executor.protocol import Executor
@@ -91,32 +91,26 @@ def error_line(result: ToolResult) -> str:
     return lines[-1] if lines else f"SystemExit: {result.exit_code}"
 
 
+@dataclass(eq=False)
 class PythonTool:
-    """Run code blocks and return output blocks. Owns the executor.
+    """Run code blocks and return output blocks. Owns the executor."""
 
-    Args:
-        executor: runs the code.
-        stop: `output` or `fence`; see `ToolConfig.format`.
-        state: `fresh`, or `replay`: the successful blocks of the rollout run again before each call. They are read
-            from `rollout.calls`, so a resumed rollout continues with the same state.
-        echo: show the value of a last expression.
-    """
-
+    executor: Executor
+    stop: str = "output"
+    """`output` or `fence`; see `ToolConfig.format`."""
+    state: str = "fresh"
+    """With `replay`, the successful blocks of the rollout run again before each call. They are read from
+    `rollout.calls`, so a resumed rollout continues with the same state."""
+    echo: bool = False
+    """Show the value of a last expression."""
+    rollout: Rollout | None = None
+    """Rollout of a session; None for the tool itself."""
     resumable = True
     """`session(rollout)` restores all state from `rollout.calls`."""
 
-    def __init__(self, executor: Executor, stop: str = "output", state: str = "fresh", echo: bool = False) -> None:
-        self.executor = executor
-        self.stop, self.state, self.echo = stop, state, echo
-        self.rollout: Rollout | None = None
-
     def session(self, rollout: Rollout) -> Self:
         """Return this tool if calls are independent, else a copy that knows the rollout."""
-        if self.state == "fresh":
-            return self
-        bound = copy.copy(self)
-        bound.rollout = rollout
-        return bound
+        return self if self.state == "fresh" else replace(self, rollout=rollout)
 
     def find_call(self, text: str) -> str | None:
         """Return the code of a stopped segment. Text after the marker is ignored."""
