@@ -42,7 +42,6 @@ def encode_answer(tokenizer: Any, outputs: Sequence[str], ended: bool, answer: s
     """Encode the answer to a turn. Special tokens in an output are split.
 
     Args:
-        tokenizer: the policy's.
         outputs: one for each call.
         ended: True if the turn was sampled with its end-of-text token, which is then left out of the answer.
         answer: text around each output, with `{result}`; "" means what the chat template writes.

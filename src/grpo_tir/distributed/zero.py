@@ -102,11 +102,8 @@ def full_weights(model: torch.nn.Module, engine: Any = None) -> Iterator[None]:
     forwards.
 
     All ranks must enter together; each leaves on its own. With the hooks, layers would be gathered one by one.
-    That is slower, and a rank with more forwards than the others would wait forever.
-
-    Args:
-        model: any model, sharded or not.
-        engine: DeepSpeed's engine around the policy. If it holds the model, its hooks are removed inside.
+    That is slower, and a rank with more forwards than the others would wait forever. If DeepSpeed's `engine` holds
+    the model, its hooks are removed inside.
     """
     parameters = [p for p in model.parameters() if hasattr(p, "ds_id")]
     if not parameters:

@@ -45,13 +45,8 @@ def choose_step(
     requests: Sequence[Request],
     modes: Sequence[str] = ("captured", "compiled"),
 ) -> Choice:
-    """Time the eager step and each of `modes` on the first tokens of `requests`.
-
-    Args:
-        make_engine: makes an engine with a given step.
-        requests: the rows of a rollout batch. No row is paused for a call.
-        modes: candidates beside the eager step.
-    """
+    """Time the eager step and each of `modes` on the first tokens of the rows of a batch, none of which is paused
+    for a call. `make_engine` makes an engine with a given step."""
     seconds, wanted = time_step(make_engine("eager"), requests)
     choice = Choice("eager", {"eager": seconds})
     for mode in modes:

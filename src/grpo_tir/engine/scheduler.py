@@ -47,13 +47,8 @@ class SequenceState:
 
 
 class Scheduler:
-    """Decide which rows run, and in which slots of the cache.
-
-    Args:
-        cache: empty KV cache.
-        max_rows: largest number of rows that run at the same time; 0 means no limit.
-        counts: counter for `evictions` and `sorts`.
-    """
+    """Decide which rows run, at most `max_rows` (0: no limit), and in which slots of the empty `cache`. `counts`
+    gets the numbers of `evictions` and `sorts`."""
 
     def __init__(self, cache: KVCache | PagedCache, max_rows: int, counts: Counter[str]) -> None:
         self.cache, self.max_rows, self.counts = cache, max_rows, counts

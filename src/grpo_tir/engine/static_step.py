@@ -123,8 +123,6 @@ class StaticStep:
         rows: B.
         longest: largest number of tokens of a row.
         block: largest number of steps of a `run`.
-        sampling: distribution of the draws.
-        eos_ids: tokens that end a row.
         mode: see `Mode`.
         other: another step of the same engine. Their CUDA graphs share memory.
 

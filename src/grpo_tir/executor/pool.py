@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_tir.config import ExecutorConfig
-from grpo_tir.errors import ExecutorOutage, ExecutorUnavailable, GrpoTirError
+from grpo_tir.errors import ExecutorOutage, ExecutorUnavailable
 from grpo_tir.executor.wire import FRAME, Connection, Frame, Host, frames, pack
 from grpo_tir.types import ToolCall, ToolResult
 
@@ -201,11 +201,9 @@ class Pool:
             return call.future
         call.future.set_running_or_notify_cancel()  # no longer cancellable: a runner may have it already
         with self.lock:
-            try:
-                self.refuse_if_over()
-            except GrpoTirError:
+            if self.outage or self.closed:
                 self.room.release()
-                raise
+            self.refuse_if_over()
             self.counts["calls"] += 1
             self.waiting.append(call)
             self.dispatch()

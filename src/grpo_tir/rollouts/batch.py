@@ -14,14 +14,8 @@ from grpo_tir.types import Reward, Rollout, RolloutGroup
 
 
 class Batch:
-    """Follow the rollouts of `groups` that have not ended.
-
-    Args:
-        groups: groups of this rank.
-        share: share of the groups that must be whole for the batch to end; see `rollout.carry_over`.
-        reward: grades a rollout.
-        graders: threads in which it does so.
-    """
+    """Follow the rollouts of this rank's groups that have not ended. The batch ends when a `share` of the groups
+    is whole (`rollout.carry_over`). `reward` grades in the threads of `graders`."""
 
     def __init__(
         self, groups: Sequence[RolloutGroup], share: float, reward: RewardFunction, graders: Executor

@@ -174,9 +174,7 @@ def load_policy(
     """Load a policy in float32: at lr 1e-6 an update is lost in the rounding of a bf16 weight.
 
     Args:
-        config: the recipe.
         path: folder or Hub id of the model.
-        device: device of the loaded model.
         full_weights: gathers the parameters of a model that ZeRO-3 sharded while it was loaded.
         prompt_length: prompt tokens that must fit in the model's positions together with the completion; default:
             `data.max_prompt_length`.

@@ -41,12 +41,8 @@ def math_reward(
 
 
 def make_reward(config: RewardConfig, budget: int, given: RewardFunction | None = None) -> RewardFunction:
-    """Make the recipe's reward: its function plus the optional penalties, each recorded in `parts`.
-
-    Args:
-        config: the section `reward`.
-        budget: `max_completion_length` (tokens).
-        given: the reward function itself, instead of `config.function`.
+    """Make the recipe's reward: its function, or the `given` one, plus the optional penalties, each recorded in
+    `parts`. `budget` is `max_completion_length` (tokens).
 
     Raises:
         ConfigError: `config.function` cannot be loaded.

@@ -47,7 +47,6 @@ class RolloutLoop:
     """Fill rollouts in place.
 
     Args:
-        generator: decodes the rows.
         tool: finds calls, runs them and formats their output; None only with `max_tool_calls` 0.
         tokenizer: of the policy. It encodes tool output, and decodes tokens only for display and grading.
         budget: tokens of a response, tool output included (`max_completion_length`).
