@@ -8,8 +8,6 @@ hash is written to the result, because copies differ in how they write an answer
 This module does not import torch. It imports datasets only to load from the Hub.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Sequence

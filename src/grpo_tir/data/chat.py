@@ -3,8 +3,6 @@
 An answer to a call is inserted exactly as the template writes a tool message.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Read the problems that a recipe names, and leave out those with long prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

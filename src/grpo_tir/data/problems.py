@@ -8,8 +8,6 @@ The order of the sampler is a function of (seed, epoch) alone. Its state is the 
 that a resumed run continues exactly where it stopped.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import re

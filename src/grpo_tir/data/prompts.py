@@ -5,8 +5,6 @@ turns). `torl` and `torl_0307` equal the reference's templates exactly, includin
 problem above", but the problem follows below.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ read, a ValueError with the reason is yielded in its place, so that the caller c
 Memory holds one JSONL row or one parquet batch, for files of any size, but a complete JSON list.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

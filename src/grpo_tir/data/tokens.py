@@ -1,7 +1,5 @@
 """Encode text to token ids, decode them, and find those that end a response."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -7,8 +7,6 @@
 An error that all ranks have is reported by rank 0 first, so that it is printed once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

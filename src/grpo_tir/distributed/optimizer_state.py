@@ -9,8 +9,6 @@ overlap with its own slices. One parameter of 10 elements:
 Without ZeRO every rank holds complete parameters, and rank 0 writes one file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ metrics and stop requests are reduced over all ranks. Only this package imports 
 for it, DeepSpeed (`zero.py`).
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 import os

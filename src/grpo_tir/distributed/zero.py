@@ -9,8 +9,6 @@ All of these stay in float32, because at lr 1e-6 an update is lost in the roundi
 forward passes use DeepSpeed's own autocast.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import os

@@ -4,8 +4,6 @@ Each candidate decodes a few tokens of the first rollout batch: its own prompts,
 fails (no compiler, an operator that cannot be captured) or disagrees is not used.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ that it is never stale and allocates nothing. On a CPU bf16 is slower than float
 float32 weights in oneDNN's layout (`BlockedWeights`).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Draw tokens in blocks of the vocabulary: the same tokens as `generation.sampling.draw`, in less time."""
 
-from __future__ import annotations
-
 import torch
 
 from grpo_tir.generation.sampling import Sampling, _first_above, draw, running_sum, truncate

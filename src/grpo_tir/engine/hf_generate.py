@@ -12,8 +12,6 @@ and passes them on. Rows end at an end-of-text token, at a tool call (see `stopp
 `generate`) or at `max_length`. Options that the engine does not support raise an error; none is ignored.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

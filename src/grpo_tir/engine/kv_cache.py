@@ -13,8 +13,6 @@ Queries are grouped by their KV head, so that grouped-query attention does not r
 Shapes: N tokens, B rows, S slots, L slot width, H query heads, K KV heads, D head dimension.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -12,8 +12,6 @@ The interface is that of `kv_cache.KVCache`, so that `scheduler` works with eith
 Shapes: P pages, K KV heads, D head dimension, S slots.
 """
 
-from __future__ import annotations
-
 from itertools import chain
 from typing import Any
 

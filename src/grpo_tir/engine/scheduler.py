@@ -10,8 +10,6 @@ If slots are short, parked rows are evicted first, then the youngest running row
 last, so every batch completes in any memory that holds its longest row.
 """
 
-from __future__ import annotations
-
 import bisect
 from collections import Counter
 

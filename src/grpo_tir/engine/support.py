@@ -1,7 +1,5 @@
 """Check whether the engine can decode a model, and prepare a model for decoding."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary

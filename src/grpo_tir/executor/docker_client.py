@@ -4,8 +4,6 @@ The container has no network, a read-only root, no capabilities except changing 
 processes, and one small tmpfs for each slot. It is attached by stdin and stdout and ends when they close.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

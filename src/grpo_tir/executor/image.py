@@ -4,8 +4,6 @@ The packages are installed on the host for the base's Python and copied in. The 
 the same packages make the same image.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Run a program outside of any run: `grpo_tir.run_code`."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 

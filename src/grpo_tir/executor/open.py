@@ -1,7 +1,5 @@
 """Open the executor that a recipe asks for, or raise one line with the reason."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Run the runner on this machine without an engine: namespaces where Linux grants them, rlimits everywhere."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Define the interface of an executor of code."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol

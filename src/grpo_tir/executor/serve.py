@@ -7,8 +7,6 @@ Files come and go as base64. Beyond loopback a token is needed. On loopback, req
 that are not declared as JSON are rejected, so that a website cannot run code through the browser.
 """
 
-from __future__ import annotations
-
 import hmac
 import json
 import threading

@@ -13,8 +13,6 @@ Tests check that the faster engine gives the same results.
 Shapes: B rows, T width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

@@ -4,8 +4,6 @@
 the same `CodeBlockStopping`, and draw with the same keyed sampler.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol

@@ -8,8 +8,6 @@ A rollout is therefore the same alone, in a batch of 64, and after a resume, unl
 Shapes: B rows, V vocabulary.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -11,8 +11,6 @@ The newest token is kept as it was sampled, even if it continues after the marke
 A format without a marker, such as `tool_call`, pauses a row at an end-of-text token, if its segment holds a call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

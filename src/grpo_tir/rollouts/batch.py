@@ -1,7 +1,5 @@
 """Follow the rollouts of one batch: grade each one when it ends, and tell when enough groups are whole."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -12,8 +12,6 @@ With `rollout.carry_over`, a rank ends its wave once that share of its groups is
 over: they are dealt to the ranks anew, with fewer new groups, and continued with the weights of the next step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

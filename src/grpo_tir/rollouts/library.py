@@ -1,7 +1,5 @@
 """Sample outside of any run: `grpo_tir.rollout`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -9,8 +9,6 @@ A custom reward is a function `reward(problem, rollout) -> Reward | None`. None 
 be judged, for a reason outside of it. Group statistics and loss then leave the response out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

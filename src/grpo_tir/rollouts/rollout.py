@@ -10,8 +10,6 @@ that nothing is cut off later (bug 5 of the reference). Every token of a respons
 nothing else is appended (bugs 2, 3 and 4).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait

@@ -1,7 +1,5 @@
 """Sample a batch of responses, for training, evaluation, `solve` and `doctor`: groups, generator and tool loop."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Read and check the name and the arguments of a call."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -15,8 +15,6 @@ there to the next turn (`data.chat.tool_answer`) is inserted and masked:
     ⏎<|im_start|>user⏎<tool_response>⏎42⏎</tool_response><|im_end|>⏎<|im_start|>assistant⏎           ← inserted
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

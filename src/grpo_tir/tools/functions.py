@@ -5,8 +5,6 @@ runs in a thread of the trainer, with a deadline. A function marked by `function
 sandbox instead, from its own source: it must import what it needs.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import operator

@@ -6,8 +6,6 @@
 The stamp is the name of the tool, for limits, state and metrics.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor

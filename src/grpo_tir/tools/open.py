@@ -1,7 +1,5 @@
 """Open the tool of a recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

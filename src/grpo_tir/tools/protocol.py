@@ -12,8 +12,6 @@ An outage is never shown to the model as text. The executor retries; if it still
 `infrastructure`, and the rollout becomes invalid.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import Future
 from typing import Protocol
 

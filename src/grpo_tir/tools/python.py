@@ -13,8 +13,6 @@ Departures from the reference (with the numbers of its bugs): success is the exi
 last line (10); a marker without code gets a short notice instead of silently vanishing (13).
 """
 
-from __future__ import annotations
-
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Self

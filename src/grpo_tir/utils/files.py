@@ -1,7 +1,5 @@
 """Write files atomically, read and append lines of JSONL files, and write in a background thread."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ Without a network, the Hub's client retries each file six times over half a minu
 with one connection. If it fails, the client is set offline; it then finds only files in its cache.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import socket

@@ -1,7 +1,5 @@
 """Use Python objects instead of the problems, functions and models that a recipe names by strings."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Unknown keys and ill-typed values raise errors. `--section.key VALUE` on the command line overrides a key.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import importlib

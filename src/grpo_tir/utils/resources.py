@@ -4,8 +4,6 @@ In a checkout, recipes and sandbox are folders at the root of the repository. In
 package, as `grpo_tir/_recipes` and `grpo_tir/_sandbox`. So an installed package works from any folder.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import importlib
