@@ -192,7 +192,7 @@ def training_steps(
             collector.assign_rewards(batch)
         assign_advantages(batch, config.algorithm)
         if learner:
-            with learner.updating(number, folder):
+            with learner.updating(number):
                 for part in learner.mini_batches(batch):
                     learner.backward(part)
                     learner.step(part)

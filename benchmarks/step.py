@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,7 +86,7 @@ def our_step(model: PreTrainedModel, rows: list[Row], samples: int, call: Callab
     )
     assign_advantages(groups, config.algorithm)
     learner = Learner(Runtime("fp32"), model, config)
-    with learner.updating(0, Path(tempfile.gettempdir()) / "dump"):
+    with learner.updating(0):
         for batch in learner.mini_batches(groups):
             learner.backward(batch)
             learner.step(batch)

@@ -104,8 +104,9 @@ def make_learner(model: Any, reference: Any = None, **values: Any) -> Learner:
 
 
 def update(learner: Learner, groups: Sequence[RolloutGroup], step: int, dump: Path) -> dict[str, float]:
-    """All optimizer steps on one rollout batch, as `Trainer.step` takes them."""
-    with learner.updating(step, dump):
+    """All optimizer steps on one rollout batch, as `Trainer.step` takes them. Bad batches go to `dump`/dumps."""
+    learner.config = change(learner.config, train__output_dir=str(dump))
+    with learner.updating(step):
         for batch in learner.mini_batches(groups):
             learner.backward(batch)
             learner.step(batch)

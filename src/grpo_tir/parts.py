@@ -119,7 +119,7 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
             save_config(config, folder / "config.yaml")
             log.describe(**describe_run(config, tool))
         runtime.barrier()
-        recorder = Recorder(config, runtime, log, console)
+        recorder = Recorder(config, runtime, log, console, len(fitting))
         return Parts(
             runtime, console, stop, watchdog, policy, tool, reward, collector,
             learner, held_out, saver, recorder, writer, state, opened.pop_all(),

@@ -101,19 +101,17 @@ class Trainer:
         assign_advantages(groups, config.algorithm)
         self._notify("on_rollouts", groups)
         sampled = time.perf_counter()
-        dump = self.folder / "dumps" / f"step_{self.steps_done + 1:06d}"
-        with self._recorded_if_it_diverges(groups), learner.updating(self.steps_done, dump):
+        with self._recorded_if_it_diverges(groups), learner.updating(self.steps_done):
             for batch in learner.mini_batches(groups):
                 learner.backward(batch)  # GRPO loss and its gradient
                 learner.step(batch)  # clip, AdamW
         learned = learner.report()
         self.steps_done += 1
         seconds = sampled - started, time.perf_counter() - sampled
-        problems = len(collector.problems.problems)
+        carried, choice = len(collector.carried), self.parts.policy.choice
         self.line = self.parts.recorder.measure(
-            groups, self.steps_done, learned, seconds, collector.idle, self.parts.policy.choice, problems,
-            len(collector.carried),
-        )  # fmt: skip
+            groups, self.steps_done, learned, seconds, collector.idle, choice, carried
+        )
         self.finish_step()
 
     def finish_step(self) -> None:

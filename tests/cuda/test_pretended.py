@@ -118,11 +118,11 @@ def test_the_learner_reads_nothing_in_a_micro_batch(monkeypatch: pytest.MonkeyPa
     """Layout, loss, metrics and the certificate's sums wait for nothing; the certificate reads once for all."""
     learner = make_learner(tiny_qwen2())
     samples = [to_row(rollout) for group in make_groups() for rollout in group.rollouts]
-    with torch.no_grad(), learner.updating(0, tmp_path):
+    with torch.no_grad(), learner.updating(0):
         wanted = learner._loss(collate(samples, torch.device("cpu")), 10.0)
     learner = make_learner(tiny_qwen2())
     to_device(learner.module)
-    with pretended_cuda(monkeypatch) as log, torch.no_grad(), learner.updating(0, tmp_path):
+    with pretended_cuda(monkeypatch) as log, torch.no_grad(), learner.updating(0):
         learner.statistics.gap_max = learner.statistics.gap_max.to(DEVICE)
         monkeypatch.setattr(packing, "has_kernel", lambda value: False)
         loss = learner._loss(collate(samples, DEVICE), 10.0)
@@ -205,7 +205,7 @@ def test_a_backward_pass_waits_for_nothing(kind: str, tmp_path: Path, monkeypatc
             passes.append(backward(*args))
 
     monkeypatch.setattr(learner.runtime, "backward", watch)
-    with learner.updating(0, tmp_path):
+    with learner.updating(0):
         for batch in learner.mini_batches(make_groups()):
             learner.backward(batch)
     assert len(passes) > 1 and not watched.found

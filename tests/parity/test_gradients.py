@@ -172,7 +172,7 @@ def test_bf16_weights_are_made_once_a_step(
         runtime = Runtime("bf16")
         learner = Learner(runtime, model, change(Config(), optim__micro_batch_tokens=64))
         learner.module.logits_mb = 4 * 4 * VOCABULARY / 2**20  # the head in chunks of 4 tokens
-        with learner.updating(0, tmp_path), CountCasts(model) as counted:
+        with learner.updating(0), CountCasts(model) as counted:
             (batch,) = learner.mini_batches(make_groups())
             if apart:  # the cache is emptied after every forward
                 monkeypatch.setattr(learner.statistics, "add", lambda **_: torch.clear_autocast_cache())

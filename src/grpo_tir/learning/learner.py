@@ -88,16 +88,12 @@ class Learner:
         """Number of optimizer steps in a row without a finite gradient."""
 
     @contextmanager
-    def updating(self, step: int, dump: Path) -> Iterator[None]:
-        """Set learning rate, train mode and packing for the optimizer steps on one rollout batch, in a context.
-
-        Args:
-            step: training step, from 0; sets the learning rate.
-            dump: folder for mini-batches without a finite gradient.
-        """
+    def updating(self, step: int) -> Iterator[None]:
+        """Set learning rate, train mode and packing for the optimizer steps on the rollout batch of training step
+        `step` (from 0), in a context."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config.optim, self.config.train.steps)
-        self.training_step, self.dump = step + 1, dump
+        self.training_step = step + 1
         self.statistics = UpdateStatistics(self.runtime, self.config, self.module.watched is not None)
         self.levelling = Levelling(self.runtime)
         self.policy.train()
@@ -223,13 +219,14 @@ class Learner:
     def _skip(self, batch: MiniBatch, norm: float) -> None:
         """Dump the mini-batch for inspection. Raise after too many skipped steps in a row."""
         self.skipped += 1
-        self.dump.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.config.train.output_dir) / "dumps" / f"step_{self.training_step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
         samples = [{**vars(sample), "rollout": None} for sample in batch.samples]
-        torch.save(samples, self.dump / f"rank{self.runtime.rank}.pt")
+        torch.save(samples, folder / f"rank{self.runtime.rank}.pt")
         if self.skipped >= self.config.train.max_skipped:
             raise TrainingDiverged(
                 f"{self.skipped} optimizer steps in a row had a gradient norm of {norm}; "
-                f"the last mini-batch is in {self.dump}. Lower optim.lr, or look at that batch"
+                f"the last mini-batch is in {folder}. Lower optim.lr, or look at that batch"
             )
 
 

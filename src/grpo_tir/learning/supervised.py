@@ -60,7 +60,7 @@ def fine_tune(config: Config) -> Path:
         learner = Learner(runtime, policy.model, config)
         endless = batches(traces, config.rollout.prompts_per_step, config.train.seed)
         for step, batch in enumerate(itertools.islice(endless, steps)):
-            line = supervised_step(learner, runtime.share(batch), step, folder / "dumps" / f"step_{step + 1:06d}")
+            line = supervised_step(learner, runtime.share(batch), step)
             if log:
                 log.metrics(step + 1, {**line})
                 print(f"step {step + 1}/{steps}  loss {line['loss']:.4f}", flush=True)
@@ -132,18 +132,15 @@ def for_likelihood(config: Config) -> Config:
     return replace(config, algorithm=AlgorithmConfig(), rollout=replace(config.rollout, temperature=1.0))
 
 
-def supervised_step(learner: Learner, traces: Sequence[Rollout], step: int, dump: Path) -> dict[str, float]:
-    """Take one optimizer step on this rank's traces; `step` counts from 0. All ranks must call it together.
-
-    Args:
-        learner: made with `for_likelihood`.
-        dump: folder for batches without a finite gradient.
+def supervised_step(learner: Learner, traces: Sequence[Rollout], step: int) -> dict[str, float]:
+    """Take one optimizer step on this rank's traces, with a learner made with `for_likelihood`; `step` counts from
+    0. All ranks must call it together.
 
     Returns:
         `loss`, in nats per model token before the step, and the learner's metrics of the update.
     """
     groups = [RolloutGroup(trace.problem, [trace]) for trace in traces]
-    with learner.updating(step, dump):
+    with learner.updating(step):
         for batch in learner.mini_batches(groups):
             learner.backward(batch)
             learner.step(batch)

@@ -151,10 +151,14 @@ class RunLog:
 
 
 class Recorder:
-    """Measure each training step on all ranks, and write it on the main process. `log` is None on other ranks."""
+    """Measure each training step on all ranks, and write it on the main process. `log` is None on other ranks.
+    `problems` is the number of training problems, from which the epoch follows."""
 
-    def __init__(self, config: Config, runtime: "Runtime", log: RunLog | None, console: "Console") -> None:
+    def __init__(
+        self, config: Config, runtime: "Runtime", log: RunLog | None, console: "Console", problems: int
+    ) -> None:
         self.config, self.runtime, self.log, self.console = config, runtime, log, console
+        self.problems = problems
         self.choice: Choice | None = None  # the last one written
 
     def rollouts(self, groups: Sequence[RolloutGroup], step: int) -> None:
@@ -171,8 +175,7 @@ class Recorder:
         seconds: tuple[float, float],
         idle: float,
         choice: "Choice | None",
-        problems: int,
-        carried: int = 0,
+        carried: int,
     ) -> dict[str, float | None]:
         """Compute the metrics of a training step. Write its rewards and, if they are due, its trajectories. All
         ranks must call it together.
@@ -183,7 +186,6 @@ class Recorder:
             seconds: of sampling, and of the update.
             idle: seconds of sampling in which all rows of this rank waited for their tool.
             choice: the decode step, if it was measured. It is written once.
-            problems: number of training problems, from which the epoch follows.
             carried: number of groups of all ranks that are carried over.
 
         Returns:
@@ -199,7 +201,7 @@ class Recorder:
         if self.log is None:
             return {}
         # 2. On the main process, write the rewards and compute the metrics.
-        self.log.rewards(step, summaries, problems)
+        self.log.rewards(step, summaries, self.problems)
         if config.train.sample_every and step % config.train.sample_every == 0:
             self.console.trajectory(rollouts[0])
         tokens = sum(row["length"] for row in summaries)

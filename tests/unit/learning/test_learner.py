@@ -46,7 +46,7 @@ def test_mini_batches_are_of_equal_size_whatever_the_numbers_of_the_groups(tmp_p
         for rollout in group.rollouts:
             rollout.group = 2 * number
     learner = make_learner(tiny_qwen2(), algorithm__mini_batches=2)
-    with learner.updating(0, tmp_path):
+    with learner.updating(0):
         batches = list(learner.mini_batches(groups))
     dealt = [sorted({sample.rollout.group for sample in batch.samples if sample.rollout}) for batch in batches]
     assert dealt == [[0, 4], [2, 6]]
@@ -222,7 +222,7 @@ def test_step_without_a_finite_gradient_is_skipped_counted_and_dumped_for_replay
     metrics = update(learner, groups, 0, tmp_path / "dump")
     assert metrics["skipped_updates"] == 1 and learner.skipped == 1
     assert torch.equal(weights(learner), before)
-    rows = torch.load(tmp_path / "dump" / "rank0.pt")
+    rows = torch.load(tmp_path / "dump" / "dumps" / "step_000001" / "rank0.pt")
     assert len(rows) == sum(len(group.rollouts) for group in groups)
     assert {"token_ids", "loss_mask", "advantages"} <= rows[0].keys()
     assert sum(any(map(math.isnan, row["advantages"])) for row in rows) == 1

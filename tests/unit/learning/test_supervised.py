@@ -55,7 +55,7 @@ def test_gradient_and_loss_are_those_of_the_masked_likelihood(packing: bool, tmp
     for name, parameter in oracle.named_parameters():
         assert torch.allclose(found[name], parameter.grad, atol=1e-6), name
     learner = make_learner(model, optim__packing=packing)
-    assert supervised_step(learner, traces(), 0, tmp_path)["loss"] == pytest.approx(expected.item(), abs=1e-5)
+    assert supervised_step(learner, traces(), 0)["loss"] == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_options_of_the_recipe_that_would_change_the_likelihood_are_reset() -> None:

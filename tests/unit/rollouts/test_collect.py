@@ -112,7 +112,7 @@ def test_an_unjudged_rollout_is_neither_compared_nor_trained(tmp_path: Path) -> 
     assert [group.rewards for group in groups] == [[1], [1, 0]]
     assign_advantages(groups, Config().algorithm)
     learner = make_learner(tiny_qwen2())
-    with learner.updating(0, tmp_path):
+    with learner.updating(0):
         (batch,) = learner.mini_batches(groups)
     assert [id(sample.rollout) for sample in batch.samples] == [
         id(rollout) for group in groups for rollout in group.rollouts if rollout is not unjudged
