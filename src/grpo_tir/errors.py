@@ -17,8 +17,6 @@
 A failure of the *model's* code raises no exception. It is data (`types.ToolResult`).
 """
 
-from __future__ import annotations
-
 
 class GrpoTirError(Exception):
     """Root of all exceptions of this package. The message is for the user."""
