@@ -85,8 +85,7 @@ class Segment:
     token_ids: list[int]
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
-    """Text of the tokens without a final end-of-text token, decoded once for grading and display; never encoded
-    again."""
+    """Text of the tokens without a final end-of-text token, decoded once for grading and display."""
     versions: list[int] = field(default_factory=list)
     """Training step whose weights drew each model token (`rollout.carry_over`); empty if it is not recorded."""
 
@@ -109,8 +108,7 @@ class Stamp(NamedTuple):
 
 
 def stamp(kind: str, token_ids: Sequence[int], before: Stamp | None = None) -> Stamp:
-    """Compute the stamp of a segment, or that of its first tokens, stamped `before`, and these. Takes about 20 ns
-    per token."""
+    """Compute the stamp of a segment, or that of its first tokens, stamped `before`, and these."""
     _, length, crc = before or (kind, 0, 0)
     return Stamp(kind, length + len(token_ids), zlib.crc32(array("q", token_ids).tobytes(), crc))
 
@@ -134,8 +132,7 @@ class Rollout:
     turn_advantages: list[float] = field(default_factory=list)
     """Advantage of each model segment; empty if all have `advantage`."""
     trained: bool = True
-    """False if the rollout is invalid, or if an option (flat group, over-long, void turn) leaves it out of the
-    loss."""
+    """False if the rollout is invalid, or if an option leaves it out of the loss."""
     stamps: list[Stamp] = field(default_factory=list)
     """Stamp of each segment, made when it was added. The certificate compares the trained tokens with it."""
     cut: bool = False
@@ -144,8 +141,7 @@ class Rollout:
     """(T,) log-probs of the learner before its update, 0.0 at tool tokens; None before the update."""
 
     def add(self, segment: Segment) -> None:
-        """Append and stamp a segment, or continue the last one if it was cut. All sampled and inserted tokens
-        enter here."""
+        """Append and stamp a segment, or continue the last one if it was cut. All tokens enter here."""
         before, added = None, segment.token_ids
         if self.cut:
             last, before = self.segments.pop(), self.stamps.pop()
@@ -168,8 +164,7 @@ class Rollout:
 
     @property
     def loss_mask(self) -> list[int]:
-        """1 where the policy chose the token, 0 where the tool wrote it. (T,) Prompt and padding are added in
-        `learning.batching`."""
+        """1 where the policy chose the token, 0 where the tool wrote it. (T,)"""
         return [int(segment.kind == "model") for segment in self.segments for _ in segment.token_ids]
 
     @property

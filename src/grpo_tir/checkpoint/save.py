@@ -59,8 +59,7 @@ class Saver:
         self.check, self.flush, self.close = self.writer.check, self.writer.flush, self.writer.close
 
     def tidy(self, step: int) -> None:
-        """Remove what the checkpoint of `step` makes superfluous: older ones, and journals. A kill may have
-        prevented it."""
+        """Remove what the checkpoint of `step` makes superfluous: older ones, and journals."""
         remove_old(self.folder, self.config.train.save_total_limit)
         self.journal.drop(last=step)
 

@@ -112,12 +112,8 @@ class Agreement:
 def check_logprobs(found: Agreement, tolerance: float) -> None:
     """Run the third check before one optimizer step. A NaN passes: `Learner.step` skips a gradient with NaN.
 
-    Args:
-        found: agreement over the batch, summed over all ranks.
-        tolerance: largest mean gap over the batch, in nats per token.
-
     Raises:
-        CertificateError: a tolerance is exceeded.
+        CertificateError: `tolerance` is exceeded, the largest mean gap over the batch in nats per token.
     """
     if found.used(tolerance) > 1:
         raise CertificateError(

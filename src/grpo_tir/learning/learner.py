@@ -89,8 +89,7 @@ class Learner:
 
     @contextmanager
     def updating(self, step: int) -> Iterator[None]:
-        """Set learning rate, train mode and packing for the optimizer steps on the rollout batch of training step
-        `step` (from 0), in a context."""
+        """Set learning rate, train mode and packing for the updates of training step `step` (from 0)."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config.optim, self.config.train.steps)
         self.training_step = step + 1
@@ -160,8 +159,7 @@ class Learner:
             self._skip(batch, norm)
 
     def report(self) -> dict[str, float]:
-        """Return the metrics of the optimizer steps since `updating` began. The rollouts then have the learner's
-        log-probs. All ranks must call it together."""
+        """Return the metrics since `updating` began. All ranks must call it together."""
         self.levelling.return_logprobs()
         return self.statistics.report(self.optimizer.param_groups[0]["lr"])
 

@@ -53,8 +53,7 @@ class Levelling:
         return [sample for i, sample in enumerate(samples) if (rank, i) not in moves] + arrived
 
     def return_logprobs(self) -> None:
-        """Give the learner's log-probs of moved rows to the ranks that sampled them, for the run's log. All ranks
-        must call it together."""
+        """Give the learner's log-probs of moved rows to the ranks that sampled them, for the run's log."""
         found = [
             (guest.group, guest.sample, torch.as_tensor(guest.old_logprobs).tolist())
             for guest in self.guests

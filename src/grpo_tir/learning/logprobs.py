@@ -112,8 +112,7 @@ def follow_autocast(module: nn.Module, inputs: object, hidden: torch.Tensor) -> 
 def plain_log_softmax(
     logits: torch.Tensor, tokens: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the log-probs (n,) of `tokens` (n,) at a temperature from `logits` (n, V), and entropies (n,)
-    without gradient."""
+    """Compute the log-probs (n,) of `tokens` (n,) from `logits` (n, V), and entropies (n,) without gradient."""
     logits = logits / temperature
     log_z = logits.logsumexp(-1)  # (n,)
     logprobs = logits.gather(-1, tokens[:, None])[:, 0] - log_z

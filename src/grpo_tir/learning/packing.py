@@ -49,9 +49,8 @@ class Packing:
     def of(
         cls, input_ids: torch.Tensor, attention_mask: torch.Tensor, chosen: torch.Tensor, device: torch.device
     ) -> Self:
-        """Plan the packing of right-padded rows (B, T) for a model on `device`. `chosen` is True at model tokens;
-        the tokens before the first are the prompt. Each row feeds its last prompt token, whose output must predict
-        for this row only."""
+        """Plan the packing of right-padded rows (B, T). `chosen` is True at model tokens; the tokens before the
+        first are the prompt. Each row feeds its last prompt token, whose output must predict for this row only."""
         # 1. Find rows with the same prompt: the first of them feeds it, the others reuse its keys and values.
         fed = attention_mask.bool().clone()
         prompts = (chosen.int().argmax(1) - 1).clamp(min=0)  # (B,)
@@ -133,8 +132,7 @@ def _attend_row(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
     """Attend from the queries of one row to its keys. `is_causal` aligns the first query with the first key. Here
-    the last query must align with the last key. Short rows use a mask; long rows are padded with unused queries in
-    front."""
+    the last ones must align. Short rows use a mask; long rows are padded with unused queries in front."""
     queries, keys = q.shape[2], k.shape[2]
     if queries < keys < 2 * queries and queries >= LONG:
         q = torch.nn.functional.pad(q, (0, 0, keys - queries, 0))

@@ -49,8 +49,7 @@ class Console:
             sys.stdout.flush()
 
     def start(self, total: int, done: int) -> None:
-        """Start the clock and, on a terminal or in a notebook, the bar of all steps, of which `done` were taken
-        before."""
+        """Start the clock and, on a terminal or in a notebook, the bar. `done` steps were taken before."""
         self.started = self.shown = time.monotonic()
         self.done = 0
         if self.active and self.shows_bars:

@@ -133,8 +133,7 @@ def step_metrics(summaries: Sequence[dict[str, Any]]) -> dict[str, float | None]
 
 
 def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: float) -> dict[str, float]:
-    """Compute the metrics of the `updates` optimizer steps on one rollout batch from the sums of all ranks
-    (`UpdateStatistics`)."""
+    """Compute the metrics of `updates` optimizer steps from the sums of all ranks (`UpdateStatistics`)."""
     tokens, steps, responses = (max(totals[name], 1.0) for name in ("tokens", "steps", "responses"))
     metrics = {
         "loss": totals["loss"] / updates,
@@ -160,8 +159,7 @@ def update_metrics(totals: Mapping[str, float], updates: int, learning_rate: flo
 
 
 def carry_metrics(summaries: Sequence[dict[str, Any]], step: int, carried: int) -> dict[str, float | None]:
-    """Return the number of groups carried over to the next step, and the mean age of trained model tokens in steps
-    (`rollout.carry_over`)."""
+    """Return the number of groups carried over, and the mean age of trained model tokens in steps."""
     rows = [row for row in summaries if row["trained"]]
     tokens = _total(rows, "length") - _total(rows, "tool_tokens")
     age = _share(step * tokens - _total(rows, "versions"), tokens)
@@ -173,7 +171,6 @@ def time_metrics(tokens: int, sampling: float, learning: float, idle: float) -> 
 
     Args:
         tokens: number of response tokens of all ranks.
-        sampling, learning: seconds of sampling and of the update.
         idle: seconds of `sampling` in which all rows waited for their tool, mean over the ranks.
     """
     return {

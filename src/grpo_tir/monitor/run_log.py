@@ -181,7 +181,6 @@ class Recorder:
         ranks must call it together.
 
         Args:
-            groups: this rank's rollout batch.
             learned: metrics of the update (`Learner.report`).
             seconds: of sampling, and of the update.
             idle: seconds of sampling in which all rows of this rank waited for their tool.
