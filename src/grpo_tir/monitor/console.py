@@ -97,9 +97,12 @@ class Console:
         self.active_alarms = set(now)
 
     def trajectory(self, rollout: Rollout) -> None:
-        """Print one rollout, with marks at the text of the model and of the tool."""
+        """Print problem and response. Each line has a mark: `|` for the model, `>` for the tool."""
         reward = f"{rollout.reward.value:+.1f}" if rollout.reward else "none"
-        self.log(format_trajectory(rollout, f"one rollout (reward {reward}, {rollout.finish_reason})"))
+        lines = [f"--- one rollout (reward {reward}, {rollout.finish_reason})"]
+        lines += [f"    {line}" for line in rollout.problem.problem.splitlines()]
+        lines += segment_lines((segment.kind, segment.text) for segment in rollout.segments)
+        self.log("\n".join([*lines, f"--- gold answer: {rollout.problem.answer}"]))
 
     def finish(self) -> None:
         """Close the bar."""
@@ -156,13 +159,6 @@ def span(seconds: float) -> str:
     if minutes < 100:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def format_trajectory(rollout: Rollout, title: str) -> str:
-    """Format problem and response. Each line of the response has a mark: `|` for the model, `>` for the tool."""
-    lines = [f"--- {title}", *(f"    {line}" for line in rollout.problem.problem.splitlines())]
-    lines += segment_lines((segment.kind, segment.text) for segment in rollout.segments)
-    return "\n".join([*lines, f"--- gold answer: {rollout.problem.answer}"])
 
 
 def segment_lines(segments: Iterable[tuple[str, str]]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from grpo_tir.monitor import console
-from grpo_tir.monitor.console import Console, format_trajectory, span, why_no_loss
+from grpo_tir.monitor.console import Console, span, why_no_loss
 from grpo_tir.types import Reward
 from scripted import CALL, SHOWN, rollout_of
 
@@ -158,10 +158,12 @@ def test_spans_read_as_people_say_them(seconds: float, words: str) -> None:
     assert span(seconds) == words
 
 
-def test_a_sample_trajectory_tells_the_model_from_the_tool() -> None:
+def test_a_sample_trajectory_tells_the_model_from_the_tool(capsys: pytest.CaptureFixture[str]) -> None:
     rollout = rollout_of(CALL, SHOWN, "so \\boxed{42}")
     rollout.reward = Reward(1.0, {"correct": 1.0})
-    assert format_trajectory(rollout, "title").splitlines() == [
-        "--- title", "    6*7?", "  | ```python", "  | print(6*7)", "  | ```", "  | ```output", "  > 42",
+    Console().trajectory(rollout)
+    assert capsys.readouterr().out.splitlines() == [
+        f"--- one rollout (reward +1.0, {rollout.finish_reason})",
+        "    6*7?", "  | ```python", "  | print(6*7)", "  | ```", "  | ```output", "  > 42",
         "  > ```", "  | so \\boxed{42}", "--- gold answer: 42",
     ]  # fmt: skip
