@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tqdm import tqdm
+
 from grpo_tir.config import Config
 from grpo_tir.data.benchmarks import Benchmark
 from grpo_tir.data.tokens import encode
@@ -62,7 +64,6 @@ class EvalContext:
     runtime: Runtime
     journal: ResponseLog
     check: Callable[[int, int], None]
-    progress: Callable[[str], None]
 
 
 def run_cell(cell: Cell, benchmark: Benchmark, bench: EvalContext) -> list[dict[str, Any]]:
@@ -78,10 +79,11 @@ def run_cell(cell: Cell, benchmark: Benchmark, bench: EvalContext) -> list[dict[
     mine = bench.runtime.share(waves)
     names = [[(key, benchmark.name, problem.id, sample) for problem, sample in wave] for wave in mine]
     lost = 0
-    for number, (wave, keys) in enumerate(zip(mine, names), start=1):
+    hidden = None if bench.runtime.is_main else True  # None: hidden where the output is no terminal
+    title = f"{cell.label} on {benchmark.name}"
+    for wave, keys in tqdm([*zip(mine, names)], title, unit="wave", leave=False, disable=hidden):
         if all(name in bench.journal.rows for name in keys):
             continue
-        bench.progress(f"{cell.label} on {benchmark.name}: wave {number}/{len(mine)}")
         made = _make(cell, benchmark.name, wave, bench)
         kept = [row for row in made if row["finish_reason"] != "aborted"]
         lost += len(made) - len(kept)

@@ -87,7 +87,7 @@ class Session:
                 results = {}
                 for benchmark in self.benchmarks:
                     altered = alter(condition, tool, true_results.get(benchmark.name, []))
-                    bench = EvalContext(policy, altered, reward, self.runtime, self.journal, check, self.progress)
+                    bench = EvalContext(policy, altered, reward, self.runtime, self.journal, check)
                     rows = run_cell(cell, benchmark, bench)
                     if condition == "tool":
                         true_results[benchmark.name] = results_of(rows)
@@ -160,11 +160,6 @@ class Session:
             log("\n" + tables.difference_table(pairs))
         scores = {cell["label"]: {n: r["score"] for n, r in cell["results"].items()} for cell in self.finished}
         log(json.dumps({"out": str(self.folder), "scores": scores}))
-
-    def progress(self, text: str) -> None:
-        """Show the progress on a terminal."""
-        if self.console.shows_bars and self.console.active:
-            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
 
     def _name(self) -> str:
         """Return the default folder name: a hash, so that the same command finds its finished responses."""

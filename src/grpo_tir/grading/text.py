@@ -98,6 +98,10 @@ _FUNCTIONS = (
     "log ln lg exp sqrt gcd lcm max min det deg"
 ).split()
 _BARE_FUNCTION = re.compile(rf"(?<![A-Za-z\\])({'|'.join(_FUNCTIONS)})(?=\s*[({{^_]|\s+\d|\s*\\)")
+NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
+).split()
 _ORDINAL = re.compile(r'(?<=\d)\s*(?:\^\s*\{?\s*"?(?:st|nd|rd|th)"?\s*\}?|"?(?:st|nd|rd|th)"?(?![A-Za-z]))')
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
-from grpo_tir.grading.text import Unreadable
+from grpo_tir.grading.text import NUMBER_WORDS, Unreadable
 
 _TABLE = """
 length      1/1000000 μm micrometer micrometre micron, 1/1000 mm millimeter millimetre,
@@ -50,11 +50,11 @@ _SCALES = {"hundred": 100, "thousand": 1000, "dozen": 12, "million": 10**6, "bil
 HEDGES = set(
     "not no never wrong incorrect false or unless except maybe guess perhaps more less least most than".split()
 )
-_NO_NOUNS = HEDGES.union(
+_NO_NOUNS = HEDGES.union(NUMBER_WORDS).union(
     "is are was be and if half root roots th power halves third thirds quarter quarters fourths fifths sixths "
     "sevenths eighths ninths tenths hundredths thousandths factorial double triple doubled tripled halved twice "
-    "plus minus times over divided multiplied squared cubed mod modulo negative inverse reciprocal log cubes "
-    "zero one two three four five six seven eight nine ten eleven twelve".split()
+    "plus minus times over divided multiplied squared cubed mod modulo negative inverse reciprocal log "
+    "cubes".split()
 )
 _FILLERS = set("of the a an in total approximately about exactly long wide high tall each altogether away".split())
 _BARE = sorted(
@@ -88,9 +88,7 @@ _DATES = [
     re.compile(rf"(?P<month>{_MONTH})\.?\s+{_DAY}{_YEAR}"),
     re.compile(rf"{_DAY}\s+(?:of )?(?P<month>{_MONTH})\.?{_YEAR}"),
 ]
-_BASE_WORDS = {
-    word: base for base, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)
-} | {"sixteen": 16}
+_BASE_WORDS = {word: base for base, word in enumerate(NUMBER_WORDS)}
 _BASED = re.compile(r"(-?)\(?([0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)\)?_\{?\(?([0-9]+|[a-z]+)\)?\}?(?:base[a-z0-9]+)?")
 _BASE_SAID = re.compile(r"(-?)\(?([0-9A-Za-z]+?)\)?,?\(?(?:in)?base-?_?\{?([0-9]+|[a-z]+)\}?\)?")
 

@@ -6,19 +6,15 @@ They are compared as text, without case, articles and punctuation, and never as 
 import re
 
 from grpo_tir.grading import units
-from grpo_tir.grading.text import plain_words
+from grpo_tir.grading.text import NUMBER_WORDS, plain_words
 
-_NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty"
-).split()
 PHRASES = {
     **dict.fromkeys(("all real numbers", "all reals", "all real numbers x", "all real x", "real numbers"), "ℝ"),
     **dict.fromkeys(
         ("no solution", "no solutions", "no real solution", "no real solutions", "empty set", "null set"), "∅"
     ),
     **dict.fromkeys(("infinity", "infinite", "infinitely many", "infinitely many solutions"), "∞"),
-    **{word: str(number) for number, word in enumerate(_NUMBER_WORDS)},
+    **{word: str(number) for number, word in enumerate(NUMBER_WORDS)},
 }
 _UNDEFINED = {"dne", "does not exist", "undefined", "not defined"}
 _LETTERS = re.compile(r"\(?[A-Z]\)?(?:\s*[,;∧∨]*\s*\(?[A-Z]\)?)*")

@@ -87,8 +87,8 @@ def evaluate(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
             condition, {"condition": condition}, config, GREEDY, EvalOptions(batch=settings.get("batch", 4))
         )
         journal = ResponseLog(tmp_path / settings.get("out", "journal"))
-        quiet = [lambda *_: None, lambda *_: None]
-        bench = EvalContext(policy, alter(condition, tool, true), math_reward, Runtime("fp32"), journal, *quiet)
+        altered = alter(condition, tool, true)
+        bench = EvalContext(policy, altered, math_reward, Runtime("fp32"), journal, lambda *_: None)
         return run_cell(cell, benchmark, bench)
 
     return run
