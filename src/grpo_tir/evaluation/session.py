@@ -19,7 +19,7 @@ from grpo_tir.evaluation.responses import ResponseLog, digest
 from grpo_tir.evaluation.run import Cell, EvalContext, run_cell
 from grpo_tir.evaluation.scores import Same
 from grpo_tir.evaluation.spec import EvalOptions, EvalSpec
-from grpo_tir.evaluation.tool_ablation import AlteredTool, blank, shuffle
+from grpo_tir.evaluation.tool_ablation import AlteredTool, shuffle
 from grpo_tir.grading.grader import default_grader
 from grpo_tir.monitor.console import Console
 from grpo_tir.monitor.run_log import versions
@@ -175,6 +175,7 @@ def alter(condition: str, tool: Tool | None, true_results: Sequence[ToolResult])
     """Return the tool under this condition; None without a tool."""
     if tool is None or condition in ("tool", "no tool"):
         return None if condition == "no tool" else tool
+    blank = lambda observation, segment: ""  # noqa: E731
     return AlteredTool(tool, blank if condition == "blanked" else shuffle(tool, true_results))
 
 

@@ -8,12 +8,11 @@ writing code alone. The code still runs, so that statuses and outages stay compa
 the text of the call, never on the batch.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Self
 
 from grpo_tir.tools.protocol import Session, Tool, open_session
 from grpo_tir.tools.python import observation as python_observation
@@ -30,7 +29,7 @@ class AlteredTool:
         self.tool, self.alter, self.stop = tool, alter, tool.stop
         self.used: Session = tool
 
-    def session(self, rollout: Rollout) -> AlteredTool:
+    def session(self, rollout: Rollout) -> Self:
         """Alter the session that the tool opens for the rollout."""
         altered = copy.copy(self)
         altered.used = open_session(self.tool, rollout)
@@ -56,10 +55,6 @@ class AlteredTool:
 def seen(tool: Session, result: ToolResult) -> str:
     """Return the observation after a segment that ends in a newline, so that it depends on the result only."""
     return tool.observe(result, "\n")
-
-
-def blank(observation: str, segment: str) -> str:
-    return ""
 
 
 def shuffle(tool: Tool, results: Sequence[ToolResult]) -> Alter:

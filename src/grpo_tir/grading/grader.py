@@ -20,8 +20,6 @@ guard. An interval timer ends a worker whose parent has gone.
 Departure from the reference, which compared strings with math-verify in the trainer, with swapped arguments.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import os
@@ -34,7 +32,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from queue import LifoQueue
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 from grpo_tir.errors import GraderOutage
 from grpo_tir.grading.extract import extract_answer
@@ -87,7 +85,7 @@ class Grader:
         self._closed = False
         self._process = os.getpid()
 
-    def __enter__(self) -> Grader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
