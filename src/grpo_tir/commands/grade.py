@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_tir.data.problems import check_answer
-from grpo_tir.data.rows import Numeral, kind, read_rows
+from grpo_tir.data.rows import Numeral, columns, kind, read_rows
 from grpo_tir.errors import DataError
 from grpo_tir.grading.extract import extract_answer
 from grpo_tir.grading.grader import Grader
@@ -78,10 +78,7 @@ def _rows(path: Path, bad: list[str], *, skip: bool) -> Iterator[dict[str, Any]]
 
 def _row(row: Any) -> dict[str, Any]:
     """Check one row. Raises ValueError with what is wrong with it."""
-    if isinstance(row, ValueError):
-        raise row
-    if not isinstance(row, dict):
-        raise ValueError(f"an object is expected, this is {kind(row)}")
+    row = columns(row)
     for name in ("id", "output", "answer"):
         if name not in row:
             raise ValueError(f"`{name}` is missing; the row has {', '.join(map(str, row)) or 'nothing'}")

@@ -11,9 +11,9 @@ from grpo_tir.curation.contamination import Benchmarks
 from grpo_tir.curation.dedup import SourceRow
 from grpo_tir.curation.filters import Unfit, read_problem
 from grpo_tir.curation.fingerprint import Fingerprint, fingerprint
-from grpo_tir.curation.sources import columns
 from grpo_tir.data.problems import column_text
 from grpo_tir.data.prompts import make_renderer
+from grpo_tir.data.rows import columns
 from grpo_tir.errors import DataError
 from grpo_tir.types import Problem
 from grpo_tir.utils import hub

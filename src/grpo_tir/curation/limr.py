@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from grpo_tir.data.rows import kind, parse_json, read_rows, short
+from grpo_tir.data.rows import columns, kind, parse_json, read_rows, short
 from grpo_tir.errors import DataError
 
 MIN_SEEN = 0.5
@@ -123,13 +123,8 @@ def _finished_scores(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _take_visit(history: History, row: Any) -> None:
     """Add the accuracy of one problem in one epoch. ValueError: what is wrong with the row."""
-    if isinstance(row, ValueError):
-        raise row
-    if (
-        not isinstance(row, dict)
-        or not isinstance(row.get("correct"), list)
-        or not {"problem_id", "epoch"} <= {*row}
-    ):
+    row = columns(row)
+    if not isinstance(row.get("correct"), list) or not {"problem_id", "epoch"} <= {*row}:
         raise ValueError("a row of problem_rewards.jsonl has `problem_id`, `epoch` and a list `correct`")
     name, epoch = str(row["problem_id"]), int(_number(row["epoch"]))
     by_epoch = history.visits.setdefault(name, {})

@@ -21,7 +21,7 @@ from typing import Any
 from grpo_tir.curation.filters import clean_problem
 from grpo_tir.data.benchmarks import PINS, load_benchmark
 from grpo_tir.data.problems import column_text
-from grpo_tir.data.rows import kind, read_rows, spelt
+from grpo_tir.data.rows import columns, read_rows, spelt
 from grpo_tir.errors import DataError
 from grpo_tir.utils import hub
 from grpo_tir.utils.resources import find_file
@@ -112,15 +112,6 @@ def open_benchmark(
         answer = str(fields.get(answer_field) or fields.get("answer") or "")
         problems.append((source.name, str(fields.get("id") or f"{source.name} {where}"), problem, answer))
     return source, problems
-
-
-def columns(row: Any) -> dict[str, Any]:
-    """Return the columns of a row. ValueError: it has none."""
-    if isinstance(row, ValueError):
-        raise row
-    if not isinstance(row, dict):
-        raise ValueError(f"a row is an object with columns, this is {kind(row)}")
-    return row
 
 
 def _read_once(file: Path) -> tuple[str, int | None]:

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from grpo_tir.data.rows import Numeral, kind, read_rows, short
+from grpo_tir.data.rows import Numeral, columns, kind, read_rows, short
 from grpo_tir.errors import DataError
 from grpo_tir.types import Problem
 
@@ -76,12 +76,9 @@ def load_problems(
 def _problem(row: Any, fields: dict[str, str], number: str | None) -> Problem:
     """Check a row and make a problem of it; raises ValueError with the fault. `number` is the id if the file has
     none."""
-    if isinstance(row, ValueError):
-        raise row
     if isinstance(row, Problem):
         row = vars(row) | {column: getattr(row, role) for role, column in fields.items()}
-    if not isinstance(row, dict):
-        raise ValueError(f"a row is an object with columns, this is {kind(row)}")
+    row = columns(row)
     problem, answer = (column_text(row, fields[role], role) for role in ("problem", "answer"))
     check_answer(answer)
     source = row.get("source")

@@ -60,6 +60,15 @@ def kind(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
+def columns(row: Any) -> dict[str, Any]:
+    """Return the columns of a row. Raises ValueError if it has none or was not readable."""
+    if isinstance(row, ValueError):
+        raise row
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is an object with columns, this is {kind(row)}")
+    return row
+
+
 def short(text: str, limit: int = 40) -> str:
     """Shorten a text for an error message."""
     return text if len(text) <= limit else f"{text[:limit]}…"

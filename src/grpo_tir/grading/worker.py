@@ -144,24 +144,18 @@ def main(descriptor: int) -> None:
 
 def _judge(rules: Any, job: dict[str, Any]) -> tuple[str, str]:
     try:
-        if job["answer"] is None:
-            fault = rules.gold_fault(job["gold"])
-            return ("unjudged", fault) if fault else ("right", "")
-        return rules.judge(job["answer"], job["gold"], job["digits"])
+        if job["answer"] is not None:
+            return rules.judge(job["answer"], job["gold"], job["digits"])
+        fault = rules.gold_fault(job["gold"])
+        return ("unjudged", fault) if fault else ("right", "")
     except MemoryError:
         os._exit(1)
     except Exception as error:  # hostile text can raise any error in a parser: it cannot be read
-        fault = "" if job["answer"] is None else _gold_fault(rules, job["gold"])
-        if job["answer"] is None or fault:
-            return "unjudged", fault or f"the gold cannot be read: {type(error).__name__}"
-        return "wrong", f"cannot be read: {type(error).__name__}"
-
-
-def _gold_fault(rules: Any, gold: str) -> str:
-    try:
-        return rules.gold_fault(gold)
-    except Exception as error:
-        return f"the gold cannot be read: {type(error).__name__}"
+        fault = f"cannot be read: {type(error).__name__}"
+        if job["answer"] is None:
+            return "unjudged", f"the gold {fault}"
+        outcome, fault_of_gold = _judge(rules, {**job, "answer": None})
+        return (outcome, fault_of_gold) if outcome == "unjudged" else ("wrong", fault)
 
 
 def _limit_memory() -> None:

@@ -42,7 +42,7 @@ def test_verdicts_come_in_order_with_the_documented_keys(tmp_path: Path) -> None
 
 BAD = {
     "not JSON": ('{"id": 1,', "wrong JSON"),
-    "an array": ("[1]", "an object is expected"),
+    "an array": ("[1]", "a row is an object with columns"),
     "no answer": ('{"id": 2, "output": "x"}', "`answer` is missing"),
     "no output": ('{"id": 2, "answer": "x"}', "`output` is missing"),
     "output of another type": ('{"id": 2, "output": 5, "answer": "x"}', "`output` must be text"),

@@ -103,7 +103,7 @@ BAD = {
     "no epoch": ('{"problem_id": "b", "correct": [1]}', COLUMNS),
     "no id": ('{"epoch": 0, "correct": [1]}', COLUMNS),
     "no list": (visit("b", 1), COLUMNS),
-    "no object": ("[1]", COLUMNS),
+    "no object": ("[1]", "a row is an object with columns, this is a list"),
     "words": (visit("b", ["high"]), "a score is a number, this is text"),
     "the same visit twice": (visit("a", [1]), "the id a has epoch 0 a second time"),
     "gigantic number": ('{"epoch": 0, "problem_id": "b", "correct": [1e999]}', "1e999 is no finite number"),
