@@ -23,11 +23,8 @@ class UpdateStatistics:
 
     def __init__(self, runtime: Runtime, config: Config, counts_calls: bool) -> None:
         self.runtime, self.config = runtime, config
-        optional = {
-            "kl": config.algorithm.kl_coef,
-            "masked": config.algorithm.sequence_mask,
-            "opens": counts_calls,
-        }
+        options = config.algorithm
+        optional = {"kl": options.kl_coef, "masked": options.sequence_mask, "opens": counts_calls}
         names = ["loss", "tokens", "entropy", "gap", "clipped_low", "clipped_high", "responses", "far"]
         names += [name for name, reported in optional.items() if reported]
         self.sums: dict[str, float | torch.Tensor] = dict.fromkeys(names, 0.0)
@@ -39,12 +36,11 @@ class UpdateStatistics:
         self.norms: list[float] = []
         """Gradient norms of the optimizer steps."""
 
-    def add(self, **numbers: float | torch.Tensor) -> None:
+    def add(self, **numbers: torch.Tensor) -> None:
         """Add to the sums. Those that this run does not report are ignored."""
         for name, number in numbers.items():
             if name in self.sums:
-                value = number.detach().double() if isinstance(number, torch.Tensor) else number
-                self.sums[name] = self.sums[name] + value
+                self.sums[name] = self.sums[name] + number.detach().double()
 
     def compare(self, batch: MicroBatch, old_logprobs: torch.Tensor) -> None:
         """Add the gap between the log-probs (B, T) of learner and generator, before any update."""
