@@ -58,7 +58,7 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
     """Make the parts of a run from its recipe and the given objects. On failure, close all that was opened.
 
     Raises:
-        UserError: the recipe, a file or the model that it names cannot be used, or the executor cannot run here.
+        UserError: the recipe, a file, the model or the checkpoint cannot be used, or the executor cannot run here.
     """
     check_for_training(config)
     if config.train.deterministic:
@@ -105,8 +105,15 @@ def build(config: Config, resume: bool = False, given: Objects = Objects()) -> P
         collector = Collector(config, runtime, policy, tool, reward, fitting, journal, stop, console)
         opened.callback(collector.close)
         # 5. Restore the checkpoint. Files of the run are changed only if this succeeds.
-        state = _restore(checkpoint, config, policy, learner, collector, runtime) if checkpoint else None
-        if state:
+        state = load_trainer(checkpoint) if checkpoint else None
+        if checkpoint and state:
+            if state["seed"] != config.train.seed:
+                raise CheckpointError(
+                    f"the checkpoint is of a run with seed {state['seed']}: set train.seed to it"
+                )
+            load_optimizer(checkpoint, policy.model, learner.optimizer, runtime)
+            learner.skipped = state["skipped"]
+            collector.load_state_dict(state)
             console.log(f"resuming after step {state['step']}")
         last = state["step"] if state else -1
         log = None
@@ -142,20 +149,3 @@ def _open_policy(
     if policy.engine_refused:
         console.log(f"rollout.generator: `generate`, not `engine`: {policy.engine_refused}")
     return policy
-
-
-def _restore(
-    checkpoint: Path, config: Config, policy: Policy, learner: Learner, collector: Collector, runtime: Runtime
-) -> dict[str, Any]:
-    """Load optimizer, sampler and counters from a checkpoint. Returns the state that `Trainer.save` wrote.
-
-    Raises:
-        CheckpointError: it belongs to a run with another seed or other parameters.
-    """
-    state = load_trainer(checkpoint)
-    if state["seed"] != config.train.seed:
-        raise CheckpointError(f"the checkpoint is of a run with seed {state['seed']}: set train.seed to it")
-    load_optimizer(checkpoint, policy.model, learner.optimizer, runtime)
-    learner.skipped = state["skipped"]
-    collector.load_state_dict(state)
-    return state

@@ -92,7 +92,10 @@ class Saver:
         weights, generation, moments = snapshot
         final = self.folder / f"step_{step:06d}"
         with explained_write_errors(partial):
-            _save_weights(partial, model, weights)
+            if lora.has_adapters(model):  # written separately, and merged into the weights
+                model.save_pretrained(partial / lora.FOLDER, state_dict=dict(weights))
+                model, weights = lora.merge(model, weights)
+            model.save_pretrained(partial, state_dict=dict(weights))  # a copy, because it empties the mapping
             tokenizer.save_pretrained(partial)
             generation.save_pretrained(partial)
             torch.save(trainer, partial / TRAINER)
@@ -131,14 +134,6 @@ def explained_write_errors(partial: Path) -> Iterator[None]:
                 "earlier checkpoints are untouched"
             ) from error
         raise
-
-
-def _save_weights(folder: Path, model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Write weights in Hugging Face format. Adapters are merged into the weights, and also written separately."""
-    if lora.has_adapters(model):
-        model.save_pretrained(folder / lora.FOLDER, state_dict=dict(weights))
-        model, weights = lora.merge(model, weights)
-    model.save_pretrained(folder, state_dict=dict(weights))  # a copy, because `save_pretrained` empties it
 
 
 def remove_old(folder: Path, keep: int) -> None:
