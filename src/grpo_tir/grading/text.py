@@ -126,7 +126,7 @@ def clean(text: str) -> str:
     text = re.sub(r"\\([dt]?frac)\s*\{([^{}]*)°\s*\}\s*\{([^{}]*)\}", r"\\\1{\2}{\3}°", text)
     text = re.sub(r"([A-Za-z])\s*(\^\s*(?:\{[^{}]*\}|\w))\s*(_\s*(?:\{[^{}]*\}|\w))", r"\1\3\2", text)
     text = _wrappers(re.sub(r"\^\{(-?\d)\}", r"^\1", text) if "\\mathrm" in text else text)
-    text = re.sub(r"\\([A-Za-z]+)", lambda m: _COMMAND.get(m[1], m[0]) if m[1] in _COMMAND else m[0], text)
+    text = re.sub(r"\\([A-Za-z]+)", lambda m: _COMMAND.get(m[1], m[0]), text)
     text = re.sub(r"\^\s*\{\s*°\s*\}|\^\s*°", "°", text)
     text = re.sub(r'(?<=[\d} ])\s*(?:\\mu|μ)\s*"?\s*([mgs])\s*"?(?![A-Za-z])', r' "μ\1"', text)
     text = re.sub(r'(?<=[\d}])\s*"?\s*(k?)\s*"?\s*(?:\\Omega|Ω)\s*"?$', r' "\1ohm"', text)
