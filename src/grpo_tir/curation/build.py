@@ -75,12 +75,12 @@ class Build:
                     self._read(number, source, store)
             if self.settings.balance is not None:
                 _draw(store, self.settings.balance, self.settings.seed)
-                store.commit()
+                store.db.commit()
             card = self._write(store)
         except sqlite3.OperationalError as error:  # mostly a full disk
             raise OutputError(f"cannot write {work}: {error}; run the same command again to continue") from None
         finally:
-            store.close()
+            store.db.close()
         _delete(work)
         return card
 
@@ -91,13 +91,13 @@ class Build:
         begun = store.settings(mine)
         if begun is not None and begun != mine:
             print(f"starting over: the unfinished build of {self.out} had other sources or settings")
-            store.close()
+            store.db.close()
             _delete(path)
             return self._open_store(path)
         if begun is not None:
             done = sum(store.done(number) for number in range(len(self.sources)))
             print(f"continuing after {done} rows of an unfinished build")
-        store.commit()
+        store.db.commit()
         return store
 
     def describe(self) -> dict[str, Any]:
@@ -120,8 +120,8 @@ class Build:
             self._admit(row, store)
             done += 1
             if done % COMMIT_EVERY == 0:
-                store.commit()
-        store.commit()
+                store.db.commit()
+        store.db.commit()
 
     def _admit(self, row: SourceRow, store: Store) -> None:
         """Check a row against earlier rows and store it."""

@@ -59,7 +59,8 @@ COLUMNS = "source, place, id, problem, answer, origin, difficulty, reason, detai
 
 
 class Store:
-    """The database of one build, a SQLite file. `equal` decides whether two answers are equal.
+    """The database of one build, a SQLite file. Rows survive a kill after `db.commit()`. `equal` decides whether
+    two answers are equal.
 
     Raises:
         DataError: another build is writing to the file, or it is no database.
@@ -67,7 +68,7 @@ class Store:
 
     def __init__(self, path: Path, equal: Callable[[str, str], bool]) -> None:
         self._equal = equal
-        self.db = sqlite3.connect(path, timeout=0, isolation_level=None)
+        self.db = sqlite3.connect(path, timeout=0)
         try:
             self.db.executescript(
                 f"PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
@@ -78,16 +79,6 @@ class Store:
             raise DataError(
                 f"{path} cannot be used ({error}): is another build writing there? Else delete it"
             ) from None
-        self.db.execute("BEGIN")
-
-    def close(self) -> None:
-        """Close the file. Rows that are not committed are lost."""
-        self.db.close()
-
-    def commit(self) -> None:
-        """Commit all rows added so far, so that they survive a kill."""
-        self.db.execute("COMMIT")
-        self.db.execute("BEGIN")
 
     def settings(self, new: str) -> str | None:
         """Save the settings of a new build. Returns those of an unfinished build, None if there is none."""
