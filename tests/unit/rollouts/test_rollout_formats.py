@@ -23,7 +23,7 @@ from chat_models import (
 from grpo_tir.checkpoint.journal import Journal
 from grpo_tir.config import Config
 from grpo_tir.data.chat import apply_chat
-from grpo_tir.evaluation.tool_ablation import AlteredTool, blank
+from grpo_tir.evaluation.tool_ablation import AlteredTool
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.monitor.metrics import summarize, tool_metrics
 from grpo_tir.testing import ScriptedConfig, ScriptedExecutor, ScriptedModel
@@ -285,7 +285,9 @@ def test_a_tool_has_a_limit_of_its_own_within_that_of_all() -> None:
 
 
 def test_an_evaluation_can_blank_native_answers() -> None:
-    rollout = play(TOKENIZERS[3], [TIMES + PLUS + ENDS, END + ENDS], AlteredTool(named(), blank))
+    rollout = play(
+        TOKENIZERS[3], [TIMES + PLUS + ENDS, END + ENDS], AlteredTool(named(), lambda observation, segment: "")
+    )
     assert kinds(rollout)[1] == ("tool", answer("[no output]", "[no output]"))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from grpo_tir.evaluation.tool_ablation import AlteredTool, blank
+from grpo_tir.evaluation.tool_ablation import AlteredTool
 from grpo_tir.rollouts.rollout import RolloutLoop
 from grpo_tir.testing import ScriptedExecutor
 from grpo_tir.tools.python import PythonTool
@@ -133,7 +133,7 @@ def test_fresh_asks_for_nothing_new_of_the_executor() -> None:
 
 def test_an_altered_tool_alters_and_closes_the_session_of_its_rollout() -> None:
     tool, rollouts = Counter(), empty_rollouts(["A"])
-    loop_of({"A": [CALL, CALL, END]}, AlteredTool(tool, blank)).run(rollouts)  # type: ignore[arg-type]
+    loop_of({"A": [CALL, CALL, END]}, AlteredTool(tool, lambda observation, segment: "")).run(rollouts)  # type: ignore[arg-type]
     assert [text for kind, text in kinds(rollouts[0]) if kind == "tool"] == ["\n```\n", "\n```\n"]
     assert [call.result.stdout for call in rollouts[0].calls if call.result] == ["1\n", "2\n"]
     assert [session.closed for session in tool.sessions] == [1] and tool.closed == 0
