@@ -175,8 +175,9 @@ def alter(condition: str, tool: Tool | None, true_results: Sequence[ToolResult])
     """Return the tool under this condition; None without a tool."""
     if tool is None or condition in ("tool", "no tool"):
         return None if condition == "no tool" else tool
-    blank = lambda observation, segment: ""  # noqa: E731
-    return AlteredTool(tool, blank if condition == "blanked" else shuffle(tool, true_results))
+    if condition == "blanked":
+        return AlteredTool(tool, lambda observation, segment: "")
+    return AlteredTool(tool, shuffle(tool, true_results))
 
 
 def results_of(rows: Sequence[dict[str, Any]]) -> list[ToolResult]:
