@@ -10,8 +10,6 @@ Near copies are compared by runs of three words. In a run, every single letter i
 that renamed variables make no difference.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata
@@ -19,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 Hashes = frozenset[int]
 RUN = 3
@@ -80,7 +79,7 @@ class Fingerprint:
         """Words without their endings ("walking" equals "walks"), single letters left out."""
         return frozenset(_stem(word) for word in self.words if len(word) > 1 or not word.isalpha())
 
-    def draws_like(self, other: Fingerprint) -> bool:
+    def draws_like(self, other: Self) -> bool:
         """Return False only if both have figures and the numbers in them differ."""
         if not self.figure or not other.figure:
             return True

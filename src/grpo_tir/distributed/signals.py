@@ -1,7 +1,5 @@
 """Handle SIGINT (Ctrl-C) and SIGTERM: the first signal asks the run to stop, the second one ends it at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -9,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from grpo_tir.distributed.runtime import Runtime
 
@@ -31,7 +29,7 @@ class StopRequest:
         self.since = 0.0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self  # Python allows signal handlers in the main thread only
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -10,8 +10,6 @@ The watchdog thread of a hanging rank prints the stacks of its threads and ends 
 run (a stopped process, an extension that holds the interpreter lock), the other ranks name the hanging rank.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -21,7 +19,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from grpo_tir.distributed.launcher import tell_launcher
 
@@ -56,7 +54,7 @@ class Watchdog:
         self.seen: dict[int, tuple[Any, float]] = {}
         self.stopping = threading.Event()
 
-    def __enter__(self) -> Watchdog:
+    def __enter__(self) -> Self:
         if self.active:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._publish()  # at once, so that a rank that stops a moment later is known to the others

@@ -16,13 +16,11 @@ Shapes: B rows of a bucket, W pages of a row, P pages of the pool, K KV heads, H
 V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch._dynamo
@@ -140,7 +138,7 @@ class StaticStep:
         sampling: Sampling,
         eos_ids: Iterable[int],
         mode: Mode,
-        other: StaticStep | None = None,
+        other: Self | None = None,
     ) -> None:
         self.model, self.cache, self.sampling, self.mode = model, cache, sampling, mode
         self.longest = longest

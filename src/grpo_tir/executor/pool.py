@@ -13,8 +13,6 @@ Rules, each with its reason:
   later `submit` raises `ExecutorOutage`: without tool results, rewards are noise.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import queue
@@ -25,7 +23,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from grpo_tir.config import ExecutorConfig
 from grpo_tir.errors import ExecutorOutage, ExecutorUnavailable
@@ -68,7 +66,7 @@ class Call:
 class Worker:
     """Hold a connection to the current runner of one host, and the calls in flight there."""
 
-    def __init__(self, host: Host, pool: Pool) -> None:
+    def __init__(self, host: Host, pool: "Pool") -> None:
         self.host, self.pool = host, pool
         self.connection: Connection | None = None
         self.ready = False
@@ -384,7 +382,7 @@ class Pool:
             worker.threads[0].join(10)
             worker.host.close()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

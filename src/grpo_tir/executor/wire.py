@@ -3,8 +3,6 @@
 A frame is a JSON object after its length in four bytes, big-endian (sandbox/protocol.md).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,6 +10,22 @@ from typing import Any, Protocol
 Frame = dict[str, Any]
 FRAME = 32 << 20
 """Largest frame in bytes. The runner ends if it gets a larger one (sandbox/runner.py)."""
+
+
+class Connection(Protocol):
+    """Exchange bytes with a runner."""
+
+    stderr_tail: bytes
+    """Last bytes of its stderr, where they can be read."""
+
+    def read(self) -> bytes:
+        """Read bytes from its stdout; empty when it has ended."""
+
+    def write(self, data: bytes) -> None:
+        """Write bytes to its stdin. May block. Raises OSError when it has ended."""
+
+    def kill(self) -> None:
+        """End it now. May be called from any thread, and again. A blocked `read` returns."""
 
 
 class Host(Protocol):
@@ -31,22 +45,6 @@ class Host(Protocol):
 
     def close(self) -> None:
         """Free all resources of the host."""
-
-
-class Connection(Protocol):
-    """Exchange bytes with a runner."""
-
-    stderr_tail: bytes
-    """Last bytes of its stderr, where they can be read."""
-
-    def read(self) -> bytes:
-        """Read bytes from its stdout; empty when it has ended."""
-
-    def write(self, data: bytes) -> None:
-        """Write bytes to its stdin. May block. Raises OSError when it has ended."""
-
-    def kill(self) -> None:
-        """End it now. May be called from any thread, and again. A blocked `read` returns."""
 
 
 def pack(frame: Frame) -> bytes:

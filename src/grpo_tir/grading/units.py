@@ -5,12 +5,11 @@ A unit has dimensions and a factor: `5 "m"` equals `500 "cm"`, `80 "cents"` equa
 Words that are no unit ("14 right triangles") are nouns; if both sides have nouns, they must share one.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Self
 
 from grpo_tir.grading.text import NUMBER_WORDS, Unreadable
 
@@ -106,7 +105,7 @@ class Unit:
     anything: bool = False
     """True for "units" and "square units", which agree with every unit."""
 
-    def agrees(self, other: Unit) -> bool:
+    def agrees(self, other: Self) -> bool:
         """True if both units can measure the same quantity."""
         if self.anything or other.anything:
             return True
@@ -124,7 +123,7 @@ class Clock:
     second: int
     half: str
 
-    def agrees(self, gold: Clock) -> bool:
+    def agrees(self, gold: Self) -> bool:
         """True if the time equals `gold`. A gold with a.m. or p.m. requires it, or the 24-hour form."""
         if (self.minute, self.second) != (gold.minute, gold.second):
             return False
