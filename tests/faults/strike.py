@@ -32,7 +32,7 @@ from grpo_tir.engine.engine import Engine
 from grpo_tir.evaluation import held_out
 from grpo_tir.executor.pool import Pool
 from grpo_tir.monitor import run_log
-from grpo_tir.rollouts.collect import Collector
+from grpo_tir.rollouts.batch import Batch
 
 PASSED: Counter[str] = Counter()
 
@@ -153,7 +153,7 @@ def main() -> int:
         log_collectives(prefix)
     wrap(Pool, "submit", after="call")  # in flight
     wrap(Journal, "_record_call", after="answer")
-    wrap(Collector, "_grade", before="reward")
+    wrap(Batch, "finish", before="reward")
     wrap(Runtime, "backward", before="backward")
     wrap(torch.optim.AdamW, "step", before="optimizer", after="stepped")
     wrap(held_out, "complete", before="evaluating", after="evaluated")

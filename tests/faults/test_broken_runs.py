@@ -17,7 +17,7 @@ import yaml
 from grpo_tir import cli
 from grpo_tir.checkpoint.load import find_fault, list_checkpoints
 from grpo_tir.distributed.runtime import Runtime
-from grpo_tir.rollouts.collect import Collector
+from grpo_tir.rollouts.batch import Batch
 from grpo_tir.utils.files import read_jsonl
 from tiny_policy import save_byte_model
 
@@ -75,15 +75,15 @@ def test_a_run_stopped_while_sampling_keeps_what_was_finished(
     background: str, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not deterministic: no whole waves are needed."""
-    grade, seen = Collector._grade, [0]
+    finish, seen = Batch.finish, [0]
 
-    def interrupted(collector: Collector, rollout: Any) -> None:
+    def interrupted(batch: Batch, rollout: Any) -> None:
         seen[0] += 1
         if seen[0] == 7:  # the third of four in step 2
             raise KeyboardInterrupt
-        grade(collector, rollout)
+        finish(batch, rollout)
 
-    monkeypatch.setattr(Collector, "_grade", interrupted)
+    monkeypatch.setattr(Batch, "finish", interrupted)
     options = ["train", recipe, "--train.rollouts_every=1", f"--train.save_in_background={background}"]
     assert cli.main(options) == 130
     finished = [line for line in read_jsonl(Path("run/journal/step_000002.rank0.jsonl")) if "rollout" in line]
