@@ -32,7 +32,6 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
 
@@ -40,6 +39,7 @@ from grpo_tir.engine.decode_weights import BlockedWeights
 from grpo_tir.engine.engine import Engine
 from grpo_tir.engine.scheduler import SequenceState
 from grpo_tir.engine.support import kv_shape
+from grpo_tir.generation.generate import RowBudget
 from grpo_tir.generation.protocol import Request, Stopped
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.learning.batching import TrainingSample, collate, plan_micro_batches
@@ -62,17 +62,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": {"vocab_size": 152_064, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
                    "num_key_value_heads": 4, "intermediate_size": 18_944, "tie_word_embeddings": False},
 }  # fmt: skip
-
-
-class RowBudget(StoppingCriteria):
-    """Stop each row of a plain `generate` when its budget is spent."""
-
-    def __init__(self, widths: list[int]) -> None:
-        self.widths = torch.tensor(widths)  # (B,) width, padding included, at which the budget ends
-
-    def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **_: Any) -> torch.BoolTensor:
-        """Map `input_ids` (B, T) to (B,) bool: True where the budget is spent."""
-        return (input_ids.shape[1] >= self.widths).to(input_ids.device)  # type: ignore[return-value]
 
 
 def random_model(shape: str = "small", device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -220,7 +209,7 @@ def run_update(
     compiled: bool = False,
 ) -> None:
     """Run forward and backward of one batch, in the learner's micro-batches."""
-    module = TokenLogprobs(model)
+    module = TokenLogprobs(model, logits_mb=1024 if model.device.type == "cuda" else 256)  # as in recipes of GPUs
     tokens = sum(sum(row.loss_mask) for row in rows)
     kind = model.device.type
     with (

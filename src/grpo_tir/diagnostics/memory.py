@@ -44,7 +44,7 @@ PAGE, CPU_PAGE, KV_SHARE = 128, 32, 0.85
 """Tokens of a page of static steps on a GPU and on a CPU (engine/paged_cache.py); largest share of the free memory
 that pages take (engine/engine.py)."""
 GATHERED = 1e9
-"""Bytes of float32 weights that ZeRO-3 gathers at a time for the bf16 copy (engine/decode_weights.py)."""
+"""Bytes of float32 weights that ZeRO-3 gathers at a time for the bf16 copy (distributed/zero.py)."""
 CALL_SECONDS, LATE_CALLS, WINDOW = 0.025, 0.05, 60.0
 """CPU seconds of a typical call; share of calls assumed to time out; seconds in which one call of every rollout,
 all made at once, must be answered."""

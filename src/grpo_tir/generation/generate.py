@@ -16,6 +16,7 @@ Shapes: B rows, T width, V vocabulary.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import (
@@ -23,6 +24,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    StoppingCriteria,
     StoppingCriteriaList,
 )
 
@@ -47,6 +49,17 @@ class KeyedDraw(LogitsProcessor):
         ids, logprobs = draw(scores, u, self.sampling)
         self.logprobs.append(logprobs.tolist())
         return torch.full_like(scores, -torch.inf).scatter(1, ids[:, None], 0.0)  # type: ignore[return-value]
+
+
+class RowBudget(StoppingCriteria):
+    """Stop each row when its budget is spent."""
+
+    def __init__(self, widths: list[int]) -> None:
+        self.widths = torch.tensor(widths)  # (B,) width, padding included, at which the budget ends
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **_: Any) -> torch.BoolTensor:
+        """Map `input_ids` (B, T) to (B,) bool: True where the budget is spent."""
+        return (input_ids.shape[1] >= self.widths).to(input_ids.device)  # type: ignore[return-value]
 
 
 class GenerateRounds:
@@ -112,16 +125,17 @@ class GenerateRounds:
         pad = self.eos_ids[0]  # not read back: every row is cut at its own length
         inputs = torch.tensor([[pad] * (width - len(ids)) + ids for ids in sequences])  # (B, T)
         attention = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences])  # (B, T)
-        # 3. Generate, with draws and stops of each row. `_stop` drops what exceeds the budget of a row.
+        # 3. Generate, with draws and stops of each row.
         sampler = KeyedDraw([row.key for row in rows], [len(row.response) for row in rows], width, self.sampling)
         self.stopping.begin(width, [row.may_call for row in rows])
+        budgets = RowBudget([width + row.budget - len(row.response) for row in rows])
         with _only_our_settings(self.model, self.eos_ids, pad):
             output = self.model.generate(
                 inputs.to(self.model.device),
                 attention_mask=attention.to(self.model.device),
                 max_new_tokens=max(row.budget - len(row.response) for row in rows),
                 logits_processor=LogitsProcessorList([sampler]),
-                stopping_criteria=StoppingCriteriaList([self.stopping]),
+                stopping_criteria=StoppingCriteriaList([self.stopping, budgets]),
             )
         new = output[:, width:].tolist()
         return [self._stop(row, new[i], self.stopping.stopped_at[i], i, sampler) for i, row in enumerate(rows)]

@@ -175,17 +175,18 @@ class Grader:
         worker, death = self._free.get(), None
         try:
             for _ in range(2):
-                worker = worker or self._start()
+                # After an interrupt, its reply may still come: a worker is free again only after its reply.
+                asked, worker = worker or self._start(), None
                 try:
-                    worker.wait_until_ready()
+                    asked.wait_until_ready()
                     began = time.perf_counter()
-                    reply = worker.ask(job, self.timeout)
+                    reply, worker = asked.ask(job, self.timeout), asked
                     return reply["outcome"], reply["reason"], time.perf_counter() - began
                 except WorkerLate:
-                    worker = self._replace(worker)
+                    worker = self._replace(asked)
                     return "late", f"no verdict within {self.timeout:g} s", time.perf_counter() - began
                 except WorkerDied as error:
-                    worker, death = self._replace(worker), error
+                    worker, death = self._replace(asked), error
         finally:
             self._free.put(worker)
         if isinstance(death, WorkerOutage):

@@ -16,13 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 from grpo_tir.learning.fast_softmax import LogSoftmaxInPlace
 from grpo_tir.learning.packing import is_packing, pack, upload
-from grpo_tir.learning.prepare import Float32Head, float32_linear, plain_head
+from grpo_tir.learning.prepare import Float32Head, float32_linear, follow_autocast, plain_head
 
 
 class TokenLogprobs(nn.Module):
     """Wrap the policy for learning: one forward that DDP and DeepSpeed can hook."""
 
-    def __init__(self, model: Any, temperature: float = 1.0, logits_mb: float = 1024) -> None:
+    def __init__(self, model: Any, temperature: float = 1.0, logits_mb: float = 256) -> None:
         super().__init__()
         self.chunk = self._chunk
         self.model = model
@@ -36,7 +36,7 @@ class TokenLogprobs(nn.Module):
         self.bias: Any = getattr(head, "bias", None)  # (V,)
         self.float32 = isinstance(head, Float32Head)
         if not self.float32:
-            model.get_input_embeddings().register_forward_hook(follow_autocast)
+            follow_autocast(model)
         self.watched: int | None = None
         """Token id; each forward stores its probability at every model token in `watched_probs`, (B, T)."""
 
@@ -99,14 +99,6 @@ class TokenLogprobs(nn.Module):
         log_softmax = plain_log_softmax if torch.compiler.is_compiling() else LogSoftmaxInPlace.apply
         logprobs, entropies = log_softmax(logits, tokens, self.temperature)
         return logprobs, entropies, (margin + logprobs.detach()).exp()
-
-
-def follow_autocast(module: nn.Module, inputs: object, hidden: torch.Tensor) -> torch.Tensor:
-    """Cast embeddings to the type of autocast. The residual stream then has the precision of the generator's bf16
-    copy, and half the memory traffic. A forward hook; without autocast it does nothing. With a float32 head the
-    generator keeps the residual stream in float32, and so does the learner."""
-    kind = hidden.device.type
-    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
 
 
 def plain_log_softmax(

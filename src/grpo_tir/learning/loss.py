@@ -13,7 +13,7 @@ eq. 4 and 5) clips only the weight, so that every token keeps a gradient (sg: st
 
     L_it = -sg(clip(w_it, 1 - clip_low, 1 + clip_high)) A_i logprob_it
 
-A_i may also differ by token (`advantages.turn_returns`). Tool tokens have loss_mask 0 and receive no gradient. The
+A_i may also differ by token (`turns.turn_returns`). Tool tokens have loss_mask 0 and receive no gradient. The
 denominator is that of the full optimizer step, over all ranks and micro-batches, and is passed in as `normalizer`.
 The gradients of the micro-batches then sum to that of the step.
 

@@ -25,7 +25,7 @@ from grpo_tir.generation.protocol import Generator, Request
 from grpo_tir.generation.sampling import Sampling, row_key
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.learning.lora import has_adapters
-from grpo_tir.learning.prepare import use_float32_head
+from grpo_tir.learning.prepare import follow_autocast, use_float32_head
 from grpo_tir.tools.open import tool_schemas
 from grpo_tir.types import Rollout
 from grpo_tir.utils import hub
@@ -202,6 +202,8 @@ def load_policy(
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if config.model.head_precision == "fp32":
         use_float32_head(model)
+    else:
+        follow_autocast(model)
     model = model.to(device)
     with full_weights(model):
         refused = unsupported_reason(model) if config.rollout.generator == "engine" else None

@@ -13,8 +13,9 @@ Departures from the reference (with the numbers of its bugs): success is the exi
 last line (10); a marker without code gets a short notice instead of silently vanishing (13).
 """
 
+import copy
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 from grpo_tir.executor.protocol import Executor
@@ -108,7 +109,11 @@ class PythonTool:
 
     def session(self, rollout: Rollout) -> Self:
         """Return this tool if calls are independent, else a copy that knows the rollout."""
-        return self if self.state == "fresh" else replace(self, rollout=rollout)
+        if self.state == "fresh":
+            return self
+        session = copy.copy(self)  # also of a subclass with other fields
+        session.rollout = rollout
+        return session
 
     def find_call(self, text: str) -> str | None:
         """Return the code of a stopped segment. Text after the marker is ignored."""

@@ -287,3 +287,15 @@ def test_end_of_text_ids_come_from_tokenizer_config_and_generation_config() -> N
     model = script_model({"A": [""]}, eos_token_id=[7, BYTES.eos_token_id])
     model.generation_config = GenerationConfig(eos_token_id=[9, 7])
     assert find_eos_ids(model, BYTES) == [BYTES.eos_token_id, 7, 9]
+
+
+def test_a_round_ends_when_no_row_may_continue() -> None:
+    """A row with 3 tokens left is not decoded on while nothing is left to do for the others."""
+    model, forwards = tiny_qwen(), list[int]()
+    eos = find_eos_ids(model, TOKENIZER)
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    generator = GenerateRounds(model, CodeBlockStopping(TOKENIZER), Sampling(), eos)
+    generator.submit(Request(0, ids("a", TOKENIZER), row_key(0, 0, 0), 3, False))
+    generator.submit(Request(1, ids("b", TOKENIZER), row_key(0, 0, 1), 200, False))
+    ends = {stop.row: len(stop.token_ids) for stop in generator.step()}
+    assert ends[0] <= 3 and len(forwards) == max(ends.values()) < 200

@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from grpo_tir.grading import grader as grader_module
 from grpo_tir.grading.grader import Grader, default_grader
+from grpo_tir.grading.worker import Worker
 from hostile_answers import hostile_answers
 
 HANG = r"\sqrt[3]{3000!+1}"  # sympy looks for factors
@@ -113,6 +115,24 @@ def test_eight_threads_lose_and_mix_up_nothing(grader: Grader) -> None:
 def test_items_are_judged_in_parallel_and_yielded_in_order(grader: Grader) -> None:
     both = threading.Barrier(2, timeout=30)  # passed only if two items are judged at the same time
     assert list(grader.each([3, 1], lambda n: both.wait() * 0 + n)) == [(3, 3), (1, 1)]
+
+
+def test_an_interrupt_leaves_no_verdict_for_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in a notebook, while a worker grades: its verdict, `right`, must not answer the next question."""
+    real, interrupted = Worker._receive, list[int]()
+
+    def receive(self: Worker, timeout: float) -> Any:
+        if not interrupted:
+            interrupted.append(1)
+            raise KeyboardInterrupt
+        return real(self, timeout)
+
+    with Grader(1) as judge:
+        assert judge.grade("\\sqrt{8}", "3").outcome == "wrong"  # now the worker is ready
+        monkeypatch.setattr(Worker, "_receive", receive)
+        with pytest.raises(KeyboardInterrupt):
+            judge.grade("\\sqrt{8}", "2\\sqrt{2}")
+        assert judge.grade("\\sqrt{8}", "\\sqrt{7}").outcome == "wrong"
 
 
 def test_the_callers_alarm_and_handlers_are_left_alone(grader: Grader) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from grpo_tir.testing import ScriptedExecutor
 from grpo_tir.tools.python import PythonTool, code_blocks, error_line, find_code, observation, shorten
-from grpo_tir.types import ToolResult
+from grpo_tir.types import Problem, Rollout, ToolResult
 from scripted import reference_code, stdout
 
 LINES = [
@@ -123,3 +123,16 @@ def test_the_tool_closes_the_executor_it_holds() -> None:
     executor.close = lambda: closed.append(True)  # type: ignore[method-assign]
     PythonTool(executor).close()
     assert closed == [True]
+
+
+def test_a_session_of_ones_own_tool_has_all_that_the_tool_has() -> None:
+    """A subclass with an `__init__` of its own, as in docs/howto.md, and a field set on the object."""
+
+    class Calculator(PythonTool):
+        def __init__(self) -> None:
+            super().__init__(ScriptedExecutor(stdout("42")), state="replay")
+            self.digits = 3
+
+    rollout = Rollout(Problem("p", "", ""), [])
+    session = Calculator().session(rollout)
+    assert session.rollout is rollout and session.digits == 3
