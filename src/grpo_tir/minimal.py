@@ -12,8 +12,6 @@ trainer: same sampled ids, rewards, advantages and weights. The trainer adds:
 Shapes: B rows of a batch, G samples of a problem, T tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import statistics

@@ -1,7 +1,5 @@
 """`grpo-tir sandbox build | status | run | serve`: build, check and use the executor."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -144,7 +142,7 @@ def read_programs(path: Path) -> Iterator[Program]:
         yield json.loads(row["id"]) if isinstance(row["id"], Numeral) else row["id"], row["code"], session
 
 
-def run_many(executor: Pool, programs: Sequence[Program], out: Path, concurrency: int, echo: bool) -> None:
+def run_many(executor: "Pool", programs: Sequence[Program], out: Path, concurrency: int, echo: bool) -> None:
     """Run many programs and write the results in the order of the input. A session's programs run in order."""
     sessions: dict[object, list[int]] = {}  # a program without a session is alone in its own
     for number, (_, _, session) in enumerate(programs):

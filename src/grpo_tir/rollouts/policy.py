@@ -1,7 +1,5 @@
 """Load the policy: model, tokenizer, prompt template, stop marker and end-of-text ids."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -56,7 +54,7 @@ class Policy:
     """Gets lines about the decode step: how it is chosen, what was compiled, why it failed."""
     pool_tokens: int = 0
     """Capacity of the engine's last pool of pages (`Engine.pool_tokens`)."""
-    choice: Choice | None = None
+    choice: "Choice | None" = None
     """The measured decode step, after the first rollout batch on a GPU with `rollout.step: auto`."""
 
     @property

@@ -26,10 +26,10 @@ from grpo_tir.evaluation.tool_ablation import seen, shuffle
 from grpo_tir.generation.stopping import CodeBlockStopping
 from grpo_tir.rollouts.policy import Policy
 from grpo_tir.rollouts.rewards import math_reward
-from grpo_tir.testing import ScriptedExecutor, ScriptedModel
+from grpo_tir.testing import ScriptedExecutor
 from grpo_tir.tools.python import PythonTool, observation
 from grpo_tir.types import Problem, ToolResult
-from scripted import BYTES, ids, script_model
+from scripted import BYTES, ScriptedModel, ids, script_model
 from tiny_policy import change
 
 PROBLEMS = [Problem(f"p{i}", f"{i}*{i}?", str(i * i)) for i in range(11, 17)]

@@ -26,12 +26,22 @@ from grpo_tir.data.chat import apply_chat
 from grpo_tir.evaluation.tool_ablation import AlteredTool
 from grpo_tir.generation.sampling import Sampling
 from grpo_tir.monitor.metrics import summarize, tool_metrics
-from grpo_tir.testing import ScriptedConfig, ScriptedExecutor, ScriptedModel
+from grpo_tir.testing import ScriptedExecutor
 from grpo_tir.tools.named import NamedTools
 from grpo_tir.tools.protocol import Tool
 from grpo_tir.types import Rollout, ToolResult
 from grpo_tir.utils.files import Writer
-from scripted import UrnModel, assert_consistent, empty_rollouts, ids, kinds, make_loop, stdout
+from scripted import (
+    ScriptedConfig,
+    ScriptedModel,
+    UrnModel,
+    assert_consistent,
+    empty_rollouts,
+    ids,
+    kinds,
+    make_loop,
+    stdout,
+)
 from tiny_policy import change
 
 END = "\\boxed{42}"
