@@ -57,6 +57,8 @@ NO_ANSWER = {"", "none", "null", "nan", "n/a", "na", "notfound", "not found", "n
 
 @dataclass(frozen=True)
 class Grade:
+    """Verdict on one answer."""
+
     outcome: Outcome
     extracted: str | None
     seconds: float
