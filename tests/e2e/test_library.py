@@ -144,7 +144,7 @@ def test_rollout_leaves_alone_what_it_was_given(monkeypatch: pytest.MonkeyPatch)
     (group,) = grpo_tir.rollout(problems=[QUESTION], config=config, tool=tool, **here)
     assert len(group.rollouts[0].token_ids) > 0 and here["model"].dtype == torch.bfloat16
     assert tool.closed == 0
-    monkeypatch.setattr("grpo_tir.rollouts.library.open_tool", lambda config, log: tool)
+    monkeypatch.setattr("grpo_tir.rollouts.standalone.open_tool", lambda config, log: tool)
     grpo_tir.rollout(problems=[QUESTION], config=config, **here)
     assert tool.closed == 1
 

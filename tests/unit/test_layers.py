@@ -22,7 +22,7 @@ LAYERS = [
     ["data", "rollouts.rewards", "learning.advantages", "learning.turns", "learning.loss", "learning.packing"],
     ["learning.fast_softmax", "learning.prepare", "learning.logprobs", "learning.batching"],
     ["executor", "tools", "generation", "engine", "learning.lora", "testing"],
-    ["rollouts.policy", "rollouts.rollout", "rollouts.sample", "rollouts.library", "distributed"],
+    ["rollouts.policy", "rollouts.rollout", "rollouts.sample", "rollouts.standalone", "distributed"],
     ["monitor", "checkpoint", "learning"],
     ["rollouts.batch", "rollouts.collect", "evaluation.held_out"],
     ["train", "parts"],

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from grpo_tir.learning.certificate import check_tokens
 from grpo_tir.learning.packing import upload
@@ -157,8 +158,8 @@ def idle_row() -> TrainingSample:
 
 def _stack(vectors: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor | None:
     """Zero-pad vectors (T_i,) to (B, T). None if there are none: with one update, and for an idle row."""
-    present = [vector.tolist() for vector in vectors if vector is not None]
-    return upload(pad(present, 0.0), device) if len(present) == len(vectors) else None
+    present = [vector for vector in vectors if vector is not None]
+    return upload(pad_sequence(present, batch_first=True), device) if len(present) == len(vectors) else None
 
 
 def pad(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:

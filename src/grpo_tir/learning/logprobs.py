@@ -35,8 +35,7 @@ class TokenLogprobs(nn.Module):
         self.weight: Any = getattr(head, "weight", None)  # (V, H)
         self.bias: Any = getattr(head, "bias", None)  # (V,)
         self.float32 = isinstance(head, Float32Head)
-        if not self.float32:
-            follow_autocast(model)
+        follow_autocast(model)
         self.watched: int | None = None
         """Token id; each forward stores its probability at every model token in `watched_probs`, (B, T)."""
 

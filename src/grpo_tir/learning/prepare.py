@@ -48,8 +48,8 @@ def use_float32_head(model: Any) -> None:
 def follow_autocast(model: Any) -> None:
     """Let a model's residual stream have the type of autocast. That is its type in the generator's bf16 copy, and
     half the memory traffic. With a float32 head, both keep it in float32."""
-    embeddings = model.get_input_embeddings()
-    if _cast not in embeddings._forward_hooks.values():
+    embeddings, exact = model.get_input_embeddings(), isinstance(model.get_output_embeddings(), Float32Head)
+    if not exact and _cast not in embeddings._forward_hooks.values():
         embeddings.register_forward_hook(_cast)
 
 

@@ -200,8 +200,7 @@ def load_policy(
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if config.model.head_precision == "fp32":
         use_float32_head(model)
-    else:
-        follow_autocast(model)
+    follow_autocast(model)
     model = model.to(device)
     with full_weights(model):
         refused = unsupported_reason(model) if config.rollout.generator == "engine" else None
